@@ -1,4 +1,4 @@
-"""Any picture a user may have, as upright RGB. Needs Pillow and NumPy only; training and deployment share it."""
+"""Any picture a user may have, as upright RGB. Needs Pillow and NumPy only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
-class BadImage(Exception):
+class BadImageError(Exception):
     """A picture that cannot be decoded; the message is the reason, in a few words."""
 
 
@@ -34,20 +34,21 @@ def decode(source: Path | bytes) -> Image.Image:
         source: a file, or the content of one.
 
     Raises:
-        BadImage: it is missing, empty, truncated, no picture, or absurdly large.
+        BadImageError: it is missing, empty, truncated, no picture, or absurdly large.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return to_rgb(image)
     except FileNotFoundError:
-        raise BadImage("no such file") from None
+        raise BadImageError("no such file") from None
     except IsADirectoryError:
-        raise BadImage("a folder, not an image") from None
+        raise BadImageError("a folder, not an image") from None
     except UnidentifiedImageError:
-        raise BadImage("not an image that Pillow can read") from None
-    # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, ValueError, struct.error...
+        raise BadImageError("not an image that Pillow can read") from None
+    # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error...
     except Exception as error:
-        raise BadImage(f"damaged image ({' '.join(str(error).split()) or type(error).__name__})") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImageError(f"damaged image ({reason})") from None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
