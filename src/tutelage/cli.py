@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Heavy imports are inside the commands, so that `--help` is instant."""
+"""The command line: parse, call, print. Heavy imports are inside the commands: `--help` is instant."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Size, latency, quality, paired statistics, and the table made of them. Knows neither files nor recipes."""
