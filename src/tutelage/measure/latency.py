@@ -1,0 +1,65 @@
+"""How fast models are, timed in turns so that a machine's drift hits all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one call, in milliseconds.
+
+    Attributes:
+        median_ms: the 50th percentile.
+        p10_ms: the 10th percentile.
+        p90_ms: the 90th percentile.
+        rounds: how many calls were timed.
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    rounds: int
+
+
+def alternating_latency(
+    calls: Mapping[str, Call], *, rounds: int = 50, warmup: int = 5, seconds: float = 60.0
+) -> dict[str, Latency]:
+    """Time calls in turns: each round runs every call once, in an order that moves on by one.
+
+    Args:
+        calls: by name; each returns when its work is done (on a GPU it has to wait for it).
+        rounds: timed calls of each.
+        warmup: rounds before, which are not counted.
+        seconds: no further round is begun after so long, once three are timed.
+    """
+    names = list(calls)
+    for _ in range(warmup):
+        for name in names:
+            calls[name]()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    begin = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= 3 and time.perf_counter() - begin > seconds:
+            break
+        for place in range(len(names)):
+            name = names[(turn + place) % len(names)]
+            times[name].append(_milliseconds(calls[name]))
+    return {name: _summary(taken) for name, taken in times.items()}
+
+
+def _milliseconds(call: Call) -> float:
+    begin = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - begin) / 1e6
+
+
+def _summary(taken: list[float]) -> Latency:
+    p10, median, p90 = np.percentile(taken, [10, 50, 90])
+    return Latency(float(median), float(p10), float(p90), len(taken))
