@@ -1,0 +1,1 @@
+"""Images, classes, splits, views and the loaders made of them."""

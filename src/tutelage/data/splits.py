@@ -1,0 +1,271 @@
+"""Which images train, which choose and which report: disjoint, stratified, seeded and recorded."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tutelage.data.sources import ImageSet, open_source, parts_of
+from tutelage.errors import TutelageError
+from tutelage.recipe import DataRecipe
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a set.
+
+    Attributes:
+        images: the set.
+        indices: int64, ascending, which of its images.
+        classes: class names in the order of `labels`, the same for every part of a run.
+        relabel: int64, from the set's own labels to `classes`; None where they are the same.
+        split: how the part came about, in words.
+    """
+
+    images: ImageSet
+    indices: np.ndarray
+    classes: tuple[str, ...] = ()
+    relabel: np.ndarray | None = None
+    split: str = "all"
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 (n,), index into `classes`; -1 where an image has no label."""
+        if self.images.labels is None or not self.classes:
+            return np.full(len(self), -1, np.int64)
+        labels = self.images.labels[self.indices]
+        return labels if self.relabel is None else np.append(self.relabel, -1)[labels]
+
+    @property
+    def ids(self) -> list[str]:
+        """The identity of each image, as a new list."""
+        return [self.id(position) for position in range(len(self))]
+
+    def id(self, position: int) -> str:
+        """The identity of one image."""
+        return self.images.ids[int(self.indices[position])]
+
+    def image(self, position: int) -> Image.Image:
+        """Decode one image to RGB; raises `UnreadableImage`."""
+        return self.images.image(int(self.indices[position]))
+
+    def digest(self) -> str:
+        """Identity of the part: its set, which images of it, and their labels."""
+        digest = hashlib.sha256(self.images.digest().encode())
+        digest.update(np.ascontiguousarray(self.indices, np.int64).tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What the run directory keeps of it."""
+        return {
+            "source": self.images.name,
+            "split": self.split,
+            "size": len(self),
+            "labelled": int((self.labels >= 0).sum()),
+            "digest": self.digest(),
+        }
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a run. `val` chooses and `test` reports; no image is in two of them."""
+
+    train: Part
+    val: Part
+    test: Part
+    unlabelled: Part | None
+    classes: tuple[str, ...]
+    seed: int
+
+    def record(self) -> dict[str, Any]:
+        """Sources, sizes and digests as plain JSON values."""
+        parts = {"train": self.train, "val": self.val, "test": self.test, "unlabelled": self.unlabelled}
+        return {
+            "classes": list(self.classes),
+            "seed": self.seed,
+            "parts": {role: part.record() for role, part in parts.items() if part is not None},
+        }
+
+
+def whole(images: ImageSet) -> Part:
+    """All images of a set as one part."""
+    return Part(images, np.arange(len(images)), images.classes or ())
+
+
+def make_splits(recipe: DataRecipe) -> Splits:
+    """Open the sources of a recipe and part them.
+
+    Where ``test`` is null, the training source's own labelled test part reports, else its own val part
+    (if ``val`` is null too), else ``test_fraction`` of the training images. Where ``val`` is null, the
+    training source's own val part chooses, unless it reports; else ``val_fraction`` of the training
+    images. Roles that name the same images share them: val gets ``val_fraction``, test
+    ``test_fraction``; what is left trains, or reports where nothing is trained on them.
+
+    Raises:
+        TutelageError: a source is not there; a class of val or test is unknown to train; fewer than two
+            classes; a part is empty; an image would be in two parts.
+    """
+    sets = _open_roles(recipe)
+    classes = _classes(sets)
+    parts = {role: part for group in _groups(sets).values() for role, part in _share(group, recipe).items()}
+    parts = {role: _limited(_with_classes(part, classes), recipe) for role, part in parts.items()}
+    for role, part in parts.items():
+        _check(role, part)
+    _check_disjoint(parts)
+    unlabelled = parts.get("unlabelled")
+    return Splits(parts["train"], parts["val"], parts["test"], unlabelled, classes, recipe.split_seed)
+
+
+def _open_roles(recipe: DataRecipe) -> dict[str, ImageSet]:
+    """The images each role draws from, by the rules in `make_splits`."""
+    train = _open(recipe.train, "train")
+    own = {
+        part: open_source(recipe.train, part) for part in parts_of(recipe.train) if part in {"val", "test"}
+    }
+    own = {part: images for part, images in own.items() if images.labels is not None}
+    test = _open(recipe.test, "test", "val") if recipe.test else own.get("test")
+    if test is None and recipe.val is None:
+        test = own.get("val")
+    val = _open(recipe.val, "val", "test") if recipe.val else own.get("val")
+    if recipe.val is None and val and test and val.origin == test.origin:
+        val = None
+    roles = {"train": train, "val": val or train, "test": test or train}
+    return roles | (
+        {"unlabelled": _open(recipe.unlabelled, "unlabelled", "train")} if recipe.unlabelled else {}
+    )
+
+
+def _open(spec: str, *preferred: str) -> ImageSet:
+    """A source, or of its parts the first preferred one."""
+    own = parts_of(spec)
+    return open_source(spec, next((part for part in preferred if part in own), None))
+
+
+def _classes(sets: dict[str, ImageSet]) -> tuple[str, ...]:
+    """The class order of the run: train's, or val's where the training images have no labels."""
+    labelled = [sets[role] for role in ("train", "val", "test") if sets[role].classes]
+    if not labelled:
+        raise TutelageError(
+            f"data.train={sets['train'].name}: no image has a label; put the images into a folder for each "
+            "class, or give labelled data.val and data.test"
+        )
+    first = labelled[0]
+    classes = first.classes or ()
+    if len(classes) < 2:
+        raise TutelageError(
+            f"{first.name}: has one class only ({classes[0]}); a classifier needs two or more"
+        )
+    for other in labelled[1:]:
+        for name in other.classes or ():
+            if name not in classes:
+                close = difflib.get_close_matches(name, classes, n=1)
+                hint = f" (nearest there: {close[0]!r})" if close else ""
+                raise TutelageError(f"{other.name}: its class {name!r} is not in {first.name}{hint}")
+    return classes
+
+
+def _groups(sets: dict[str, ImageSet]) -> dict[str, dict[str, ImageSet]]:
+    """Roles that draw from the same images."""
+    groups: dict[str, dict[str, ImageSet]] = {}
+    for role, images in sets.items():
+        groups.setdefault(images.origin, {})[role] = images
+    return groups
+
+
+def _share(group: dict[str, ImageSet], recipe: DataRecipe) -> dict[str, Part]:
+    """Part one set of images among the roles that draw from it."""
+    images = next(iter(group.values()))
+    rest = np.arange(len(images))
+    if "unlabelled" in group and len(group) > 1:
+        raise TutelageError(f"data.unlabelled={images.name}: these images train, choose or report already")
+    fractions = {"test": recipe.test_fraction, "val": recipe.val_fraction}
+    keeper = next(role for role in ("train", "test", "val", "unlabelled") if role in group)
+    shares: dict[str, Part] = {}
+    for role, fraction in fractions.items():
+        if role in group and role != keeper:
+            wanted = round(fraction * len(images))
+            taken = stratified(images, rest, wanted, recipe.split_seed, spare=True)
+            rest = np.setdiff1d(rest, taken)
+            split = f"{fraction:g} of {images.name}, stratified, seed {recipe.split_seed}"
+            shares[role] = Part(images, taken, split=split)
+    shares[keeper] = Part(images, rest, split=f"what is left of {images.name}" if shares else "all")
+    return shares
+
+
+def stratified(
+    images: ImageSet, indices: np.ndarray, wanted: int, seed: int, spare: bool = False
+) -> np.ndarray:
+    """Choose images, each class in proportion.
+
+    The choice hangs on the images' identities, so that adding some images hardly changes it.
+
+    Args:
+        images: the set.
+        indices: which of its images may be chosen.
+        wanted: how many.
+        seed: of the choice.
+        spare: leave at least one image of each class.
+
+    Returns:
+        int64, ascending; `wanted` of `indices`, or as many as there are.
+    """
+    labels = images.labels[indices] if images.labels is not None else np.zeros(len(indices), np.int64)
+    keys = np.array([_hash(seed, images.ids[int(i)]) for i in indices], np.uint64)
+    order = np.lexsort((keys, labels))
+    if spare:
+        first = np.append(True, np.diff(labels[order]) != 0) if len(order) else np.zeros(0, bool)
+        order = order[~first]
+    wanted = min(wanted, len(order))
+    steps = np.arange(len(order) + 1) * wanted // max(1, len(order))
+    return np.sort(indices[order[np.diff(steps) > 0]])
+
+
+def _hash(seed: int, name: str) -> int:
+    text = f"{seed}|{name}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _with_classes(part: Part, classes: tuple[str, ...]) -> Part:
+    own: Sequence[str] | None = part.images.classes
+    if own is None or tuple(own) == classes:
+        return replace(part, classes=classes)
+    place = {name: index for index, name in enumerate(classes)}
+    return replace(part, classes=classes, relabel=np.array([place.get(name, -1) for name in own], np.int64))
+
+
+def _limited(part: Part, recipe: DataRecipe) -> Part:
+    if recipe.limit is None or len(part) <= recipe.limit:
+        return part
+    kept = stratified(part.images, part.indices, recipe.limit, recipe.split_seed)
+    return replace(part, indices=kept, split=f"{part.split}; {recipe.limit} of these, stratified")
+
+
+def _check(role: str, part: Part) -> None:
+    if len(part) == 0:
+        raise TutelageError(f"data.{role}: no image is left for it in {part.images.name} ({part.split})")
+    if role in {"val", "test"} and not (part.labels >= 0).any():
+        raise TutelageError(f"data.{role}={part.images.name}: its images have no labels; {role} needs them")
+
+
+def _check_disjoint(parts: dict[str, Part]) -> None:
+    """Images are told apart by where they lie, so that a folder inside another is noticed."""
+    owner: dict[int, str] = {}
+    for role, part in parts.items():
+        for position in range(len(part)):
+            key = _hash(0, f"{part.images.place(int(part.indices[position]))}")
+            if owner.setdefault(key, role) != role:
+                raise TutelageError(
+                    f"data.{role}={part.images.name}: {part.id(position)} is in data.{owner[key]} too; "
+                    "name sources that share no image"
+                )
