@@ -1,0 +1,41 @@
+"""Several parts as one set of images: labelled and unlabelled ones trained on together."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+from tutelage.data.sources import ImageSet
+from tutelage.data.splits import Part
+
+
+class Joined(ImageSet):
+    """Parts one after the other; an image without a label has -1."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+        self.ends = np.cumsum([len(part) for part in parts])
+        super().__init__(
+            name=" + ".join(part.images.name for part in parts),
+            origin=" + ".join(part.images.origin for part in parts),
+            ids=[f"{place}/{name}" for place, part in enumerate(parts) for name in part.ids],
+            classes=parts[0].classes,
+            labels=np.concatenate([part.labels for part in parts]),
+        )
+
+    def image(self, index: int) -> Image.Image:
+        """Decode one image to RGB; raises `UnreadableImage`."""
+        place = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[place].image(index - (int(self.ends[place - 1]) if place else 0))
+
+    def digest(self) -> str:
+        """Identity of all parts."""
+        return hashlib.sha256("".join(part.digest() for part in self.parts).encode()).hexdigest()
+
+
+def join(*parts: Part) -> Part:
+    """All images of several parts, in order, with the first one's classes."""
+    joined = Joined(list(parts))
+    return Part(joined, np.arange(len(joined)), parts[0].classes, split="all")

@@ -1,0 +1,262 @@
+"""Batches of views, the same whatever the number of workers, processes or restarts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tutelage.data.decode import UnreadableImage
+from tutelage.data.splits import Part
+from tutelage.data.views import ViewPolicy, view_seed
+from tutelage.errors import TutelageError
+from tutelage.inputs import InputSpec, eval_pixels
+
+log = logging.getLogger(__name__)
+Workers = int | Literal["auto"]
+Batch = dict[str, Any]
+
+
+class BadImages:
+    """Counts images that cannot be decoded, over all loaders of a run, and stops it at a limit.
+
+    Attributes:
+        limit: how many different images may be skipped.
+        reasons: of each, by its identity.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.reasons: dict[str, str] = {}
+
+    def add(self, image_id: str, reason: str) -> None:
+        """Count an image once.
+
+        Raises:
+            TutelageError: there are more than `limit` of them.
+        """
+        if image_id in self.reasons:
+            return
+        self.reasons[image_id] = reason
+        log.warning("%s: skipped, cannot be decoded (%s)", image_id, reason)
+        if len(self.reasons) > self.limit:
+            first = next(iter(self.reasons))
+            raise TutelageError(
+                f"{len(self.reasons)} images cannot be decoded, data.max_bad_images is {self.limit}; "
+                f"the first is {first} ({self.reasons[first]})"
+            )
+
+
+class Batches:
+    """An iterable of batches: a torch DataLoader, with unreadable images counted and dead workers named.
+
+    Each batch is a dict: ``index`` int64 (B,), positions in the part; ``label`` int64 (B,), -1 where there
+    is none; ``images``, for each `InputSpec` a uint8 (B, 3, H, W) tensor, channels last in memory.
+    """
+
+    def __init__(self, loader: DataLoader[Batch], bad: BadImages) -> None:
+        self._loader = loader
+        self._bad = bad
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for batch in self._loader:
+                for image_id, reason in batch.pop("bad"):
+                    self._bad.add(image_id, reason)
+                if len(batch["index"]):
+                    yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise TutelageError(f"a loader process died ({reason}); try data.workers=0") from None
+
+
+def train_loader(
+    part: Part,
+    policy: ViewPolicy,
+    specs: Sequence[InputSpec],
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    views: int | None = None,
+    workers: Workers = "auto",
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    bad: BadImages | None = None,
+) -> Batches:
+    """The batches of one epoch, each view rendered for every spec.
+
+    The order is a pure function of (seed, epoch), a view one of (seed, image, view index). An image that
+    cannot be decoded is replaced by the next one in the part that can.
+
+    Args:
+        part: the images.
+        policy: of their views.
+        specs: one for each model that looks.
+        batch_size: over all processes; what does not fill a batch is left out of the epoch.
+        seed: of the run.
+        epoch: from 0.
+        views: distinct views an image; epoch e takes view e mod `views`. None: a new one each epoch.
+        workers: loader processes.
+        start_step: batches to pass over, undecoded, when an epoch is resumed.
+        rank: of this process; it gets its slice of every batch.
+        world_size: number of processes.
+        bad: counts unreadable images; None: the first stops the run.
+
+    Raises:
+        TutelageError: the part does not fill one batch, or the processes do not divide the batch.
+    """
+    if len(part) < batch_size:
+        raise TutelageError(
+            f"train.batch_size={batch_size}: there are {len(part)} training images in {part.images.name}; "
+            "take a smaller batch"
+        )
+    if batch_size % world_size:
+        raise TutelageError(f"train.batch_size={batch_size}: must be a multiple of {world_size} processes")
+    order = epoch_order(len(part), seed, epoch)[: len(part) // batch_size * batch_size]
+    batches = order.reshape(-1, batch_size)[start_step:]
+    own = np.array_split(batches, world_size, axis=1)[rank]
+    view_index = epoch if views is None else epoch % views
+    images = _Views(part, specs, policy, seed, view_index)
+    return _batches(_Rendered(images, replace=True), list(own), workers, bad)
+
+
+def eval_loader(
+    part: Part,
+    specs: Sequence[InputSpec],
+    batch_size: int,
+    workers: Workers = "auto",
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    bad: BadImages | None = None,
+) -> Batches:
+    """Every image once and in order, in timm's evaluation crop; unreadable ones are left out.
+
+    With several processes each gets a contiguous slice of the part; slices differ by at most one image.
+    """
+    own = np.array_split(np.arange(len(part)), world_size)[rank]
+    batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+    return _batches(_Rendered(_Crops(part, specs), replace=False), batches, workers, bad)
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: int64 permutation, a pure function of its arguments."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(size)
+
+
+def normalise(
+    images: torch.Tensor, spec: InputSpec, device: torch.device | str = "cpu", channels_last: bool = True
+) -> torch.Tensor:
+    """uint8 (B, 3, H, W) to float32 on a device, with the model's mean and std."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    pixels = images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)
+    mean, std = (torch.tensor(v, device=device).mul_(255).view(-1, 1, 1) for v in (spec.mean, spec.std))
+    return pixels.sub_(mean).div_(std)
+
+
+def worker_count(workers: Workers) -> int:
+    """Loader processes. ``auto``: one a core, at most 8, beside a GPU; none where training fills the CPU."""
+    if workers != "auto":
+        return workers
+    return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+
+
+@dataclass(frozen=True)
+class _Crops:
+    """Evaluation crops of a part."""
+
+    part: Part
+    specs: Sequence[InputSpec]
+
+    def render(self, position: int) -> list[np.ndarray]:
+        """One image for each spec, uint8 (H, W, 3); raises `UnreadableImage`."""
+        image = self.part.image(position)
+        return [eval_pixels(image, spec) for spec in self.specs]
+
+
+@dataclass(frozen=True)
+class _Views(_Crops):
+    """Views of a part, of one index."""
+
+    policy: ViewPolicy
+    seed: int
+    view_index: int
+
+    def render(self, position: int) -> list[np.ndarray]:
+        image = self.part.image(position)
+        seed = view_seed(self.seed, self.part.id(position), self.view_index)
+        view = self.policy.draw(image.size, seed)
+        return [view.pixels(image, spec) for spec in self.specs]
+
+
+class _Rendered(Dataset[Batch]):
+    """Turns positions into a batch at once, written where it will stay: no collating, no copies."""
+
+    def __init__(self, crops: _Crops, replace: bool) -> None:
+        self._crops = crops
+        self._part = crops.part
+        self._replace = replace
+
+    def __getitem__(self, positions: np.ndarray) -> Batch:
+        count = len(positions)
+        images = [torch.empty((count, s.height, s.width, 3), dtype=torch.uint8) for s in self._crops.specs]
+        arrays = [tensor.numpy() for tensor in images]
+        index: list[int] = []
+        bad: list[tuple[str, str]] = []
+        for position in positions.tolist():
+            found = self._readable(position, bad)
+            if found is not None:
+                for array, pixels in zip(arrays, found[1], strict=True):
+                    array[len(index)] = pixels
+                index.append(found[0])
+        return {
+            "index": torch.tensor(index, dtype=torch.int64),
+            "label": torch.from_numpy(self._part.labels[index]),
+            "images": [tensor[: len(index)].permute(0, 3, 1, 2) for tensor in images],
+            "bad": bad,
+        }
+
+    def _readable(self, position: int, bad: list[tuple[str, str]]) -> tuple[int, list[np.ndarray]] | None:
+        """The image at a position, or the next that can be decoded where it is to be replaced."""
+        for step in range(len(self._part) if self._replace else 1):
+            candidate = (position + step) % len(self._part)
+            try:
+                return candidate, self._crops.render(candidate)
+            except UnreadableImage as error:
+                bad.append((error.image_id, error.reason))
+        return None
+
+
+def _batches(
+    dataset: _Rendered, batches: list[np.ndarray], workers: Workers, bad: BadImages | None
+) -> Batches:
+    count = min(worker_count(workers), math.ceil(len(batches) / 2))
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=batches,
+        num_workers=count,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_deaf_to_interrupts if count else None,
+    )
+    return Batches(loader, bad or BadImages(0))
+
+
+def _deaf_to_interrupts(worker: int) -> None:
+    """Ctrl-C goes to the main process, which ends the workers; they need not print tracebacks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
