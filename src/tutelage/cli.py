@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tutelage.errors import TutelageError
+
+if TYPE_CHECKING:
+    from tutelage.progress import Progress
+    from tutelage.recipe import Recipe
+    from tutelage.run import Run
 
 app = typer.Typer(
     help="Distil a big image classifier into a small one, prove what came of it, and get a deployable file.",
@@ -18,6 +25,141 @@ app = typer.Typer(
 @app.callback()
 def _program() -> None:
     """A callback keeps the commands' names even while there is only one of them."""
+
+
+Runs = Annotated[Path, typer.Option(help="Where run directories are made.")]
+ProgressOption = Annotated[
+    str,
+    typer.Option("--progress", help="rich (for people), json (a line an event) or none; auto by terminal."),
+]
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(help="NAME@WEIGHTS each; the others are held against the first.")
+    ],
+    data: Annotated[str | None, typer.Option(help="KIND:WHERE of labelled images.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.", dir_okay=False)] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the rows here.", dir_okay=False)] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table here.", dir_okay=False)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch, for the throughput.")] = 32,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the best there is.")] = None,
+) -> None:
+    """Size, speed and quality of any models, side by side."""
+    from rich.console import Console
+
+    from tutelage.compare import compare as compare_models
+    from tutelage.run import write_json, write_text
+
+    with Console(stderr=True).status("loading") as status:
+        table = compare_models(
+            models, data=data, batch_size=batch_size, threads=threads, device=device, say=status.update
+        )
+    Console().print(table.rich())
+    if json:
+        write_json(json, table.records())
+    if csv:
+        write_text(csv, table.csv())
+    if markdown:
+        write_text(markdown, table.markdown())
+
+
+@app.command()
+def distill(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A recipe.yaml, and overrides such as train.epochs=5.", metavar="[RECIPE] [KEY=VALUE]..."
+        ),
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="NAME@WEIGHTS of the teacher.")] = None,
+    student: Annotated[str | None, typer.Option(help="NAME@WEIGHTS of the student.")] = None,
+    data: Annotated[str | None, typer.Option(help="KIND:WHERE of the images.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run directory.")] = None,
+    control: Annotated[
+        bool, typer.Option(help="Also train with labels only, to tell what the teacher adds.")
+    ] = True,
+    runs: Runs = Path("runs"),
+    progress: ProgressOption = "auto",
+) -> None:
+    """Distil a teacher into a student, and prove what came of it."""
+    from tutelage.distill import begin
+    from tutelage.recipe import load_recipe
+
+    flags = {
+        "teacher.model": teacher,
+        "student.model": student,
+        "data.train": data,
+        "train.epochs": epochs,
+        "train.lr": lr,
+        "name": name,
+        "control": None if control else False,
+    }
+    words = list(words or [])
+    path = Path(words.pop(0)) if words and "=" not in words[0] else None
+    recipe = load_recipe(path, [*words, *(f"{k}={v}" for k, v in flags.items() if v is not None)])
+    _distill(recipe, begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]])), progress)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="The directory of a run that was stopped.")],
+    progress: ProgressOption = "auto",
+) -> None:
+    """Go on with a run where it was stopped."""
+    from tutelage.recipe import load_recipe
+    from tutelage.run import Run
+
+    opened = Run.open(run)
+    _distill(load_recipe(opened.recipe), opened, progress)
+
+
+@app.command()
+def quickstart(
+    name: Annotated[str, typer.Option(help="Of the run directory.")] = "quickstart",
+    runs: Runs = Path("runs"),
+    progress: ProgressOption = "auto",
+) -> None:
+    """The main job on the bundled digits, in a few minutes."""
+    from tutelage.distill import begin
+    from tutelage.quickstart import quickstart_recipe
+    from tutelage.run import Run
+
+    recipe = quickstart_recipe().model_copy(update={"name": name})
+    done = runs / name
+    _distill(
+        recipe, Run.open(done) if done.exists() else begin(recipe, runs, "tutelage quickstart"), progress
+    )
+
+
+def _distill(recipe: Recipe, run: Run, progress: str) -> None:
+    from tutelage.distill import distill as all_stations
+    from tutelage.distill import show
+    from tutelage.train import Interrupted
+
+    reporter = _progress(progress)
+    try:
+        all_stations(recipe, run, reporter)
+    except Interrupted:
+        reporter.say(f"stopped; everything is kept: go on with `tutelage resume {run.path}`")
+        raise SystemExit(130) from None
+    show(run, reporter)
+
+
+def _progress(kind: str) -> Progress:
+    from rich.console import Console
+
+    from tutelage.progress import Bars, JsonLines, Silent
+
+    if kind not in {"auto", "rich", "json", "none"}:
+        raise TutelageError(f"--progress {kind}: use rich, json or none")
+    if kind == "none":
+        return Silent()
+    return JsonLines() if kind == "json" else Bars(Console())
 
 
 def main(arguments: list[str] | None = None) -> None:

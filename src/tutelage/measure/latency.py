@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
 
 Call = Callable[[], object]
 
@@ -52,6 +54,19 @@ def alternating_latency(
             name = names[(turn + place) % len(names)]
             times[name].append(_milliseconds(calls[name]))
     return {name: _summary(taken) for name, taken in times.items()}
+
+
+def forward_call(module: nn.Module, shape: tuple[int, int, int, int], device: torch.device) -> Call:
+    """A call that runs a module on noise of shape (B, 3, H, W), both on the device, and waits for it."""
+    images = torch.randn(shape).to(device, memory_format=torch.channels_last)
+
+    def call() -> None:
+        with torch.inference_mode():
+            module(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return call
 
 
 def _milliseconds(call: Call) -> float:

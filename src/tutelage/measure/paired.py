@@ -42,8 +42,8 @@ def paired(
     """Compare two models' answers image by image.
 
     The interval is the percentile bootstrap's over images (Efron 1979). A resample's difference depends only
-    on how many flips and corrections it draws, so those are drawn from the multinomial that resampling n images
-    makes of them: the same distribution, without n times `resamples` draws.
+    on how many flips and corrections it draws, so those are drawn from the multinomial that resampling n
+    images makes of them: the same distribution, without n times `resamples` draws.
 
     Args:
         new: (N, C) logits or (N,) classes.

@@ -20,7 +20,7 @@ class Quality:
         top1: percent.
         top5: percent; of as many classes as there are, where there are fewer than five.
         nll: mean negative log likelihood of the label, in nats.
-        ece: expected calibration error (Naeini 2015), 15 equal bins of the top class's confidence, in percent.
+        ece: expected calibration error (Naeini 2015), 15 equal bins of the top-1 confidence, in percent.
         n: images counted.
     """
 

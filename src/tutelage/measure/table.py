@@ -25,7 +25,7 @@ class Row:
 
     Attributes:
         model: NAME@WEIGHTS, or a deployed file's name.
-        role: in a run (``teacher``, ``start``, ``control``, ``distilled``, ``onnx``...); empty in a comparison.
+        role: in a run (``teacher``, ``start``, ``control``, ``distilled``, ``onnx``...); else empty.
         origin: where the weights are from.
         resolution: height of its images, pixels.
         size_mb: parameters and buffers, or the file, over 2^20 bytes.
@@ -39,7 +39,7 @@ class Row:
         top5: percent, over all of the head's classes.
         nll: nats, over all of the head's classes.
         ece: percent, over all of the head's classes.
-        top1_data: percent, over the data set's classes only; None without a reason where these are the head's.
+        top1_data: percent, over the data set's classes only; None, without a why, where these are the head's.
         top5_data: percent, over the data set's classes only.
         n: labelled images measured on.
         paired: against the first row, on the same images.
@@ -90,10 +90,11 @@ class Figure:
     key: str
     title: str
     digits: int
-    change: Literal["smaller", "bigger", "difference"]
+    change: Literal["smaller", "bigger", "difference", "none"]
 
 
 FIGURES = (
+    Figure("resolution", "resolution, px", 0, "none"),
     Figure("size_mb", "size, MB", 2, "smaller"),
     Figure("params_m", "parameters, M", 2, "smaller"),
     Figure("gmacs", "GMACs", 3, "smaller"),
@@ -109,9 +110,9 @@ FIGURES = (
 
 
 def change(figure: Figure, row: Row, first: Row) -> float | None:
-    """Of a row against the first: a factor (above 1 is better) or a difference; None where a figure is absent."""
+    """Of a row against the first: a factor (above 1 is better), a difference, or None where one is absent."""
     mine, theirs = _value(row, figure.key), _value(first, figure.key)
-    if mine is None or theirs is None:
+    if mine is None or theirs is None or figure.change == "none":
         return None
     if figure.change == "difference":
         return mine - theirs
@@ -176,7 +177,7 @@ class Table:
             value = getattr(row, figure.key)
             if value is not None and record[figure.key] is None:
                 why[figure.key] = "not a finite number"
-        changes = {figure.key: change(figure, row, self.rows[0]) for figure in FIGURES}
+        changes = {f.key: change(f, row, self.rows[0]) for f in FIGURES if f.change != "none"}
         return record | {"why": why, "change": changes}
 
     def _grid(self, pattern: str) -> Iterator[tuple[str, list[str]]]:
@@ -184,6 +185,8 @@ class Table:
         for figure in FIGURES:
             if any(_value(row, figure.key) is not None or figure.key in row.why for row in self.rows):
                 yield figure.title, [self._cell(figure, row, pattern) for row in self.rows]
+            if figure.key == "latency_ms" and any(row.latency_p10 for row in self.rows):
+                yield "10th–90th percentile, ms", [_spread(row) for row in self.rows]
         if any(row.paired for row in self.rows):
             yield "agreement, %", [f"{row.paired.agreement:.2f}" if row.paired else "" for row in self.rows]
 
@@ -192,19 +195,23 @@ class Table:
         if value is None:
             return ABSENT
         text = f"{value:,.{figure.digits}f}"
-        if figure.key == "latency_ms" and row.latency_p10 is not None and row.latency_p90 is not None:
-            text += f" [{row.latency_p10:.{figure.digits}f}–{row.latency_p90:.{figure.digits}f}]"
         changed = None if row is self.rows[0] else change(figure, row, self.rows[0])
         if changed is None:
             return text
         if figure.change != "difference":
             return text + pattern.format(f"{changed:.2f}x")
-        interval = f" [{row.paired.low:+.2f}, {row.paired.high:+.2f}]" if _has_interval(figure, row) else ""
+        interval = _interval(row) if figure.key == "top1" else ""
         return text + pattern.format(f"{changed:+.{figure.digits}f}{interval}")
 
 
-def _has_interval(figure: Figure, row: Row) -> bool:
-    return figure.key == "top1" and row.paired is not None
+def _spread(row: Row) -> str:
+    if row.latency_p10 is None or row.latency_p90 is None:
+        return ABSENT
+    return f"{row.latency_p10:,.1f}–{row.latency_p90:,.1f}"
+
+
+def _interval(row: Row) -> str:
+    return f" [{row.paired.low:+.2f}, {row.paired.high:+.2f}]" if row.paired else ""
 
 
 def _value(row: Row, key: str) -> float | None:
@@ -232,12 +239,17 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _rich(header: Sequence[str], lines: Sequence[Sequence[str]]) -> RichTable:
-    table = RichTable(show_lines=True, header_style="bold")
+    table = RichTable(header_style="bold")
     for place, name in enumerate(header):
         table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
     for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
+        table.add_row(*map(_styled, line))
     return table
+
+
+def _styled(cell: str) -> Text:
+    figure, _, changed = cell.partition("\n")
+    return Text.assemble(figure, (f"\n{changed}" if changed else "", "dim"))
 
 
 def _reason(why: str, rows: Mapping[str, Sequence[str]], all_rows: int) -> str:

@@ -1,0 +1,198 @@
+"""Any models side by side: what they cost, how fast they are, and how good on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tutelage.data.classes import map_classes
+from tutelage.data.sources import open_for_evaluation
+from tutelage.data.splits import Part, whole
+from tutelage.errors import TutelageError
+from tutelage.evaluate import predict_logits
+from tutelage.measure.latency import forward_call
+from tutelage.measure.paired import Paired, paired
+from tutelage.measure.rows import QUALITY, graded, sized, timed, without
+from tutelage.measure.table import Row, Table
+from tutelage.models import Model, load_model
+
+COUNTED = "size is parameters and buffers over 2^20 bytes; MACs are counted by torch.utils.flop_counter"
+CHANGE = "below each figure: against the first model, as a factor (above 1x is better) or a difference"
+
+
+def compare(
+    specs: Sequence[str],
+    *,
+    data: str | None = None,
+    batch_size: int = 32,
+    threads: int | None = None,
+    device: str | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Table:
+    """Measure models in turns, each with its own resolution, crop and normalisation.
+
+    Args:
+        specs: NAME@WEIGHTS each; the first is the one that the others are held against.
+        data: KIND:WHERE of labelled images; None: no quality.
+        batch_size: of the throughput.
+        threads: of the CPU; None: PyTorch's choice.
+        device: ``cpu`` or ``cuda``; None: the best there is.
+        say: told what is done next, a line each.
+
+    Raises:
+        TutelageError: a model, the data or the device is not there.
+    """
+    part = whole(open_for_evaluation(data)) if data else None
+    models = [load_model(spec) for spec in specs]
+    accelerator = _accelerator(device)
+    if threads:
+        torch.set_num_threads(threads)
+    rows = [
+        sized(Row(model.spec, origin=model.origin), model.module, model.input.height, model.input.width)
+        for model in models
+    ]
+    say("timing the models in turns")
+    rows = _timed(rows, models, batch_size, accelerator.device)
+    rows, notes = _graded(rows, models, part, accelerator, say)
+    return Table(rows, [CHANGE, COUNTED, _speed_note(rows[0]), *notes])
+
+
+def _accelerator(device: str | None) -> Accelerator:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TutelageError("--device cuda: no CUDA device was found; use --device cpu")
+    if device not in {None, "cpu", "cuda"}:
+        raise TutelageError(f"--device {device}: use cpu or cuda")
+    return Accelerator(mixed_precision="no", cpu=device == "cpu")
+
+
+def _timed(rows: Sequence[Row], models: Sequence[Model], batch_size: int, device: torch.device) -> list[Row]:
+    for model in models:
+        model.module.to(device)
+    singles, batches = (
+        [forward_call(m.module, (size, 3, m.input.height, m.input.width), device) for m in models]
+        for size in (1, batch_size)
+    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return timed(rows, singles, batches, batch_size, device=name, threads=torch.get_num_threads())
+
+
+def _speed_note(row: Row) -> str:
+    measured = row.conditions
+    return (
+        f"speed on {measured['device']} with {measured['threads']} threads, models in turns: latency of one "
+        f"image, median of {measured['rounds']} rounds; images/s in batches of {measured['batch_size']}, "
+        f"median of {measured['batch_rounds']} rounds"
+    )
+
+
+# --- quality
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Labels and a model's answers, in class numbers that all models share."""
+
+    labels: np.ndarray
+    classes: np.ndarray
+
+
+def _graded(
+    rows: Sequence[Row],
+    models: Sequence[Model],
+    part: Part | None,
+    accelerator: Accelerator,
+    say: Callable[[str], object],
+) -> tuple[list[Row], list[str]]:
+    """Rows with quality or the reason of its absence, and notes."""
+    notes: list[str] = []
+    done: list[Row] = []
+    numbers: dict[str, int] = {}
+    first: _Answers | None = None
+    for row, model in zip(rows, models, strict=True):
+        index, remark = _head_index(model, part)
+        if part is None or index is None:
+            done.append(without(row, QUALITY, remark))
+            continue
+        notes += [remark] if remark else []
+        say(f"{model.spec}: {len(part):,} images at {model.input.height} px")
+        row, answers = _grade(row, model, part, index, accelerator, numbers)
+        if len(done) == 0:
+            first = answers
+        elif first is not None:
+            row = replace(row, paired=paired(answers.classes, first.classes, answers.labels))
+        done.append(row)
+    return done, [*notes, *_quality_notes(done, part)]
+
+
+def _head_index(model: Model, part: Part | None) -> tuple[np.ndarray | None, str]:
+    """Where the data's classes lie in the head, and a remark; None, and why there is no quality."""
+    if not model.pretrained:
+        return None, "the weights are random (@none)"
+    if part is None:
+        return None, "no data was given; name labelled images with --data KIND:WHERE"
+    if not (part.labels >= 0).any():
+        return None, f"the images of {part.images.name} have no labels"
+    size = len(part.classes)
+    if model.class_ids is None and model.num_classes == size:
+        return np.arange(size), f"{model.spec} does not name its classes: taken in the data's sorted order"
+    if model.class_ids is None:
+        return None, f"the head has {model.num_classes} unnamed classes, {part.images.name} has {size}"
+    index = map_classes(part.classes, model.class_ids)
+    if index is not None:
+        return index, ""
+    foreign = next((name for name in part.classes if name not in model.class_ids), "")
+    return None, (
+        f"the head's {model.num_classes} classes are not those of {part.images.name} (such as {foreign!r}); "
+        "distil or fit it on this data first"
+    )
+
+
+def _grade(
+    row: Row, model: Model, part: Part, index: np.ndarray, accelerator: Accelerator, numbers: dict[str, int]
+) -> tuple[Row, _Answers]:
+    said = predict_logits(model.module, model.input, part, accelerator)
+    labels = torch.from_numpy(part.labels)[said.index]
+    row = graded(row, said.logits, labels, torch.from_numpy(index))
+    row = replace(row, conditions={**row.conditions, "data": part.images.name})
+    ids = _shared_numbers(model, part, index, numbers)
+    return row, _Answers(_map(labels, ids[index]), ids[said.logits.argmax(1).numpy()])
+
+
+def _shared_numbers(model: Model, part: Part, index: np.ndarray, numbers: dict[str, int]) -> np.ndarray:
+    """A number for each class of the head, the same in all models that name it alike."""
+    names = list(model.class_ids or ())
+    if not names:
+        names = [""] * model.num_classes
+        for name, place in zip(part.classes, index, strict=True):
+            names[place] = name
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+
+
+def _map(labels: Tensor, numbers: np.ndarray) -> np.ndarray:
+    given = labels.numpy()
+    return np.where(given >= 0, numbers[given], -1)
+
+
+def _quality_notes(rows: Sequence[Row], part: Part | None) -> list[str]:
+    measured = next((row for row in rows if row.n), None)
+    if part is None or measured is None:
+        return []
+    notes = [
+        f"quality on {measured.n:,} images of {part.images.name}, each model at its own resolution and crop"
+    ]
+    missed = len(part) - (measured.n or 0)
+    if missed:
+        notes.append(f"{missed:,} of its {len(part):,} images are unlabelled or cannot be decoded")
+    return [*notes, *(_paired_note(row.name, row.paired) for row in rows if row.paired)]
+
+
+def _paired_note(name: str, pair: Paired) -> str:
+    return (
+        f"{name}: {pair.corrections} corrections, {pair.negative_flips} negative flips, McNemar "
+        f"p = {pair.mcnemar_p:.3g}; beside top-1's change is its paired 95% interval"
+    )
