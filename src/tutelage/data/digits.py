@@ -12,6 +12,8 @@ from tutelage.errors import TutelageError
 class Digits(ImageSet):
     """The digits as RGB."""
 
+    decoded = True
+
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
         ids = [f"digit-{i:04d}" for i in range(len(pixels))]
         super().__init__("digits", "digits", ids, [str(i) for i in range(10)], labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,14 @@ class Folder(ImageSet):
 
     def sizes(self) -> np.ndarray:
         """Bytes of each file; -1 where it is gone."""
-        return np.fromiter((_bytes(self._root / i) for i in self.ids), np.int64, len(self.ids))
+        return self._stats("st_size")
+
+    def stamp(self) -> str:
+        """Hash of the files' times of change."""
+        return hashlib.sha256(self._stats("st_mtime_ns").tobytes()).hexdigest()
+
+    def _stats(self, field: str) -> np.ndarray:
+        return np.fromiter((_stat(self._root / name, field) for name in self.ids), np.int64, len(self.ids))
 
 
 def parts(where: str) -> tuple[str, ...]:
@@ -113,8 +121,8 @@ def _images(root: Path, deep: bool = True, seen: frozenset[Path] = frozenset()) 
             yield from _images(Path(entry.path), True, seen | {here})
 
 
-def _bytes(path: Path) -> int:
+def _stat(path: Path, field: str) -> int:
     try:
-        return path.stat().st_size
+        return int(getattr(path.stat(), field))
     except OSError:
         return -1

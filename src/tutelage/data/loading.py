@@ -72,6 +72,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         try:
             for batch in self._loader:
+                if "error" in batch:
+                    raise TutelageError(batch["error"])
                 for image_id, reason in batch.pop("bad"):
                     self._bad.add(image_id, reason)
                 if len(batch["index"]):
@@ -204,6 +206,11 @@ class _Views(_Crops):
         return [view.pixels(image, spec) for spec in self.specs]
 
 
+def as_it_is(batch: Any) -> Any:
+    """For a DataLoader whose data set makes whole batches: nothing is left to collate."""
+    return batch
+
+
 class _Rendered(Dataset[Batch]):
     """Turns positions into a batch at once, written where it will stay: no collating, no copies."""
 
@@ -219,7 +226,10 @@ class _Rendered(Dataset[Batch]):
         index: list[int] = []
         bad: list[tuple[str, str]] = []
         for position in positions.tolist():
-            found = self._readable(position, bad)
+            try:
+                found = self._readable(position, bad)
+            except TutelageError as error:  # raised in a worker, it would lose its class and gain a traceback
+                return {"error": str(error)}
             if found is not None:
                 for array, pixels in zip(arrays, found[1], strict=True):
                     array[len(index)] = pixels
@@ -251,6 +261,7 @@ def _batches(
         batch_size=None,
         sampler=batches,
         num_workers=count,
+        collate_fn=as_it_is,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_deaf_to_interrupts if count else None,
     )

@@ -68,7 +68,10 @@ class ImageSet(ABC):
         classes: class names in label order; None when there are no labels.
         ids: the identity of each image within the source.
         labels: int64, index into `classes`, -1 where an image has none; None when there are no labels.
+        decoded: images lie in memory, so that a decoded copy on disk would gain nothing.
     """
+
+    decoded = False
 
     def __init__(
         self,
@@ -108,6 +111,10 @@ class ImageSet(ABC):
     def sizes(self) -> np.ndarray | None:
         """Bytes of each encoded image (int64), where they are cheap to know; they enter the digest."""
         return None
+
+    def stamp(self) -> str:
+        """What tells a changed file from the one it was, where `sizes` may not; "" where nothing does."""
+        return ""
 
     def digest(self) -> str:
         """Identity of names, sizes, classes and labels, without decoding anything."""

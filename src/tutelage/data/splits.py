@@ -289,6 +289,10 @@ class _Joined(ImageSet):
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._parts[number].image(index - int(self._starts[number]))
 
+    def stamp(self) -> str:
+        """The stamps of all parts."""
+        return " ".join(part.images.stamp() for part in self._parts)
+
     def digest(self) -> str:
         """Identity of all parts."""
         return hashlib.sha256("".join(part.digest() for part in self._parts).encode()).hexdigest()

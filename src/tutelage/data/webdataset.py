@@ -65,6 +65,10 @@ class Shards(ImageSet):
         """The shard's file and the member's offset."""
         return f"{self._paths[self._shards[index]].resolve()}@{self._starts[index]}"
 
+    def stamp(self) -> str:
+        """The shards' times of change."""
+        return " ".join(str(path.stat().st_mtime_ns) for path in self._paths)
+
     def sizes(self) -> np.ndarray:
         """Bytes of each member."""
         return self._sizes

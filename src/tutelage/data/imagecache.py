@@ -1,0 +1,268 @@
+"""Images decoded once: shrunk uint8 copies in one file, so that an epoch decodes no JPEG."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from tutelage.data.decode import UnreadableImage
+from tutelage.data.loading import as_it_is
+from tutelage.data.sources import ImageSet
+from tutelage.data.splits import Part
+from tutelage.errors import TutelageError
+from tutelage.inputs import InputSpec
+from tutelage.recipe import ViewRecipe
+from tutelage.run import write_bytes, write_json
+
+log = logging.getLogger(__name__)
+FORMAT = 1  # of the files; another number is another cache
+PIXELS, INDEX, HEADER = "pixels.bin", "index.bin", "header.json"
+CHUNK = 64  # images decoded by a worker at a time
+SAMPLE = 64  # images decoded to estimate the size of all
+ABANDONED = 3600  # seconds without a write, after which a fill's files are another's leavings
+ENTRY = np.dtype([("start", "<i8"), ("width", "<i4"), ("height", "<i4"), ("crc", "<u4")])
+Progress = Callable[[int, int], None]
+
+
+def cache_side(specs: Sequence[InputSpec], recipe: ViewRecipe) -> int:
+    """Pixels of the short side to keep: an average crop of it is not enlarged, nor an evaluation crop."""
+    crop = math.sqrt(sum(recipe.crop_scale) / 2)
+    return max(math.ceil(max(s.height, s.width) / min(crop, s.crop_pct, 1.0)) for s in specs)
+
+
+def cached(
+    part: Part,
+    side: int,
+    directory: Path,
+    limit_mb: float,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Part:
+    """A part whose images come from a decoded copy on disk, which is made if it is not there.
+
+    The copy is keyed by the part's digest and `side`, written aside and renamed, so that a stopped fill
+    leaves nothing that could be read. Images whose short side is at most `side` are kept as they are:
+    their views are bit-identical to those of the files.
+
+    Args:
+        part: the images.
+        side: short side in pixels that larger images are shrunk to.
+        directory: holds the copies of any number of parts and runs.
+        limit_mb: where the copy would be larger, the part is returned as it is, with a warning.
+        workers: decoding processes; None: one a core.
+        progress: called with (images done, images in all).
+    """
+    if part.images.decoded:
+        return part
+    place = directory / _key(part, side)
+    if (place / HEADER).exists():
+        copy = _opened(part, place)
+        if copy is not None:
+            return copy
+        log.warning("%s: the image cache is damaged and made again", place)
+        shutil.rmtree(place, ignore_errors=True)
+    try:
+        if not _fits(part, side, directory, limit_mb):
+            return part
+        _fill(_Shrunk(part, side), place, limit_mb, workers, progress)
+    except (OSError, TutelageError) as error:
+        log.warning("%s: no image cache is kept (%s)", directory, error)
+        return part
+    return _opened(part, place) or part
+
+
+class CachedImages(ImageSet):
+    """A set whose images are read from a copy; all else is the set's own."""
+
+    decoded = True
+
+    def __init__(self, part: Part, place: Path, header: dict[str, Any], index: np.ndarray) -> None:
+        self._source = part.images
+        self._place = place
+        self._header = header
+        self._entries = index
+        self._indices = part.indices
+        self._file: int | None = None
+        self._digest = None
+        self.name, self.origin, self.ids = self._source.name, self._source.origin, self._source.ids
+        self.classes, self.labels = self._source.classes, self._source.labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+    def image(self, index: int) -> Image.Image:
+        """Read one decoded image.
+
+        Raises:
+            UnreadableImage: it could not be decoded when the copy was made.
+            TutelageError: the copy is damaged.
+        """
+        position = int(np.searchsorted(self._indices, index))
+        start, width, height, crc = self._entries[position].item()
+        if not width:
+            raise UnreadableImage(self.ids[index], self._header["bad"][str(position)])
+        if self._file is None:
+            self._file = os.open(self._place / PIXELS, os.O_RDONLY)
+        pixels = os.pread(self._file, width * height * 3, start)
+        if len(pixels) != width * height * 3 or zlib.crc32(pixels) != crc:
+            raise TutelageError(f"{self._place}: damaged at {self.ids[index]}; delete this folder and resume")
+        return Image.frombytes("RGB", (width, height), pixels)
+
+    def place(self, index: int) -> str:
+        """Where the original lies."""
+        return self._source.place(index)
+
+    def digest(self) -> str:
+        """The set's own, unless images were shrunk: their views are then others."""
+        if not self._header["shrunk"]:
+            return self._source.digest()
+        return hashlib.sha256(f"{self._source.digest()}@{self._header['side']}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Shrunk(Dataset[tuple[torch.Tensor, np.ndarray, dict[int, str], int]]):
+    """Chunks of a part, decoded: (all their bytes, index entries, reasons of bad ones, how many shrunk)."""
+
+    part: Part
+    side: int
+
+    def __getitem__(self, chunk: int) -> tuple[torch.Tensor, np.ndarray, dict[int, str], int]:
+        positions = range(chunk * CHUNK, min(len(self.part), (chunk + 1) * CHUNK))
+        entries = np.zeros(len(positions), ENTRY)
+        bad: dict[int, str] = {}
+        parts: list[bytes] = []
+        shrunk = start = 0
+        for entry, position in zip(entries, positions, strict=True):
+            try:
+                image = self.part.image(position)
+            except UnreadableImage as error:
+                bad[position] = error.reason
+                continue
+            size = _shrunk_size(image.size, self.side)
+            shrunk += size != image.size
+            pixels = image.resize(size, Image.Resampling.BICUBIC).tobytes()
+            entry["start"], entry["crc"] = start, zlib.crc32(pixels)
+            entry["width"], entry["height"] = size
+            parts.append(pixels)
+            start += len(pixels)
+        return (
+            torch.frombuffer(bytearray(b"".join(parts) or b"\0"), dtype=torch.uint8)[:start],
+            entries,
+            bad,
+            shrunk,
+        )
+
+
+def _shrunk_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    short = min(size)
+    if short <= side:
+        return size
+    return max(1, round(size[0] * side / short)), max(1, round(size[1] * side / short))
+
+
+def _key(part: Part, side: int) -> str:
+    text = f"{FORMAT}|{side}|{part.digest()}|{part.images.stamp()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _fits(part: Part, side: int, directory: Path, limit_mb: float) -> bool:
+    """Announce the size, estimated from a sample, and compare it with what may be used."""
+    sizes = []
+    for position in np.unique(np.linspace(0, len(part) - 1, SAMPLE).astype(int)).tolist():
+        try:
+            width, height = _shrunk_size(part.image(position).size, side)
+        except UnreadableImage:
+            continue
+        sizes.append(width * height * 3)
+    megabytes = sum(sizes) / max(1, len(sizes)) * len(part) / 1e6
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free / 1e6
+    if megabytes > min(limit_mb, free):
+        bound = f"data.cache_mb is {limit_mb:g}" if megabytes > limit_mb else f"{free:.0f} MB are free"
+        log.warning("no image cache: %d images would take %.0f MB, %s", len(part), megabytes, bound)
+        return False
+    log.info("image cache: %d images, about %.0f MB in %s", len(part), megabytes, directory)
+    return True
+
+
+def _fill(
+    images: _Shrunk, place: Path, limit_mb: float, workers: int | None, progress: Progress | None
+) -> None:
+    """Write a copy aside and rename it into place; another process that was faster wins."""
+    _clear_abandoned(place)
+    aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+        _write(images, aside, limit_mb, workers, progress)
+        try:
+            aside.rename(place)
+        except OSError:
+            if not (place / HEADER).exists():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(
+    images: _Shrunk, aside: Path, limit_mb: float, workers: int | None, progress: Progress | None
+) -> None:
+    count, total = len(images.part), 0
+    chunks = math.ceil(count / CHUNK)
+    workers = min(chunks // 4, os.cpu_count() or 1) if workers is None else workers
+    loader = DataLoader(
+        images, batch_size=None, sampler=range(chunks), num_workers=workers, collate_fn=as_it_is
+    )
+    header: dict[str, Any] = {"format": FORMAT, "side": images.side, "shrunk": 0, "bad": {}}
+    entries: list[np.ndarray] = []
+    with open(aside / PIXELS, "wb") as stream:
+        for pixels, chunk, bad, shrunk in loader:
+            chunk["start"] += total
+            entries.append(chunk)
+            header["bad"] |= bad
+            header["shrunk"] += shrunk
+            total += stream.write(memoryview(pixels.numpy()))
+            if total > limit_mb * 1e6:
+                raise TutelageError(f"it outgrew data.cache_mb={limit_mb:g}; the estimate was too small")
+            if progress:
+                progress(min(count, len(entries) * CHUNK), count)
+        stream.flush()
+        os.fsync(stream.fileno())
+    index = np.concatenate(entries).tobytes()
+    write_bytes(aside / INDEX, index)
+    write_json(aside / HEADER, header | {"bytes": total, "index": hashlib.sha256(index).hexdigest()})
+
+
+def _opened(part: Part, place: Path) -> Part | None:
+    """The part with images from a copy; None where the copy's files do not fit one another."""
+    try:
+        header = json.loads((place / HEADER).read_text())
+        index = (place / INDEX).read_bytes()
+        whole = (place / PIXELS).stat().st_size == header["bytes"]
+        if not whole or hashlib.sha256(index).hexdigest() != header["index"]:
+            return None
+        return replace(part, images=CachedImages(part, place, header, np.frombuffer(index, ENTRY)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _clear_abandoned(place: Path) -> None:
+    for aside in place.parent.glob(f".{place.name}.*.tmp"):
+        newest = max((file.stat().st_mtime for file in aside.iterdir()), default=aside.stat().st_mtime)
+        if time.time() - newest > ABANDONED:
+            shutil.rmtree(aside, ignore_errors=True)
