@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata as packages
@@ -160,15 +162,19 @@ def _read_safetensors(path: Path) -> Weights:
 def _read_pickle(path: Path) -> State:
     try:
         # timm's own training checkpoints carry their arguments: a plain namespace, which runs nothing
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
             raise TutelageError(
-                f"{path}: holds more than tensors, and loading it would run its code, which is refused; "
-                "save the model's state_dict() alone"
+                f"{path}: holds more than tensors ({foreign[1]}), and loading it would run its code, which is "
+                "refused; save the model's state_dict() alone"
             ) from None
-        raise TutelageError(f"{path}: not a PyTorch checkpoint; fetch it again") from None
+        raise TutelageError(
+            f"{path}: not a checkpoint of tensors alone (damaged, or a pickle that would run code); fetch it "
+            "again, or write the model's state_dict() with torch.save"
+        ) from None
     # torch's readers raise nearly anything on damaged files: RuntimeError, EOFError, KeyError, ValueError...
     except Exception as error:
         raise TutelageError(f"{path}: truncated or damaged ({_one_line(error)}); fetch it again") from None
@@ -247,4 +253,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The first sentence."""
+    return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__

@@ -51,12 +51,17 @@ def quality(logits: Tensor, labels: Tensor) -> Quality:
     )
     ece = multiclass_calibration_error(logits.softmax(1), labels, classes, n_bins=BINS, norm="l1")
     return Quality(
-        top1=100 * top1.item(),
-        top5=100 * top5.item(),
+        top1=_percent(top1, len(labels)),
+        top5=_percent(top5, len(labels)),
         nll=cross_entropy(logits, labels).item(),
         ece=100 * ece.item(),
         n=len(labels),
     )
+
+
+def _percent(share: Tensor, n: int) -> float:
+    """Of a float32 share of n images, exactly."""
+    return 100 * round(share.item() * n) / n
 
 
 def over_classes(logits: Tensor, head_index: Tensor) -> Tensor:

@@ -90,11 +90,10 @@ class Figure:
     key: str
     title: str
     digits: int
-    change: Literal["smaller", "bigger", "difference", "none"]
+    change: Literal["smaller", "bigger", "difference"]
 
 
 FIGURES = (
-    Figure("resolution", "resolution, px", 0, "none"),
     Figure("size_mb", "size, MB", 2, "smaller"),
     Figure("params_m", "parameters, M", 2, "smaller"),
     Figure("gmacs", "GMACs", 3, "smaller"),
@@ -112,7 +111,7 @@ FIGURES = (
 def change(figure: Figure, row: Row, first: Row) -> float | None:
     """Of a row against the first: a factor (above 1 is better), a difference, or None where one is absent."""
     mine, theirs = _value(row, figure.key), _value(first, figure.key)
-    if mine is None or theirs is None or figure.change == "none":
+    if mine is None or theirs is None:
         return None
     if figure.change == "difference":
         return mine - theirs
@@ -134,9 +133,10 @@ class Table:
     def csv(self) -> str:
         """Comma-separated, a header and a line a model; nested entries flattened (``change_size_mb``)."""
         flat = [dict(_flat(record)) for record in self.records()]
-        names = list(dict.fromkeys(name for record in flat for name in record))
+        nested = {"paired"}  # null in the first row
+        names = list(dict.fromkeys(name for record in flat for name in record if name not in nested))
         out = io.StringIO()
-        writer = csv.DictWriter(out, names, lineterminator="\n")
+        writer = csv.DictWriter(out, names, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(flat)
         return out.getvalue()
@@ -177,11 +177,13 @@ class Table:
             value = getattr(row, figure.key)
             if value is not None and record[figure.key] is None:
                 why[figure.key] = "not a finite number"
-        changes = {f.key: change(f, row, self.rows[0]) for f in FIGURES if f.change != "none"}
+        changes = {figure.key: change(figure, row, self.rows[0]) for figure in FIGURES}
         return record | {"why": why, "change": changes}
 
     def _grid(self, pattern: str) -> Iterator[tuple[str, list[str]]]:
         """(title, cell of each row) of the figures that some row has, or misses for a reason."""
+        if any(row.resolution for row in self.rows):
+            yield "resolution, px", [str(row.resolution or ABSENT) for row in self.rows]
         for figure in FIGURES:
             if any(_value(row, figure.key) is not None or figure.key in row.why for row in self.rows):
                 yield figure.title, [self._cell(figure, row, pattern) for row in self.rows]
