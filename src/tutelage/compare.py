@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tutelage.data.classes import map_classes
+from tutelage.data.loading import BadImages
 from tutelage.data.sources import open_for_evaluation
 from tutelage.data.splits import Part, whole
 from tutelage.errors import TutelageError
@@ -20,6 +21,7 @@ from tutelage.measure.paired import Paired, paired
 from tutelage.measure.rows import QUALITY, graded, sized, timed, without
 from tutelage.measure.table import Row, Table
 from tutelage.models import Model, load_model
+from tutelage.recipe import DataRecipe
 
 COUNTED = "size is parameters and buffers over 2^20 bytes; MACs are counted by torch.utils.flop_counter"
 CHANGE = "below each figure: against the first model, as a factor (above 1x is better) or a difference"
@@ -112,6 +114,7 @@ def _graded(
     notes: list[str] = []
     done: list[Row] = []
     numbers: dict[str, int] = {}
+    bad = BadImages(DataRecipe().max_bad_images)
     first: _Answers | None = None
     for row, model in zip(rows, models, strict=True):
         index, remark = _head_index(model, part)
@@ -120,7 +123,7 @@ def _graded(
             continue
         notes += [remark] if remark else []
         say(f"{model.spec}: {len(part):,} images at {model.input.height} px")
-        row, answers = _grade(row, model, part, index, accelerator, numbers)
+        row, answers = _grade(row, model, part, index, accelerator, numbers, bad)
         if len(done) == 0:
             first = answers
         elif first is not None:
@@ -153,9 +156,15 @@ def _head_index(model: Model, part: Part | None) -> tuple[np.ndarray | None, str
 
 
 def _grade(
-    row: Row, model: Model, part: Part, index: np.ndarray, accelerator: Accelerator, numbers: dict[str, int]
+    row: Row,
+    model: Model,
+    part: Part,
+    index: np.ndarray,
+    accelerator: Accelerator,
+    numbers: dict[str, int],
+    bad: BadImages,
 ) -> tuple[Row, _Answers]:
-    said = predict_logits(model.module, model.input, part, accelerator)
+    said = predict_logits(model.module, model.input, part, accelerator, bad=bad)
     labels = torch.from_numpy(part.labels)[said.index]
     row = graded(row, said.logits, labels, torch.from_numpy(index))
     row = replace(row, conditions={**row.conditions, "data": part.images.name})

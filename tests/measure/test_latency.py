@@ -1,0 +1,45 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from tutelage.measure.latency import alternating_latency, forward_call
+
+
+def test_calls_take_turns_and_begin_in_turn() -> None:
+    said: list[str] = []
+    alternating_latency({name: lambda name=name: said.append(name) for name in "abc"}, rounds=3, warmup=1)
+    assert "".join(said) == "abc" + "abc" + "bca" + "cab"
+
+
+def test_warmup_is_not_counted() -> None:
+    pauses = iter([0.05, 0.0, 0.0, 0.0])
+    latency = alternating_latency({"a": lambda: time.sleep(next(pauses))}, rounds=3, warmup=1)["a"]
+    assert latency.rounds == 3
+    assert latency.p90_ms < 40
+
+
+def test_percentiles_are_of_the_calls() -> None:
+    pauses = iter([0.0, 0.01, 0.01, 0.01, 0.03])
+    latency = alternating_latency({"a": lambda: time.sleep(next(pauses))}, rounds=5, warmup=0)["a"]
+    assert latency.p10_ms < latency.median_ms < latency.p90_ms
+    assert latency.median_ms >= 10
+
+
+def test_stops_when_time_is_up_but_not_before_three_rounds() -> None:
+    latency = alternating_latency({"a": lambda: time.sleep(0.002)}, rounds=1000, warmup=0, seconds=0.0)["a"]
+    assert latency.rounds == 3
+
+
+def test_a_forward_call_sees_the_shape_and_no_gradients() -> None:
+    seen: list[tuple[torch.Size, bool]] = []
+    module = nn.Identity()
+    module.register_forward_hook(lambda _, images, out: seen.append((out.shape, torch.is_grad_enabled())))
+    forward_call(module, (2, 3, 8, 12), torch.device("cpu"))()
+    assert seen == [((2, 3, 8, 12), False)]
+
+
+def test_a_call_that_fails_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        alternating_latency({"a": lambda: 1 / 0})
