@@ -27,12 +27,25 @@ class Joined(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         """Decode one image to RGB; raises `UnreadableImage`."""
-        place = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[place].image(index - (int(self.ends[place - 1]) if place else 0))
+        part, position = self._position(index)
+        return part.image(position)
+
+    def place(self, index: int) -> str:
+        """Where the image of one of the parts lies."""
+        part, position = self._position(index)
+        return part.images.place(int(part.indices[position]))
+
+    def stamp(self) -> str:
+        """The stamps of all parts."""
+        return " ".join(part.images.stamp() for part in self.parts)
 
     def digest(self) -> str:
         """Identity of all parts."""
         return hashlib.sha256("".join(part.digest() for part in self.parts).encode()).hexdigest()
+
+    def _position(self, index: int) -> tuple[Part, int]:
+        part = self.parts[number := int(np.searchsorted(self.ends, index, side="right"))]
+        return part, index - int(self.ends[number]) + len(part)
 
 
 def join(*parts: Part) -> Part:

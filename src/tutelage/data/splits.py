@@ -269,36 +269,3 @@ def _check_disjoint(parts: dict[str, Part]) -> None:
                     f"data.{role}={part.images.name}: {part.id(position)} is in data.{owner[key]} too; "
                     "name sources that share no image"
                 )
-
-
-class _Joined(ImageSet):
-    """Parts one after the other."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = parts
-        self._starts = np.cumsum([0, *map(len, parts)])
-        names = " + ".join(part.images.name for part in parts)
-        ids = [
-            f"{number}/{name}" if number else name for number, part in enumerate(parts) for name in part.ids
-        ]
-        labels = np.concatenate([part.labels for part in parts])
-        super().__init__(names, names, ids, parts[0].classes, labels)
-
-    def image(self, index: int) -> Image.Image:
-        """Decode one image of one of the parts."""
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._parts[number].image(index - int(self._starts[number]))
-
-    def stamp(self) -> str:
-        """The stamps of all parts."""
-        return " ".join(part.images.stamp() for part in self._parts)
-
-    def digest(self) -> str:
-        """Identity of all parts."""
-        return hashlib.sha256("".join(part.digest() for part in self._parts).encode()).hexdigest()
-
-
-def join(*parts: Part) -> Part:
-    """Parts as one, such as labelled and unlabelled training images; identities stay distinct."""
-    images = _Joined(parts)
-    return replace(whole(images), classes=parts[0].classes, split=" + ".join(part.split for part in parts))
