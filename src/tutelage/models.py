@@ -230,7 +230,7 @@ def _with_metadata(model: Model, weights: Weights) -> Model:
     try:
         ids, names = (json.loads(stored.get(key, "null")) for key in ("class_ids", "class_names"))
         spec = InputSpec.from_dict(json.loads(stored["input"])) if "input" in stored else model.input
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise TutelageError(f"{weights.origin}: its metadata is damaged ({error})") from None
     if ids is not None and len(ids) != model.num_classes:
         raise TutelageError(f"{weights.origin}: names {len(ids)} classes, its head has {model.num_classes}")

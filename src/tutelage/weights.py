@@ -152,11 +152,12 @@ def _read_safetensors(path: Path) -> Weights:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("tutelage", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise TutelageError(
             f"{path}: truncated or not a safetensors file ({_one_line(error)}); fetch it again"
         ) from None
-    return Weights(tensors, f"file {path}", header if isinstance(header, dict) else {})
+    known = header.items() if isinstance(header, dict) else ()
+    return Weights(tensors, f"file {path}", {key: value for key, value in known if isinstance(value, str)})
 
 
 def _read_pickle(path: Path) -> State:
