@@ -1,0 +1,50 @@
+"""BatchNorm statistics measured anew, after weights were averaged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tutelage.data.loading import eval_loader, normalise
+from tutelage.data.splits import Part
+from tutelage.inputs import InputSpec
+
+IMAGES = 2048
+BATCH = 128
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    """Whether there are running statistics to speak of."""
+    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
+
+
+@torch.no_grad()
+def recalibrate(module: nn.Module, spec: InputSpec, part: Part, device: torch.device) -> None:
+    """Replace all running means and variances by those of (at most 2,048) un-augmented images of a part.
+
+    Averaged weights have other activations than either of their sources (Izmailov et al. 2018, "Averaging
+    weights leads to wider optima"). Every process measures the same images, so all end with the same state.
+    """
+    layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+    module.eval()
+    for layer in layers:
+        layer.train()
+    for batch in eval_loader(_spread(part), [spec], batch_size=BATCH, workers=0):
+        module(normalise(batch["images"][0], spec, device))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    module.eval()
+
+
+def _spread(part: Part) -> Part:
+    """Images of all classes, though they lie sorted by class."""
+    places = np.linspace(0, len(part) - 1, min(IMAGES, len(part))).round().astype(int)
+    return replace(part, indices=part.indices[places])

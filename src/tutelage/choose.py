@@ -1,0 +1,145 @@
+"""The choice: candidates are weighed on val, and the starting student is one of them.
+
+Interpolating between starting and trained weights is WiSE-FT (Wortsman et al. 2022, "Robust fine-tuning of
+zero-shot models"); the greedy soup is that of Wortsman et al. 2022, "Model soups". Since the start takes
+part, the kept student's val figure is never below the start's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.checkpoint import State
+from tutelage.recipe import ChooseRecipe
+
+COARSE = (0.25, 0.5, 0.75)
+FINE_STEP = 0.125
+
+Weigh = Callable[[State], dict[str, float]]
+Mend = Callable[[State], State]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One student that could be kept.
+
+    Attributes:
+        name: e.g. `ema@0.50`, half way from the start to the moving average.
+        source: the trained state it comes from.
+        alpha: 0 is the start, 1 the trained state; None for a soup.
+        val: its figures on val, at least `top1` and `nll`.
+        state: its weights.
+    """
+
+    name: str
+    source: str
+    alpha: float | None
+    val: dict[str, float]
+    state: State
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All candidates and the one that is kept."""
+
+    metric: str
+    kept: Candidate
+    candidates: list[Candidate]
+
+    def record(self) -> dict[str, Any]:
+        """For candidates.json."""
+        return {
+            "metric": self.metric,
+            "kept": self.kept.name,
+            "candidates": [
+                {"name": c.name, "source": c.source, "alpha": c.alpha, "val": c.val, "kept": c is self.kept}
+                for c in self.candidates
+            ],
+        }
+
+
+def choose(start: State, trained: dict[str, State], weigh: Weigh, mend: Mend, recipe: ChooseRecipe) -> Choice:
+    """Weigh the start, the trained states, the ways between them, and their soup; keep the best.
+
+    Args:
+        start: the weights before training.
+        trained: states by name (`last`, `best`, `ema`).
+        weigh: figures of a state on val.
+        mend: recalibrates the BatchNorm statistics of an averaged state, where training moved them.
+        recipe: metric and which candidates are made.
+    """
+    candidates = [Candidate("start", "start", 0.0, weigh(start), start)]
+    for name, state in _distinct(trained).items():
+        candidates.append(Candidate(name, name, 1.0, weigh(state), state))
+        if recipe.interpolate:
+            candidates += _between(candidates[0], candidates[-1], weigh, mend, recipe.metric)
+    if recipe.soup:
+        candidates += _soup([c for c in candidates if c.alpha in (0.0, 1.0)], weigh, mend, recipe.metric)
+    return Choice(recipe.metric, best_of(candidates, recipe.metric), candidates)
+
+
+def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
+    """The best on val; equal figures go to the lower NLL, then to the earlier candidate."""
+    return max(candidates, key=lambda c: _merit(c.val, metric))
+
+
+def interpolate(start: State, trained: State, alpha: float) -> State:
+    """(1 - alpha) * start + alpha * trained, buffers of whole numbers from the trained state."""
+    return {
+        name: start[name].lerp(value, alpha) if value.is_floating_point() else value
+        for name, value in trained.items()
+    }
+
+
+def average(states: Sequence[State]) -> State:
+    """The mean of several states."""
+    mean = dict(states[0])
+    for count, state in enumerate(states[1:], start=2):
+        mean = interpolate(mean, state, 1 / count)
+    return mean
+
+
+def _merit(val: dict[str, float], metric: str) -> tuple[float, float]:
+    return (val["top1"], -val["nll"]) if metric == "top1" else (-val["nll"], val["top1"])
+
+
+def _distinct(trained: dict[str, State]) -> dict[str, State]:
+    """Without states that are another's copy (the best epoch is often the last)."""
+    kept: dict[str, State] = {}
+    for name, state in trained.items():
+        if state and not any(_same(state, other) for other in kept.values()):
+            kept[name] = state
+    return kept
+
+
+def _same(one: State, other: State) -> bool:
+    return all(tensor.equal(other[name]) for name, tensor in one.items())
+
+
+def _between(start: Candidate, trained: Candidate, weigh: Weigh, mend: Mend, metric: str) -> list[Candidate]:
+    """A coarse grid from start to trained, and two finer points around its best."""
+
+    def at(alpha: float) -> Candidate:
+        state = mend(interpolate(start.state, trained.state, alpha))
+        return Candidate(f"{trained.name}@{alpha:.3g}", trained.name, alpha, weigh(state), state)
+
+    grid = [at(alpha) for alpha in COARSE]
+    best = best_of([start, *grid, trained], metric)
+    assert best.alpha is not None
+    finer = [alpha for alpha in (best.alpha - FINE_STEP, best.alpha + FINE_STEP) if 0 < alpha < 1]
+    return grid + [at(alpha) for alpha in finer]
+
+
+def _soup(candidates: Sequence[Candidate], weigh: Weigh, mend: Mend, metric: str) -> list[Candidate]:
+    """Add ingredients in the order of their merit as long as the average on val does not get worse."""
+    ranked = sorted(candidates, key=lambda c: _merit(c.val, metric), reverse=True)
+    ingredients, soup = [ranked[0]], ranked[0]
+    for candidate in ranked[1:]:
+        state = mend(average([c.state for c in [*ingredients, candidate]]))
+        figures = weigh(state)
+        if _merit(figures, metric) >= _merit(soup.val, metric):
+            ingredients.append(candidate)
+            soup = Candidate("soup", "+".join(c.name for c in ingredients), None, figures, state)
+    return [soup] if len(ingredients) > 1 else []

@@ -1,0 +1,72 @@
+"""A model's logits on a part of the data, each image counted once whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tutelage.data.loading import BadImages, Workers, eval_loader, normalise
+from tutelage.data.splits import Part
+from tutelage.inputs import InputSpec
+
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of a part.
+
+    Attributes:
+        logits: (N, C) float32 on the CPU.
+        index: (N,) positions in the part; images that cannot be decoded are missing.
+    """
+
+    logits: Tensor
+    index: Tensor
+
+
+@torch.no_grad()
+def predict_logits(
+    module: nn.Module,
+    spec: InputSpec,
+    part: Part,
+    accelerator: Accelerator,
+    *,
+    workers: Workers = "auto",
+    bad: BadImages | None = None,
+) -> Predictions:
+    """The logits of a part's un-augmented images, in the part's order.
+
+    Args:
+        module: (B, 3, H, W) to (B, C); left in the mode it was in.
+        spec: how it wants its pictures.
+        part: the images.
+        accelerator: device, precision, processes.
+        workers: of the loader.
+        bad: counts images that cannot be decoded, which are left out; None: the first raises.
+    """
+    training = module.training
+    module.eval()
+    mine: list[Tensor] = []
+    places: list[Tensor] = []
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for batch in eval_loader(part, [spec], BATCH, workers, rank=rank, world_size=world, bad=bad):
+        images = normalise(batch["images"][0], spec, accelerator.device)
+        mine.append(module(images).float())
+        places.append(batch["index"])
+    module.train(training)
+    return _gather(mine, places, accelerator)
+
+
+def _gather(mine: Sequence[Tensor], places: Sequence[Tensor], accelerator: Accelerator) -> Predictions:
+    logits, index = torch.cat(list(mine)), torch.cat(list(places)).to(accelerator.device)
+    if accelerator.num_processes > 1:
+        logits = accelerator.gather(accelerator.pad_across_processes(logits))
+        index = accelerator.gather(accelerator.pad_across_processes(index, pad_index=-1))
+        logits, index = logits[index >= 0], index[index >= 0]
+    order = index.argsort()
+    return Predictions(logits[order].cpu(), index[order].cpu())

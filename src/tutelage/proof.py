@@ -1,0 +1,125 @@
+"""The table and the verdict: every model of a run on the same test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.checkpoint import State
+from tutelage.context import Context
+from tutelage.data.splits import Part
+from tutelage.evaluate import predict_logits
+from tutelage.heads import Heads
+from tutelage.measure.latency import forward_call
+from tutelage.measure.paired import Paired, paired
+from tutelage.measure.rows import graded, sized, timed
+from tutelage.measure.table import Row, Table
+from tutelage.models import Model
+from tutelage.run import write_bytes, write_json
+from tutelage.verdict import verdict
+
+TOP = 5
+THROUGHPUT_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A row of the table: who, with which weights."""
+
+    role: str
+    model: Model
+    state: State
+
+
+def prove(
+    contestants: Sequence[Contestant],
+    part: Part,
+    heads: Heads,
+    kept: str,
+    context: Context,
+) -> dict[str, Any]:
+    """Measure all contestants on a part, and write comparison.json and predictions.npz.
+
+    Args:
+        contestants: the teacher first; `distilled` is held against the others.
+        part: the test images.
+        heads: how labels map to the heads.
+        kept: name of the candidate that is `distilled`.
+        context: of the run.
+    """
+    rows = _timed_rows(contestants, context.accelerator.device)
+    said: dict[str, Tensor] = {}
+    index = torch.empty(0, dtype=torch.long)
+    for place, one in enumerate(contestants):
+        one.model.module.load_state_dict(one.state)
+        answer = predict_logits(
+            one.model.module,
+            one.model.input,
+            part,
+            context.accelerator,
+            workers=context.workers,
+            bad=context.bad,
+        )
+        said[one.role], index = answer.logits, answer.index
+        labels = torch.from_numpy(part.labels)[index]
+        rows[place] = graded(rows[place], answer.logits, labels, torch.from_numpy(heads.index))
+    labels = torch.from_numpy(heads.index[part.labels[index.numpy()]])
+    pairs = _pairs(said, labels.numpy())
+    result = {
+        "rows": Table(rows).records(),
+        "verdict": verdict(pairs, kept),
+        "test": {"source": part.images.name, "split": part.split, "n": len(index)},
+    }
+    if context.writes:
+        write_bytes(context.run.predictions, _predictions(said, part, labels, index, heads))
+        write_json(context.run.comparison, result)
+    return result
+
+
+def _pairs(said: dict[str, Tensor], labels: np.ndarray) -> dict[str, Paired]:
+    new = said["distilled"].numpy()
+    return {
+        role: paired(new, said[role].numpy(), labels)
+        for role in ("start", "control", "teacher")
+        if role in said
+    }
+
+
+def _timed_rows(contestants: Sequence[Contestant], device: torch.device) -> list[Row]:
+    """Size and speed, measured once an architecture: the students differ in their weights only."""
+    models = list({id(one.model.module): one.model for one in contestants}.values())
+    rows = [
+        sized(Row(model.spec, origin=model.origin), model.module, model.input.height, model.input.width)
+        for model in models
+    ]
+    singles, batches = (
+        [forward_call(m.module.eval(), (size, 3, m.input.height, m.input.width), device) for m in models]
+        for size in (1, THROUGHPUT_BATCH)
+    )
+    rows = timed(
+        rows, singles, batches, THROUGHPUT_BATCH, device=device.type, threads=torch.get_num_threads()
+    )
+    of = {id(model.module): row for model, row in zip(models, rows, strict=True)}
+    return [replace(of[id(one.model.module)], role=one.role) for one in contestants]
+
+
+def _predictions(said: dict[str, Tensor], part: Part, labels: Tensor, index: Tensor, heads: Heads) -> bytes:
+    """The five best classes and their probabilities of each model, as an .npz."""
+    arrays: dict[str, np.ndarray] = {
+        "ids": np.array([part.id(int(i)) for i in index]),
+        "labels": labels.numpy(),
+        "classes": np.array(heads.class_ids),
+    }
+    for role, logits in said.items():
+        best = logits.softmax(1).topk(min(TOP, logits.shape[1]))
+        arrays[f"{role}_top5"] = best.indices.numpy().astype(np.int32)
+        arrays[f"{role}_prob5"] = best.values.numpy()
+    stream = BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for flags
+    return stream.getvalue()
