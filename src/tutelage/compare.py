@@ -203,5 +203,5 @@ def _quality_notes(rows: Sequence[Row], part: Part | None) -> list[str]:
 def _paired_note(name: str, pair: Paired) -> str:
     return (
         f"{name}: {pair.corrections} corrections, {pair.negative_flips} negative flips, McNemar "
-        f"p = {pair.mcnemar_p:.3g}; beside top-1's change is its paired 95% interval"
+        f"p = {pair.mcnemar_p:.3g}; the 95% interval is the paired bootstrap's"
     )

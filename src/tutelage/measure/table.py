@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -16,7 +17,7 @@ from rich.text import Text
 from tutelage.measure.paired import Paired
 
 ABSENT = "–"
-LYING_AT_MOST = 4  # models that fit side by side into 80 columns
+ACROSS = 4  # models that fit side by side into 80 columns
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ FIGURES = (
     Figure("images_per_s", "images/s", 1, "bigger"),
     Figure("top1", "top-1, %", 2, "difference"),
     Figure("top5", "top-5, %", 2, "difference"),
-    Figure("top1_data", "top-1, data's classes, %", 2, "difference"),
-    Figure("top5_data", "top-5, data's classes, %", 2, "difference"),
+    Figure("top1_data", "top-1, data only, %", 2, "difference"),
+    Figure("top5_data", "top-5, data only, %", 2, "difference"),
     Figure("nll", "NLL", 3, "difference"),
     Figure("ece", "ECE, %", 2, "difference"),
 )
@@ -150,15 +151,14 @@ class Table:
         return "\n".join([*lines, *(f"\n{note}" for note in self.footnotes())]) + "\n"
 
     def rich(self) -> RenderableType:
-        """For a terminal: models across, or down where they are many."""
+        """For a terminal: figures down and models across, so many a table."""
         grid = list(self._grid("\n{}"))
-        names = [row.name for row in self.rows]
-        if len(names) <= LYING_AT_MOST:
-            table = _rich(["", *names], [[title, *cells] for title, cells in grid])
-        else:
-            columns = [[name, *(cells[place] for _, cells in grid)] for place, name in enumerate(names)]
-            table = _rich(["", *(title for title, _ in grid)], columns)
-        return Group(table, *(Text(note, style="dim") for note in self.footnotes()))
+        tables = []
+        for begin in range(0, len(self.rows), ACROSS):
+            some = slice(begin, begin + ACROSS)
+            names = [row.name for row in self.rows[some]]
+            tables.append(_rich(["", *names], [[title, *cells[some]] for title, cells in grid]))
+        return Group(*tables, *(Text(note, style="dim") for note in self.footnotes()))
 
     def footnotes(self) -> list[str]:
         """The notes, and why figures are absent, each reason once."""
@@ -188,7 +188,9 @@ class Table:
             if any(_value(row, figure.key) is not None or figure.key in row.why for row in self.rows):
                 yield figure.title, [self._cell(figure, row, pattern) for row in self.rows]
             if figure.key == "latency_ms" and any(row.latency_p10 for row in self.rows):
-                yield "10th–90th percentile, ms", [_spread(row) for row in self.rows]
+                yield "p10–p90, ms", [_spread(row) for row in self.rows]
+            if figure.key == "top1" and any(row.paired for row in self.rows):
+                yield "its 95% interval", [_interval(row) for row in self.rows]
         if any(row.paired for row in self.rows):
             yield "agreement, %", [f"{row.paired.agreement:.2f}" if row.paired else "" for row in self.rows]
 
@@ -202,18 +204,18 @@ class Table:
             return text
         if figure.change != "difference":
             return text + pattern.format(f"{changed:.2f}x")
-        interval = _interval(row) if figure.key == "top1" else ""
-        return text + pattern.format(f"{changed:+.{figure.digits}f}{interval}")
+        return text + pattern.format(f"{changed:+.{figure.digits}f}")
 
 
 def _spread(row: Row) -> str:
     if row.latency_p10 is None or row.latency_p90 is None:
         return ABSENT
-    return f"{row.latency_p10:,.1f}–{row.latency_p90:,.1f}"
+    digits = 1 if row.latency_p90 < 100 else 0
+    return f"{row.latency_p10:,.{digits}f}–{row.latency_p90:,.{digits}f}"
 
 
 def _interval(row: Row) -> str:
-    return f" [{row.paired.low:+.2f}, {row.paired.high:+.2f}]" if row.paired else ""
+    return f"{row.paired.low:+.2f} to {row.paired.high:+.2f}" if row.paired else ""
 
 
 def _value(row: Row, key: str) -> float | None:
@@ -241,7 +243,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _rich(header: Sequence[str], lines: Sequence[Sequence[str]]) -> RichTable:
-    table = RichTable(header_style="bold")
+    table = RichTable(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for place, name in enumerate(header):
         table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
     for line in lines:
