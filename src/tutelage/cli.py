@@ -83,6 +83,9 @@ def distill(
     control: Annotated[
         bool, typer.Option(help="Also train with labels only, to tell what the teacher adds.")
     ] = True,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat with so many seeds: mean, sd, pooled interval.")
+    ] = 1,
     runs: Runs = Path("runs"),
     progress: ProgressOption = "auto",
 ) -> None:
@@ -102,7 +105,7 @@ def distill(
     words = list(words or [])
     path = Path(words.pop(0)) if words and "=" not in words[0] else None
     recipe = load_recipe(path, [*words, *(f"{k}={v}" for k, v in flags.items() if v is not None)])
-    _distill(recipe, begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]])), progress)
+    _distill(recipe, begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds), progress)
 
 
 @app.command()
@@ -139,10 +142,16 @@ def quickstart(
 def _distill(recipe: Recipe, run: Run, progress: str) -> None:
     from tutelage.distill import distill as all_stations
     from tutelage.distill import show
+    from tutelage.run import read_json
+    from tutelage.seeds import distill_seeds
     from tutelage.train import Interrupted
 
     reporter = _progress(progress)
+    seeds = read_json(run.versions).get("seeds", 1)
     try:
+        if seeds > 1:
+            reporter.say(distill_seeds(recipe, run, seeds, reporter)["sentence"])
+            return
         all_stations(recipe, run, reporter)
     except Interrupted:
         reporter.say(f"stopped; everything is kept: go on with `tutelage resume {run.path}`")

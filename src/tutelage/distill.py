@@ -71,7 +71,7 @@ class Work:
         return self.context.accelerator.device
 
 
-def begin(recipe: Recipe, root: Path, command: str) -> Run:
+def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
     """Make a new run directory with its recipe and versions, before anything is computed.
 
     Raises:
@@ -83,7 +83,7 @@ def begin(recipe: Recipe, root: Path, command: str) -> Run:
         try:
             run = Run.create(root, recipe.name or _default_name(recipe))
             write_text(run.recipe, dump_recipe(recipe))
-            write_json(run.versions, versions(command))
+            write_json(run.versions, versions(command) | {"seeds": seeds})
             answer[0] = run.path
         except TutelageError as error:
             answer[1] = str(error)
@@ -422,7 +422,7 @@ def _logits_on_val(work: Work, model: Model) -> tuple[Tensor, Tensor]:
     said = predict_logits(
         model.module, model.input, part, context.accelerator, workers=context.workers, bad=context.bad
     )
-    return said.logits, torch.from_numpy(work.heads.index[part.labels])[said.index]
+    return said.logits, torch.from_numpy(work.heads.labels(part.labels))[said.index]
 
 
 def _save(work: Work, model: Model, path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tutelage.data.loading import BadImages, Workers, eval_loader, normalise
 from tutelage.data.splits import Part
+from tutelage.errors import TutelageError
 from tutelage.inputs import InputSpec
 
 BATCH = 128
@@ -63,6 +64,8 @@ def predict_logits(
 
 
 def _gather(mine: Sequence[Tensor], places: Sequence[Tensor], accelerator: Accelerator) -> Predictions:
+    if not mine:
+        raise TutelageError("none of the images can be decoded; look at the files of this data source")
     logits, index = torch.cat(list(mine)), torch.cat(list(places)).to(accelerator.device)
     if accelerator.num_processes > 1:
         logits = accelerator.gather(accelerator.pad_across_processes(logits))

@@ -26,6 +26,10 @@ class Heads:
     index: np.ndarray
     new: frozenset[str]
 
+    def labels(self, of_data: np.ndarray) -> np.ndarray:
+        """Head indices of the data's labels, any shape; -1 (unlabelled) stays."""
+        return np.where(of_data >= 0, self.index[of_data], -1)
+
 
 def agree(
     teachers: Sequence[Model], student: Model, classes: Sequence[str]

@@ -69,7 +69,7 @@ def prove(
         said[one.role], index = answer.logits, answer.index
         labels = torch.from_numpy(part.labels)[index]
         rows[place] = graded(rows[place], answer.logits, labels, torch.from_numpy(heads.index))
-    labels = torch.from_numpy(heads.index[part.labels[index.numpy()]])
+    labels = torch.from_numpy(heads.labels(part.labels[index.numpy()]))
     pairs = _pairs(said, labels.numpy())
     result = {
         "rows": Table(rows).records(),

@@ -35,11 +35,14 @@ class Run:
         self.student = path / "student.safetensors"
         self.candidates = path / "candidates.json"
         self.comparison = path / "comparison.json"
+        self.seeds = path / "seeds.json"
         self.predictions = path / "predictions.npz"
         self.diagnosis = path / "diagnosis.json"
         self.deploy = path / "deploy"
         self.report = path / "report.html"
         self.cache = path / "cache"
+        self.tensorboard = path / "tensorboard"
+        self.mlflow = path / "mlflow"
 
     @classmethod
     def create(cls, root: Path, name: str) -> Run:

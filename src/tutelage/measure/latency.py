@@ -57,8 +57,12 @@ def alternating_latency(
 
 
 def forward_call(module: nn.Module, shape: tuple[int, int, int, int], device: torch.device) -> Call:
-    """A call that runs a module on noise of shape (B, 3, H, W), both on the device, and waits for it."""
-    images = torch.randn(shape).to(device, memory_format=torch.channels_last)
+    """A call that runs a module on noise of shape (B, 3, H, W), both on the device, and waits for it.
+
+    The noise lies channels last in memory, or as the module's attribute `memory_format` says.
+    """
+    layout = getattr(module, "memory_format", torch.channels_last)
+    images = torch.randn(shape).to(device, memory_format=layout)
 
     def call() -> None:
         with torch.inference_mode():

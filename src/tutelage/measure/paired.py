@@ -77,6 +77,36 @@ def paired(
     )
 
 
+def pooled(new: np.ndarray, old: np.ndarray, *, seed: int = 0, resamples: int = 10_000) -> dict[str, float]:
+    """The mean difference over several trainings, its interval over images, and the spread between trainings.
+
+    Images are resampled, each with all of its trainings: answers of several seeds on one image are no
+    independent evidence.
+
+    Args:
+        new: (S, N) bool, whether training s has image n right.
+        old: the same of the models it is held against.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Returns:
+        `difference`, `low`, `high` in points of top-1 and `sd` of the difference between trainings.
+    """
+    gains = new.astype(np.int64).sum(0) - old.astype(np.int64).sum(0)
+    seeds, n = new.shape
+    values, counts = np.unique(gains, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples) @ values
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(100 * drawn / (seeds * n), [tail, 100 - tail])
+    each = 100 * (new.mean(1) - old.mean(1))
+    return {
+        "difference": float(each.mean()),
+        "low": float(low),
+        "high": float(high),
+        "sd": float(each.std(ddof=1)) if seeds > 1 else 0.0,
+    }
+
+
 def _classes(answers: ArrayLike) -> np.ndarray:
     given = np.asarray(answers)
     return given.argmax(1) if given.ndim == 2 else given

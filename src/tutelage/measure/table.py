@@ -18,6 +18,7 @@ from tutelage.measure.paired import Paired
 
 ABSENT = "–"
 ACROSS = 4  # models that fit side by side into 80 columns
+LIKE = {"size_mb": "size", "latency_ms": "latency", "images_per_s": "images/s"}  # that are held like for like
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Row:
         top5_data: percent, over the data set's classes only.
         n: labelled images measured on.
         paired: against the first row, on the same images.
+        like: factors of a deployed file against the first model in the same runtime and precision, by figure:
+            what a smaller network gains, without what the runtime gains.
         why: reasons of absent figures.
         conditions: of the measurement: device, threads, batch size, data.
     """
@@ -67,6 +70,7 @@ class Row:
     top5_data: float | None = None
     n: int | None = None
     paired: Paired | None = None
+    like: Mapping[str, float] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
@@ -118,6 +122,12 @@ def change(figure: Figure, row: Row, first: Row) -> float | None:
         return mine - theirs
     over, under = (theirs, mine) if figure.change == "smaller" else (mine, theirs)
     return over / under if under else None
+
+
+def factors(row: Row, first: Row) -> dict[str, float]:
+    """For `Row.like`: of size and speed, those that both rows have."""
+    found = {f.key: change(f, row, first) for f in FIGURES if f.key in LIKE}
+    return {key: factor for key, factor in found.items() if factor is not None}
 
 
 @dataclass(frozen=True)
@@ -189,10 +199,18 @@ class Table:
                 yield figure.title, [self._cell(figure, row, pattern) for row in self.rows]
             if figure.key == "latency_ms" and any(row.latency_p10 for row in self.rows):
                 yield "p10–p90, ms", [_spread(row) for row in self.rows]
+            if figure.key == "images_per_s":
+                yield from self._likes()
             if figure.key == "top1" and any(row.paired for row in self.rows):
                 yield "its 95% interval", [_interval(row) for row in self.rows]
         if any(row.paired for row in self.rows):
             yield "agreement, %", [f"{row.paired.agreement:.2f}" if row.paired else "" for row in self.rows]
+
+    def _likes(self) -> Iterator[tuple[str, list[str]]]:
+        for key, title in LIKE.items():
+            if any(key in row.like for row in self.rows):
+                cells = [f"{row.like[key]:.2f}x" if key in row.like else "" for row in self.rows]
+                yield f"{title}, like for like", cells
 
     def _cell(self, figure: Figure, row: Row, pattern: str) -> str:
         value = _value(row, figure.key)
