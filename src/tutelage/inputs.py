@@ -133,7 +133,7 @@ def _resized(size: tuple[int, int], spec: InputSpec) -> tuple[int, int]:
 
 def _center(image: Image.Image, spec: InputSpec) -> Image.Image:
     left, top = _offset(image.width, spec.width), _offset(image.height, spec.height)
-    if left >= 0 and top >= 0:
+    if image.width >= spec.width and image.height >= spec.height:
         return image.crop((left, top, left + spec.width, top + spec.height))
     fill = tuple(round(255 * v) for v in spec.mean) if spec.crop_mode == "border" else 0
     canvas = Image.new(image.mode, (spec.width, spec.height), fill)

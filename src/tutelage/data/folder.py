@@ -27,7 +27,6 @@ class Folder(ImageSet):
             top: the folder that holds the class folders: `root`, or one part of it.
         """
         self._root = root
-        self._where = root.resolve()
         loose = sorted(_images(top, deep=False))
         trees = {folder.name: sorted(_images(folder)) for folder in _folders(top)}
         trees = {cls: files for cls, files in sorted(trees.items()) if files}
@@ -47,8 +46,12 @@ class Folder(ImageSet):
         return decode(self._root / image_id, image_id)
 
     def place(self, index: int) -> str:
-        """The file, however the folder was named."""
-        return f"{self._where}/{self.ids[index]}"
+        """The file itself, whatever folders or links lead to it."""
+        try:
+            found = (self._root / self.ids[index]).stat()
+        except OSError:
+            return super().place(index)
+        return f"{found.st_dev}:{found.st_ino}"
 
     def sizes(self) -> np.ndarray:
         """Bytes of each file; -1 where it is gone."""

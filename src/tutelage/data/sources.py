@@ -204,7 +204,7 @@ def _unknown(spec: str, kind: str) -> str:
     known = "folder:PATH, hf:NAME, wds:PATTERN or digits"
     if kind in KINDS:
         return f"data source {spec!r}: say where after the colon; write {known}"
-    if Path(spec).exists():
+    if spec and Path(spec).exists():
         return f"data source {spec!r}: name its kind; did you mean 'folder:{spec}'?"
     close = difflib.get_close_matches((kind or spec).lower(), KINDS, n=1, cutoff=0.0)
     return f"data source {spec!r}: unknown kind; did you mean {close[0]!r}? Write {known}"

@@ -208,7 +208,7 @@ def stratified(
 ) -> np.ndarray:
     """Choose images, each class in proportion.
 
-    The choice hangs on the images' identities, so that adding some images hardly changes it.
+    Of each class those whose hashed identities come first: adding some images hardly changes the choice.
 
     Args:
         images: the set.
@@ -223,12 +223,13 @@ def stratified(
     labels = images.labels[indices] if images.labels is not None else np.zeros(len(indices), np.int64)
     keys = np.array([_hash(seed, images.ids[int(i)]) for i in indices], np.uint64)
     order = np.lexsort((keys, labels))
-    if spare:
-        first = np.append(True, np.diff(labels[order]) != 0) if len(order) else np.zeros(0, bool)
-        order = order[~first]
-    wanted = min(wanted, len(order))
-    steps = np.arange(len(order) + 1) * wanted // max(1, len(order))
-    return np.sort(indices[order[np.diff(steps) > 0]])
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-2))  # of each class in the order
+    counts = np.diff(starts, append=len(order))
+    free = counts - 1 if spare else counts
+    ends = np.cumsum(free)
+    quotas = np.diff(ends * min(wanted, ends[-1]) // max(1, ends[-1]), prepend=0)
+    ranks = np.arange(len(order)) - np.repeat(starts, counts)
+    return np.sort(indices[order[ranks < np.repeat(quotas, counts)]])
 
 
 def _hash(seed: int, name: str) -> int:

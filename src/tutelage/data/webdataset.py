@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-import itertools
+import math
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from tutelage.data.decode import SUFFIXES, UnreadableImage, decode
 from tutelage.data.sources import ImageSet
 from tutelage.errors import TutelageError
 
+RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
 CLASS_SUFFIXES = (".cls", ".cls.txt")
 MAX_SHARDS = 1_000_000  # of one pattern; {0..9999999999} is a slip, and would fill the memory
 MAX_CLASS_BYTES = 1024  # of a member that holds a class; more is no class
@@ -94,12 +96,12 @@ def _paths(pattern: str) -> list[Path]:
             f"wds:{pattern}: needs the package braceexpand: pip install 'tutelage[wds]'"
         ) from None
     try:
-        names = list(itertools.islice(braceexpand(pattern), MAX_SHARDS + 1))
+        ranges = [abs(int(last) - int(first)) + 1 for first, last in RANGE.findall(pattern)]
+        if math.prod(ranges) > MAX_SHARDS:
+            raise TutelageError(f"wds:{pattern}: names more than {MAX_SHARDS} shards")
+        expanded = [str(Path(name).expanduser()) for name in braceexpand(pattern)]
     except ValueError:
         raise TutelageError(f"wds:{pattern}: a brace is not closed") from None
-    if len(names) > MAX_SHARDS:
-        raise TutelageError(f"wds:{pattern}: names more than {MAX_SHARDS} shards")
-    expanded = [str(Path(name).expanduser()) for name in names]
     paths = [Path(p) for name in expanded for p in (sorted(glob.glob(name)) if "*" in name else [name])]
     if not paths:
         raise TutelageError(f"wds:{pattern}: no such shards")

@@ -1,0 +1,260 @@
+"""Splits: disjoint, stratified, seeded, recorded; and what each role takes when the recipe does not say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tutelage.data.joined import join
+from tutelage.data.sources import ImageSet, open_source
+from tutelage.data.splits import make_splits, stratified, whole
+from tutelage.errors import TutelageError
+from tutelage.recipe import DataRecipe
+
+
+class Fake(ImageSet):
+    """Images that are names and labels only."""
+
+    def __init__(self, labels: list[int]) -> None:
+        ids = [f"image-{i}" for i in range(len(labels))]
+        super().__init__("fake", "fake", ids, [f"c{i}" for i in range(max(labels) + 1)], np.array(labels))
+
+    def image(self, index: int) -> Image.Image:
+        raise NotImplementedError
+
+
+def tree(root: Path, counts: dict[str, int]) -> str:
+    """A folder with so many images of each class, all different files."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(root / name / f"{number:02}.png")
+    return f"folder:{root}"
+
+
+def refusal(**recipe) -> str:
+    with pytest.raises(TutelageError) as caught:
+        make_splits(DataRecipe(**recipe))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def ids(part):
+    return set(part.ids)
+
+
+# --- the stratified choice ------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 6), min_size=1, max_size=120),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 9),
+    spare=st.booleans(),
+)
+def test_each_class_gives_its_share(labels, share, seed, spare):
+    images = Fake(labels)
+    wanted = round(share * len(labels))
+    taken = stratified(images, np.arange(len(labels)), wanted, seed, spare)
+    counts = np.bincount(labels)
+    free = np.maximum(counts - spare, 0)
+    assert len(taken) == len(set(taken.tolist())) == min(wanted, free.sum())
+    assert (np.diff(taken) > 0).all()
+    given_ = np.bincount(np.array(labels)[taken], minlength=len(counts))
+    if free.sum():
+        exact = free * len(taken) / free.sum()
+        assert (np.abs(given_ - exact) < 1 + 1e-9).all()  # rounded up or down, never further
+    if spare:
+        assert (given_[counts > 0] < counts[counts > 0]).all()
+
+
+def test_another_seed_is_another_choice_and_the_same_seed_the_same():
+    images = open_source("digits")
+    everything = np.arange(len(images))
+    first = stratified(images, everything, 300, 0)
+    assert np.array_equal(first, stratified(images, everything, 300, 0))
+    assert len(np.intersect1d(first, stratified(images, everything, 300, 1))) < 100
+
+
+def test_more_images_hardly_change_the_choice():
+    labels = [i % 5 for i in range(500)]
+    few, more = Fake(labels), Fake([*labels, 0, 1])
+    before = stratified(few, np.arange(500), 100, 0)
+    after = stratified(more, np.arange(502), 100, 0)
+    assert len(np.intersect1d(before, after)) > 95
+
+
+# --- who takes what -------------------------------------------------------------------------------------
+
+
+def test_one_source_is_parted_in_three():
+    splits = make_splits(DataRecipe(train="digits"))
+    assert len(splits.test) == round(0.2 * 1797)
+    assert len(splits.val) == round(0.1 * 1797)
+    assert ids(splits.train) | ids(splits.val) | ids(splits.test) == set(open_source("digits").ids)
+    assert len(splits.train) + len(splits.val) + len(splits.test) == 1797
+    for part in (splits.train, splits.val, splits.test):
+        share = np.bincount(part.labels) / len(part)
+        assert np.allclose(share, np.bincount(open_source("digits").labels) / 1797, atol=0.01)
+
+
+def test_val_folder_reports_and_train_is_parted_in_two(tmp_path):
+    tree(tmp_path / "train", {"cat": 20, "dog": 20})
+    tree(tmp_path / "val", {"cat": 5, "dog": 5})
+    splits = make_splits(DataRecipe(train=f"folder:{tmp_path}", val_fraction=0.25))
+    assert all(name.startswith("val/") for name in splits.test.ids)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (30, 10, 10)
+    assert splits.val.labels.tolist() == [0] * 5 + [1] * 5
+
+
+def test_train_val_and_test_folders_are_taken_as_they_are(tmp_path):
+    for part, count in (("train", 6), ("val", 3), ("test", 2)):
+        tree(tmp_path / part, {"cat": count, "dog": count})
+    splits = make_splits(DataRecipe(train=f"folder:{tmp_path}"))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (12, 6, 4)
+    named = make_splits(DataRecipe(train=f"folder:{tmp_path}", test=f"folder:{tmp_path}/val"))
+    assert (len(named.train), len(named.val), len(named.test)) == (11, 1, 6)
+
+
+def test_an_unlabelled_test_folder_does_not_report(tmp_path):
+    tree(tmp_path / "train", {"cat": 6, "dog": 6})
+    tree(tmp_path / "val", {"cat": 3, "dog": 3})
+    tree(tmp_path / "test", {".": 4})
+    splits = make_splits(DataRecipe(train=f"folder:{tmp_path}"))
+    assert splits.test.images.name.endswith("#val")
+
+
+def test_a_fifth_of_val_chooses_and_four_fifths_report(tmp_path):
+    tree(tmp_path / "train", {"cat": 10, "dog": 10})
+    tree(tmp_path / "val", {"cat": 20, "dog": 20})
+    spec = f"folder:{tmp_path}"
+    for other in (f"{spec}#val", f"{spec}/val"):
+        recipe = DataRecipe(train=spec, val=f"{spec}#val", test=other, val_fraction=0.2)
+        if other.endswith("#val"):
+            splits = make_splits(recipe)
+            assert (len(splits.train), len(splits.val), len(splits.test)) == (20, 8, 32)
+            assert np.bincount(splits.val.labels).tolist() == [4, 4]
+            assert not ids(splits.val) & ids(splits.test)
+        else:
+            same = make_splits(recipe)
+            assert not {i.removeprefix("val/") for i in same.val.ids} & {
+                i.removeprefix("val/") for i in same.test.ids
+            }
+
+
+def test_sources_of_their_own_keep_the_class_order_of_train(tmp_path):
+    train = tree(tmp_path / "a", {"ape": 4, "cat": 4, "dog": 4})
+    val = tree(tmp_path / "b", {"cat": 3, "dog": 3})
+    test = tree(tmp_path / "c", {"dog": 2})
+    splits = make_splits(DataRecipe(train=train, val=val, test=test))
+    assert splits.classes == ("ape", "cat", "dog")
+    assert splits.val.labels.tolist() == [1, 1, 1, 2, 2, 2]
+    assert splits.test.labels.tolist() == [2, 2]
+    assert splits.val.classes == splits.test.classes == splits.classes
+
+
+def test_unlabelled_images_are_distilled_on(tmp_path):
+    labelled = tree(tmp_path / "a", {"cat": 10, "dog": 10})
+    flat = tree(tmp_path / "b", {".": 7})
+    splits = make_splits(DataRecipe(train=labelled, unlabelled=flat))
+    assert splits.unlabelled is not None
+    assert splits.unlabelled.labels.tolist() == [-1] * 7
+    both = join(splits.train, splits.unlabelled)
+    assert len(both) == len(splits.train) + 7
+    assert both.labels.tolist() == splits.train.labels.tolist() + [-1] * 7
+    assert both.image(len(both) - 1).tobytes() == splits.unlabelled.image(6).tobytes()
+    assert both.image(0).tobytes() == splits.train.image(0).tobytes()
+    assert len(set(both.ids)) == len(both)
+    only = make_splits(DataRecipe(train=flat, val=labelled, test=labelled))
+    assert only.classes == ("cat", "dog")
+    assert only.train.labels.tolist() == [-1] * 7
+
+
+def test_limit_keeps_the_classes_in_proportion():
+    splits = make_splits(DataRecipe(train="digits", limit=50))
+    for part in (splits.train, splits.val, splits.test):
+        assert len(part) == 50
+        assert np.bincount(part.labels).min() >= 4
+
+
+# --- the record -----------------------------------------------------------------------------------------
+
+
+def test_the_record_tells_parts_apart_and_is_the_same_each_time():
+    first, again = (json.dumps(make_splits(DataRecipe(train="digits")).record()) for _ in range(2))
+    other = json.dumps(make_splits(DataRecipe(train="digits", split_seed=1)).record())
+    assert first == again != other
+    record = json.loads(first)
+    assert record["classes"] == list("0123456789")
+    assert {part["source"] for part in record["parts"].values()} == {"digits"}
+    assert sum(part["size"] for part in record["parts"].values()) == 1797
+    assert len({part["digest"] for part in record["parts"].values()}) == 3
+
+
+def test_a_changed_file_changes_the_digest(tmp_path):
+    spec = tree(tmp_path / "a", {"cat": 10, "dog": 10})
+    before = make_splits(DataRecipe(train=spec)).record()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a/cat/00.png")
+    assert make_splits(DataRecipe(train=spec)).record() != before
+
+
+# --- refusals -------------------------------------------------------------------------------------------
+
+
+def test_one_class_only(tmp_path):
+    assert "has one class only (cat)" in refusal(train=tree(tmp_path / "a", {"cat": 9}))
+
+
+def test_a_class_that_train_does_not_know(tmp_path):
+    train = tree(tmp_path / "a", {"zebra": 9, "cat": 9})
+    line = refusal(train=train, val=tree(tmp_path / "b", {"zebras": 3, "cat": 3}))
+    assert "its class 'zebras' is not in" in line
+    assert "nearest there: 'zebra'" in line
+
+
+def test_no_labels_where_they_are_needed(tmp_path):
+    flat = tree(tmp_path / "a", {".": 9})
+    assert "no image has a label" in refusal(train=flat)
+    line = refusal(train=tree(tmp_path / "b", {"cat": 9, "dog": 9}), val=flat)
+    assert "data.val" in line
+    assert "have no labels" in line
+
+
+def test_an_image_in_two_parts(tmp_path):
+    whole_tree = tree(tmp_path / "a", {"cat": 9, "dog": 9})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/cat").symlink_to(tmp_path / "a/cat")
+    line = refusal(train=whole_tree, test=f"folder:{tmp_path}/b")
+    assert "is in data.train too" in line
+    assert "unlabelled" in refusal(train="digits", unlabelled="digits")
+
+
+def test_a_part_that_would_be_empty(tmp_path):
+    assert "no image is left" in refusal(train=tree(tmp_path / "a", {"cat": 1, "dog": 1}))
+
+
+def test_whole_is_everything():
+    part = whole(open_source("digits"))
+    assert len(part) == 1797
+    assert part.labels.tolist() == open_source("digits").labels.tolist()
+
+
+# --- real photographs -----------------------------------------------------------------------------------
+
+
+def test_tiny_imagenet_in_small():
+    """The study's situation: val/ reports, train/ is parted in two."""
+    root = Path("/tmp/w/data/tiny-imagenet-mini")
+    if not root.exists():
+        pytest.skip(f"{root} is not there: unpack ../shared/data/tiny-imagenet-mini.tar.gz")
+    splits = make_splits(DataRecipe(train=f"folder:{root}"))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (9000, 1000, 5000)
+    assert len(splits.classes) == 200
+    assert set(np.bincount(splits.val.labels)) == {5}
