@@ -50,8 +50,8 @@ class BadImages:
         if len(self.reasons) > self.limit:
             first = next(iter(self.reasons))
             raise TutelageError(
-                f"{len(self.reasons)} images cannot be decoded, data.max_bad_images is {self.limit}; "
-                f"the first is {first} ({self.reasons[first]})"
+                f"data.max_bad_images={self.limit}: {len(self.reasons)} cannot be decoded, the first of them "
+                f"{first} ({self.reasons[first]}); replace or remove them, or raise the limit"
             )
 
 
@@ -134,7 +134,8 @@ def train_loader(
     own = np.array_split(batches, world_size, axis=1)[rank]
     view_index = epoch if views is None else epoch % views
     images = _Views(part, specs, policy, seed, view_index)
-    return _batches(_Rendered(images, replace=True), list(own), workers, bad)
+    bad = bad or BadImages(0)
+    return _batches(_Rendered(images, tries=bad.limit + 1), list(own), workers, bad)
 
 
 def eval_loader(
@@ -153,7 +154,7 @@ def eval_loader(
     """
     own = np.array_split(np.arange(len(part)), world_size)[rank]
     batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
-    return _batches(_Rendered(_Crops(part, specs), replace=False), batches, workers, bad)
+    return _batches(_Rendered(_Crops(part, specs), tries=1), batches, workers, bad or BadImages(0))
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
@@ -214,10 +215,10 @@ def as_it_is(batch: Any) -> Any:
 class _Rendered(Dataset[Batch]):
     """Turns positions into a batch at once, written where it will stay: no collating, no copies."""
 
-    def __init__(self, crops: _Crops, replace: bool) -> None:
+    def __init__(self, crops: _Crops, tries: int) -> None:
         self._crops = crops
         self._part = crops.part
-        self._replace = replace
+        self._tries = tries
 
     def __getitem__(self, positions: np.ndarray) -> Batch:
         count = len(positions)
@@ -242,8 +243,8 @@ class _Rendered(Dataset[Batch]):
         }
 
     def _readable(self, position: int, bad: list[tuple[str, str]]) -> tuple[int, list[np.ndarray]] | None:
-        """The image at a position, or the next that can be decoded where it is to be replaced."""
-        for step in range(len(self._part) if self._replace else 1):
+        """The image at a position, or of the next ones, as far as `tries` goes, the first readable."""
+        for step in range(min(self._tries, len(self._part))):
             candidate = (position + step) % len(self._part)
             try:
                 return candidate, self._crops.render(candidate)
@@ -252,9 +253,7 @@ class _Rendered(Dataset[Batch]):
         return None
 
 
-def _batches(
-    dataset: _Rendered, batches: list[np.ndarray], workers: Workers, bad: BadImages | None
-) -> Batches:
+def _batches(dataset: _Rendered, batches: list[np.ndarray], workers: Workers, bad: BadImages) -> Batches:
     count = min(worker_count(workers), math.ceil(len(batches) / 2))
     loader = DataLoader(
         dataset,
@@ -265,7 +264,7 @@ def _batches(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_deaf_to_interrupts if count else None,
     )
-    return Batches(loader, bad or BadImages(0))
+    return Batches(loader, bad)
 
 
 def _deaf_to_interrupts(worker: int) -> None:
