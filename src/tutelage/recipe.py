@@ -215,9 +215,9 @@ def load_recipe(path: Path | None, overrides: list[str] | None = None) -> Recipe
     Raises:
         TutelageError: names the file and the key, and the nearest right name of an unknown key.
     """
-    tree = _read_yaml(path) if path else {}
+    tree = read_yaml(path) if path else {}
     for override in overrides or []:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse_recipe(tree, where=str(path) if path else "recipe")
 
 
@@ -226,7 +226,7 @@ def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise TutelageError(f"{where}: {_first_error(error)}") from None
+        raise TutelageError(f"{where}: {first_error(error)}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -234,7 +234,12 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; an empty file is an empty one.
+
+    Raises:
+        TutelageError: it is missing, unreadable or something else.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -252,7 +257,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Change a recipe's tree by one ``key.key=value``; the value is read as YAML.
+
+    Raises:
+        TutelageError: it is not of that form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise TutelageError(f"override {override!r}: write it as key.key=value")
@@ -260,6 +270,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise TutelageError(f"override {override!r}: the value is not YAML") from None
+    set_key(tree, key, value)
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a recipe's tree, making the mappings on the way."""
     *parents, last = key.split(".")
     for parent in parents:
         child = tree.get(parent)
@@ -280,23 +295,23 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _first_error(error: ValidationError) -> str:
+def first_error(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
+    """What is wrong first, in one line that names the key and, of an unknown one, the nearest of `root`'s."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(first['loc'])}"
+        return f"unknown key {key!r}{_nearest(first['loc'], root)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
-    names = list(_fields_at(location[:-1]))
+def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
+    names = _fields_at(location[:-1], root)
     close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.0)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _fields_at(parents: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Recipe
+def _fields_at(parents: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     for parent in parents:
         field = model.model_fields.get(str(parent))
         if field is None:  # the tag of a union's member, e.g. FitRecipe
