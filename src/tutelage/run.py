@@ -87,16 +87,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
+        try:
+            with open(aside, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise TutelageError(
-            f"{path}: cannot be written ({error.strerror}); free some space or rights"
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> TutelageError:
+    return TutelageError(f"{path}: cannot be written ({error.strerror}); free some space or rights")
 
 
 def write_text(path: Path, content: str) -> None:
@@ -128,10 +132,10 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
     except OSError as error:
-        raise TutelageError(
-            f"{path}: cannot be written ({error.strerror}); free some space or rights"
-        ) from None
+        raise _unwritable(path, error) from None
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

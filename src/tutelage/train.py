@@ -7,18 +7,20 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tutelage.checkpoint import (
     State,
@@ -112,14 +114,13 @@ def train(stage: Stage, context: Context) -> Trained:
         TutelageError: too many steps had a loss that is not finite.
     """
     loop = _Loop(stage, context)
-    if loop.finished:
-        return loop.result()
-    with _stop_requests() as stop:
+    if not loop.finished:
         context.progress.begin(stage.name, stage.settings.epochs * loop.steps)
-        while loop.at.epoch < stage.settings.epochs:
-            loop.run_epoch(stop)
-        context.progress.end()
-    loop.save(finished=True)
+        try:
+            loop.run()
+        finally:
+            context.progress.end()
+            context.accelerator.free_memory()  # it would keep every stage's optimizer
     return loop.result()
 
 
@@ -139,18 +140,31 @@ class _Loop:
                 f"train.batch_size: {self.settings.batch_size} is more than the {len(stage.train)} training images"
             )
         self.head_index = torch.from_numpy(stage.head_index).to(self.accelerator.device)
-        module = stage.model.module.to(self.accelerator.device)
+        # an earlier stage may have frozen what this one trains, and optimizers pass over what is frozen
+        module = stage.model.module.to(self.accelerator.device).requires_grad_(True)
         self.ema = ModelEmaV3(module, self.settings.ema, use_warmup=True) if self.settings.ema else None
         optimizer = _optimizer(module, self.settings, stage.head_only)
         self.schedule = _schedule(optimizer, self.settings, self.steps)
         self._resume(module, optimizer)
         self.module = module
-        self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.wrapped = module
+        self.head_only: bool | None = None  # what `wrapped` was made for
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.saved_at = time.monotonic()
+        self.before_step = [buffer.clone() for buffer in module.buffers()]
+
+    def run(self) -> None:
+        """All epochs that are left."""
+        with _stop_requests() as stop:
+            while self.at.epoch < self.settings.epochs:
+                self._run_epoch(stop)
+            self.save(finished=True)
+            if self._any(stop.is_set())[0]:
+                raise Interrupted
 
     # --- one epoch
 
-    def run_epoch(self, stop: threading.Event) -> None:
+    def _run_epoch(self, stop: threading.Event) -> None:
         settings, at = self.settings, self.at
         loader = train_loader(
             self.stage.train,
@@ -168,41 +182,53 @@ class _Loop:
         self._set_modes()
         started = time.monotonic()
         for raw in loader:
-            self._step(raw)
+            good = self._step(raw)
             now = time.monotonic()
             at.seconds, started = at.seconds + now - started, now
-            if self._must_stop(stop):
+            due = now - self.saved_at > 60 * settings.checkpoint_minutes
+            stopped, due = self._any(stop.is_set(), due)
+            if good and (stopped or due):  # after a bad step the last good checkpoint is kept
                 self.save()
+            if stopped:
                 raise Interrupted
-            if now - self.saved_at > 60 * settings.checkpoint_minutes:
-                self.save()
         self._close_epoch()
 
-    def _step(self, raw: dict[str, Any]) -> None:
+    def _step(self, raw: dict[str, Any]) -> bool:
+        """Whether it was a good one: nothing in it was infinite or NaN."""
         at = self.at
+        # dropout: a pure function of the step, and other masks in other processes
         torch.manual_seed(
-            _mix_seed(self.settings.seed, self.stage.name, at.updates)
-        )  # dropout: pure in the step
+            _mix_seed(self.settings.seed, self.stage.name, at.updates) + self.accelerator.process_index
+        )
         batch = self._batch(raw)
         self.schedule.step_update(at.updates)
+        _copy(self.module.buffers(), self.before_step)
         with self.context.autocast():
             parts = self.stage.task(self.wrapped, batch)
+        figures = self._figures(parts, batch)
+        images = len(batch.labels) * self.accelerator.num_processes
         at.step, at.updates = at.step + 1, at.updates + 1
-        if self._finite(parts["loss"]):
-            self._update(parts["loss"])
-            self._count(parts, batch)
+        good = math.isfinite(figures["loss"]) and self._update(parts["loss"])
+        if good:
+            self._count(figures, images)
         else:
             self._bad_step()
-        self.context.progress.step({k: v / max(at.images, 1) for k, v in at.sums.items()}, len(batch.labels))
+        self.context.progress.step({k: v / max(at.images, 1) for k, v in at.sums.items()}, images)
+        return good
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self, loss: Tensor) -> bool:
+        """A step of the optimizer, unless the gradient is not finite."""
         self.accelerator.backward(loss)
+        norm = get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        if not math.isfinite(norm.item()):
+            return False
         if self.settings.clip_grad:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip_grad)
+            clip_grads_with_norm_(self.module.parameters(), self.settings.clip_grad, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(self.module, step=self.at.updates)
+        return True
 
     def _batch(self, raw: dict[str, Any]) -> Batch:
         device = self.accelerator.device
@@ -217,35 +243,45 @@ class _Loop:
         targets = self.stage.teacher.targets(images[1:]) if self.stage.teacher else None
         return Batch(images[0], labels, other, lam, targets)
 
-    def _count(self, parts: dict[str, Tensor], batch: Batch) -> None:
-        at, size = self.at, len(batch.labels)
-        for name, value in parts.items():
-            if name != "output":
-                at.sums[name] = at.sums.get(name, 0.0) + value.item() * size
-        at.images += size
-        at.correct += int((parts["output"].argmax(1) == batch.labels).sum())
+    def _figures(self, parts: dict[str, Tensor], batch: Batch) -> dict[str, float]:
+        """Each loss term and the share of right answers over all processes, the same in each of them."""
+        right = (parts["output"].detach().argmax(1) == batch.labels).float().mean()
+        values = {name: value.detach() for name, value in parts.items() if name != "output"}
+        names, tensors = zip(*values.items(), ("right", right), strict=True)
+        means = self.accelerator.reduce(torch.stack(tensors), "mean").tolist()
+        return dict(zip(names, means, strict=True))
 
-    def _finite(self, loss: Tensor) -> bool:
-        """The same answer in every process, so that none waits for the others."""
-        return bool(torch.isfinite(self.accelerator.reduce(loss.detach(), "mean")))
+    def _count(self, figures: dict[str, float], images: int) -> None:
+        at = self.at
+        at.correct += round(figures.pop("right") * images)
+        for name, value in figures.items():
+            at.sums[name] = at.sums.get(name, 0.0) + value * images
+        at.images += images
 
     def _bad_step(self) -> None:
         at = self.at
         at.bad_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
+        _copy(self.before_step, self.module.buffers())  # BatchNorm has averaged the bad batch in
         where = f"{self.stage.name}, epoch {at.epoch + 1}, step {at.step}"
-        self.context.progress.say(f"{where}: the loss is not finite; step skipped ({at.bad_steps} so far)")
+        self.context.progress.say(
+            f"{where}: the loss or its gradient is not finite; step skipped ({at.bad_steps} so far)"
+        )
         if at.bad_steps > self.settings.max_bad_steps:
-            raise TutelageError(
-                f"{where}: {at.bad_steps} steps had a loss that is not finite; the last good checkpoint is "
-                f"kept in {self.path.parent}; lower train.lr or set train.clip_grad or train.precision=fp32"
-            )
+            raise TutelageError(self._diverged(where, f"{at.bad_steps} steps had a loss"))
+
+    def _diverged(self, where: str, what: str) -> str:
+        return (
+            f"{where}: {what} that is not finite; the last good checkpoint is kept in {self.path.parent}; "
+            "lower train.lr or set train.clip_grad or train.precision=fp32"
+        )
 
     # --- the end of an epoch
 
     def _close_epoch(self) -> None:
         at = self.at
         at.epoch, at.step = at.epoch + 1, 0
+        self._share_buffers()
         row = self._row()
         score = row["val"]["top1"]
         if score > at.best:
@@ -260,18 +296,15 @@ class _Loop:
 
     def _row(self) -> dict[str, Any]:
         at = self.at
-        names = sorted(at.sums)
-        totals = torch.tensor([*(at.sums[n] for n in names), at.images, at.correct], dtype=torch.float64)
-        totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum").cpu()
-        images, correct = max(totals[-2].item(), 1.0), totals[-1].item()
-        loss = {name: totals[i].item() / images for i, name in enumerate(names)}
+        images = max(at.images, 1)
+        loss = {name: total / images for name, total in sorted(at.sums.items())}
         return {
             "stage": self.stage.name,
             "epoch": at.epoch,
             "epochs": self.settings.epochs,
             "step": at.updates,
             "loss": {"total": loss.pop("loss", None), **loss},
-            "train_top1": 100 * correct / images,
+            "train_top1": 100 * at.correct / images,
             "val": self._val(self.module),
             "ema_val": self._val(self.ema.module) if self.ema else None,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -290,6 +323,10 @@ class _Loop:
             workers=self.context.workers,
             bad=self.context.bad,
         )
+        if not said.logits.isfinite().all():
+            raise TutelageError(
+                self._diverged(f"{stage.name}, epoch {self.at.epoch}, val", "there is an output")
+            )
         labels = _to_head(torch.from_numpy(stage.val.labels)[said.index], self.head_index.cpu())
         figures = quality(said.logits, labels)
         targets = stage.val_targets[said.index] if stage.val_targets is not None else None
@@ -302,20 +339,30 @@ class _Loop:
     def _set_modes(self) -> None:
         stage, epoch = self.stage, self.at.epoch
         head_only = stage.head_only or epoch < self.settings.head_warmup_epochs
+        head = {id(p) for p in self.module.get_classifier().parameters()}  # type: ignore[operator]  # timm
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(not head_only or id(parameter) in head)
+        if head_only is not self.head_only:  # DistributedDataParallel takes what learns when it is made
+            self.head_only = head_only
+            self.accelerator.free_memory()
+            self.wrapped = self.accelerator.prepare_model(self.module)
         self.wrapped.train()
         if stage.head_only or self.settings.frozen_batchnorm:
             for module in self.module.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
-        head = {id(p) for p in self.module.get_classifier().parameters()}
-        for parameter in self.module.parameters():
-            parameter.requires_grad_(not head_only or id(parameter) in head)
 
-    def _must_stop(self, stop: threading.Event) -> bool:
+    def _share_buffers(self) -> None:
+        """The first process's BatchNorm statistics are every process's: figures are taken of one network."""
+        for module in (self.module, *([self.ema.module] if self.ema else [])):
+            broadcast(list(module.buffers()))
+
+    def _any(self, *flags: bool) -> list[bool]:
+        """Whether a flag is set in any process: the same answers in each, so that none waits for the others."""
         if self.accelerator.num_processes == 1:
-            return stop.is_set()
-        flag = torch.tensor(float(stop.is_set()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+            return list(flags)
+        mine = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
+        return [bool(found) for found in self.accelerator.reduce(mine, "sum") > 0]
 
     def save(self, finished: bool = False) -> None:
         """Write the checkpoint; a finished stage needs no optimizer."""
@@ -326,20 +373,34 @@ class _Loop:
         groups: dict[str, State] = {"model": self.module.state_dict(), "best": self.best}
         if self.ema:
             groups["ema"] = self.ema.module.state_dict()
-        numbers: list[list[str]] = []
-        if not finished:
-            groups["optimizer"], numbers = pack_optimizer(_plain(self.optimizer))
-        meta = {
+        meta: dict[str, Any] = {
             "finished": finished,
-            "numbers": numbers,
             "counters": {**vars(self.at), "best": _jsonable(self.at.best)},
         }
+        if not finished:
+            groups["optimizer"], meta["optimizer"] = pack_optimizer(_plain(self.optimizer))
         save_checkpoint(self.path, groups, meta)
 
     def _resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if not self.path.exists():
-            return
-        groups, meta = load_checkpoint(self.path)
+        if self.path.exists():
+            groups, meta = load_checkpoint(self.path)
+            try:
+                self._restore(groups, meta, module, optimizer)
+            except (RuntimeError, KeyError, TypeError, ValueError) as error:
+                raise TutelageError(
+                    f"{self.path}: of another recipe ({' '.join(str(error).split())[:200]}); put recipe.yaml "
+                    "back as it was, or remove the checkpoint to train this stage again"
+                ) from None
+        if self.context.writes:
+            _rewrite_metrics(self.context.run, self.stage.name, self.at.rows)
+
+    def _restore(
+        self,
+        groups: dict[str, State],
+        meta: dict[str, Any],
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
         counters = meta["counters"]
         self.at = Counters(
             **{**counters, "best": -math.inf if counters["best"] is None else counters["best"]}
@@ -349,9 +410,7 @@ class _Loop:
         if self.ema:
             self.ema.module.load_state_dict(groups["ema"])
         if not self.finished:
-            unpack_optimizer(optimizer, groups["optimizer"], meta["numbers"])
-        if self.context.writes:
-            _rewrite_metrics(self.context.run, self.stage.name, self.at.rows)
+            unpack_optimizer(optimizer, groups.get("optimizer", {}), meta["optimizer"])
 
     def result(self) -> Trained:
         """The stage's rows and states."""
@@ -399,6 +458,11 @@ def _mix_seed(seed: int, name: str, step: int) -> int:
     return int(np.random.SeedSequence([seed, step, *name.encode()]).generate_state(1)[0])
 
 
+def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
+    for old, new in zip(source, target, strict=True):
+        new.copy_(old)
+
+
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
@@ -408,9 +472,14 @@ def _jsonable(value: float) -> float | None:
 
 
 def _rewrite_metrics(run: Run, stage: str, rows: list[dict[str, Any]]) -> None:
-    """Rows written after the checkpoint was made will be made again."""
-    others = [row for row in read_jsonl(run.metrics) if row["stage"] != stage]
-    write_text(run.metrics, "".join(json.dumps(row) + "\n" for row in [*others, *rows]))
+    """A stage's rows as its checkpoint has them, in their place: what came after it will be made again."""
+    found = list(read_jsonl(run.metrics))
+    place = next((i for i, row in enumerate(found) if row.get("stage") == stage), len(found))
+    before, after = ([r for r in part if r.get("stage") != stage] for part in (found[:place], found[place:]))
+    text = "".join(json.dumps(row) + "\n" for row in [*before, *rows, *after])
+    present = run.metrics.read_text(encoding="utf-8", errors="replace") if run.metrics.exists() else ""
+    if present != text:
+        write_text(run.metrics, text)
 
 
 @contextmanager
