@@ -139,6 +139,39 @@ def quickstart(
     )
 
 
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="A run, several, or a directory of them such as a study's.", metavar="RUN..."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page of several runs goes.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Make a run's page again, or lay several runs side by side on one."""
+    from tutelage.report.build import report as make_page
+
+    print(make_page(runs, out))
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="The directory of a run, going or not.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 0,
+) -> None:
+    """Serve a run's page to this machine's browsers; it follows the run. Ctrl-C ends it."""
+    from contextlib import suppress
+
+    from tutelage.run import Run
+    from tutelage.watch import Server
+
+    server = Server(Run.open(run), port)
+    print(f"{server.url} follows {run}; Ctrl-C ends it", flush=True)
+    with suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
 def _distill(recipe: Recipe, run: Run, progress: str) -> None:
     from tutelage.distill import distill as all_stations
     from tutelage.distill import show

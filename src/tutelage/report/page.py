@@ -1,0 +1,135 @@
+"""From facts to one self-contained HTML page: no network, no code but its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from tutelage.report.style import colour, role_name
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; `html` is its content without the heading."""
+
+    id: str
+    title: str
+    html: Markup
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A figure as the page's script reads it."""
+
+    height: int
+    max_width: int | None
+    json: Markup
+
+
+def embed(figure: go.Figure) -> Embedded:
+    """A figure as JSON that cannot end its script element."""
+    text = plotly.io.to_json(figure, validate=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Embedded(figure.layout.height, (figure.layout.meta or {}).get("max_width"), Markup(text))
+
+
+def render_section(id: str, title: str, template: str, **context: Any) -> Section:
+    """Fill one of the templates under ``templates/sections``."""
+    return Section(id, title, Markup(_environment().get_template(f"sections/{template}").render(**context)))
+
+
+def missing(id: str, title: str, why: str) -> Section:
+    """A section whose data are not there, and why."""
+    return render_section(id, title, "missing.html.j2", why=why)
+
+
+def render_main(sections: Sequence[Section]) -> Markup:
+    """All sections; each bears a digest, so that a page that is open knows which have changed."""
+    digests = [hashlib.sha256(_text(s.html)).hexdigest()[:16] for s in sections]
+    return Markup(
+        _environment().get_template("main.html.j2").render(sections=list(zip(sections, digests, strict=True)))
+    )
+
+
+def render_page(title: str, sections: Sequence[Section], watch: str = "") -> str:
+    """The whole page.
+
+    Args:
+        title: of the browser's window.
+        sections: in order; the first is the page's head.
+        watch: address that the page asks for its own newer content; empty: never.
+    """
+    plotly_script, script = _scripts()
+    return (
+        _environment()
+        .get_template("base.html.j2")
+        .render(
+            title=title,
+            sections=[s for s in sections if s.title],
+            main=render_main(sections),
+            watch=watch,
+            policy=_policy([plotly_script, script]),
+            css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+            plotly=Markup(plotly_script),
+            script=Markup(script),
+        )
+    )
+
+
+def encode(page: str) -> bytes:
+    """UTF-8; names that are no Unicode (a file name in another encoding) show a mark for each lost byte."""
+    return _text(page)
+
+
+def _text(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tutelage.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"colour": colour, "role_name": role_name, "caption_id": _caption_id}
+    return environment
+
+
+def _caption_id(caption: str) -> str:
+    """The same on every making of the page, so that unchanged sections stay equal."""
+    return f"caption-{hashlib.sha256(_text(caption)).hexdigest()[:10]}"
+
+
+@cache
+def _scripts() -> tuple[str, str]:
+    """Plotly and the page's own script, as the browser will hash them (line ends are normalised)."""
+    texts = get_plotlyjs(), (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    return tuple(re.sub(r"\r\n?", "\n", text) for text in texts)  # type: ignore[return-value]
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Only the page's own scripts run, and nothing is fetched but, by a watched page, its own server."""
+    digests = [base64.b64encode(hashlib.sha256(_text(s)).digest()).decode() for s in scripts]
+    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'"
+    )

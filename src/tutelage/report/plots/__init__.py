@@ -1,0 +1,22 @@
+"""The figures of a report. Each takes plain figures and returns a Plotly figure, so notebooks can show it.
+
+Colour says which model, line style or mark says which quantity (see `tutelage.report.style`).
+"""
+
+from tutelage.report.plots.answers import agreement, class_changes, confusion, reliability
+from tutelage.report.plots.models import intervals, pareto, tradeoff
+from tutelage.report.plots.runs import val_curves
+from tutelage.report.plots.training import candidates, curves
+
+__all__ = [
+    "agreement",
+    "candidates",
+    "class_changes",
+    "confusion",
+    "curves",
+    "intervals",
+    "pareto",
+    "reliability",
+    "tradeoff",
+    "val_curves",
+]

@@ -1,0 +1,139 @@
+"""What the models said about the test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from tutelage.report.predictions import Agreement, ClassChange, Reliability
+from tutelage.report.style import BLUE, LINE, NAMES, VERMILION, colour, figure, text
+
+SHARES = {
+    "both_right": ("both right", "#3FB595"),
+    "both_wrong_same": ("both wrong, same class", "#A9DCC9"),
+    "only_model_right": ("only this model right", "#6AAED6"),
+    "only_teacher_right": ("only the teacher right", "#E8955A"),
+    "both_wrong_apart": ("both wrong, different classes", "#B4B9BF"),
+}
+MATRIX_SIDE, CELL_SIDE = 570, 30  # pixels, at most
+
+
+def agreement(parts: Sequence[Agreement]) -> go.Figure:
+    """How each model's answers stand to the teacher's, as shares of the test images."""
+    fig = figure(height=150 + 40 * len(parts), barmode="stack", bargap=0.35)
+    names = [NAMES[p.role] for p in parts]
+    for key, (label, fill) in SHARES.items():
+        values = [getattr(p, key) for p in parts]
+        fig.add_trace(
+            go.Bar(
+                x=values,
+                y=names,
+                orientation="h",
+                name=label,
+                marker={"color": fill},
+                text=[f"{v:.0f}" if v >= 5 else "" for v in values],
+                textposition="inside",
+                insidetextanchor="middle",
+                textangle=0,
+                textfont={"color": "#111111"},
+                hovertemplate=f"{label}: %{{x:.1f}}%<extra></extra>",
+            )
+        )
+    fig.update_xaxes(title="share of the test images, %", range=[0, 100])
+    fig.update_yaxes(autorange="reversed", showgrid=False)
+    fig.update_layout(legend={"traceorder": "normal"})
+    return fig
+
+
+def reliability(lines: Sequence[Reliability]) -> go.Figure:
+    """Accuracy against confidence; a mark's area is the number of images in its bin."""
+    fig = figure(height=440, meta={"max_width": 640})
+    diagonal = {"color": LINE, "width": 1, "dash": "dot"}
+    fig.add_trace(
+        go.Scatter(x=[0, 100], y=[0, 100], mode="lines", line=diagonal, name="calibrated", hoverinfo="skip")
+    )
+    for line in lines:
+        name = NAMES[line.role]
+        fig.add_trace(
+            go.Scatter(
+                x=line.confidence.round(2).tolist(),
+                y=line.accuracy.round(2).tolist(),
+                customdata=line.count.tolist(),
+                mode="lines+markers",
+                line={"color": colour(line.role), "width": 1.5},
+                marker={"size": _sizes(line.count), "line": {"width": 0}},
+                name=name,
+                hovertemplate=f"{name}: %{{x:.0f}}% sure, %{{y:.0f}}% right, %{{customdata}} images"
+                "<extra></extra>",
+            )
+        )
+    fig.update_xaxes(title="confidence, %", range=[0, 103], showgrid=True)
+    fig.update_yaxes(title="accuracy, %", range=[0, 103])
+    return fig
+
+
+def _sizes(counts: np.ndarray) -> list[float]:
+    """Diameters in pixels, so that areas go with the counts."""
+    return (4 + 14 * np.sqrt(counts / counts.max())).tolist()
+
+
+def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], limit: int = 12) -> go.Figure:
+    """The classes that gained and lost the most top-1 (points), greatest gain above.
+
+    Args:
+        changes: sorted, greatest gain first.
+        names: what a class is called on the page.
+        limit: so many of each end.
+    """
+    shown = [c for c in changes if c.change > 0][:limit] + [c for c in changes if c.change < 0][-limit:]
+    fig = figure(height=80 + 22 * len(shown), margin={"l": 8, "r": 16, "t": 8, "b": 8}, bargap=0.3)
+    fig.add_trace(
+        go.Bar(
+            x=[round(c.change, 3) for c in shown],
+            y=list(range(len(shown))),
+            orientation="h",
+            marker={"color": [BLUE if c.change > 0 else VERMILION for c in shown]},
+            customdata=[[text(names[c.name]), c.before, c.after, c.n] for c in shown],
+            hovertemplate="%{customdata[0]}: %{customdata[1]:.0f}% to %{customdata[2]:.0f}%"
+            " of %{customdata[3]} images (%{x:+.1f})<extra></extra>",
+        )
+    )
+    fig.add_vline(x=0, line={"color": LINE, "width": 1})
+    ticks = [text(names[c.name], 22) for c in shown]
+    fig.update_yaxes(tickvals=list(range(len(shown))), ticktext=ticks, autorange="reversed", showgrid=False)
+    fig.update_xaxes(title="change in top-1, points", showgrid=True)
+    return fig
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
+    """Counts (C, C), rows by label, columns by answer; the diagonal is left blank, so mistakes are seen."""
+    size = len(names)
+    cells = [[int(matrix[i, j]) if i != j else None for j in range(size)] for i in range(size)]
+    full = [text(n) for n in names]
+    side = min(MATRIX_SIDE, CELL_SIDE * size)
+    fig = figure(height=side + 120, margin={"l": 8, "r": 8, "t": 8, "b": 8}, meta={"max_width": side + 210})
+    most = max((cell for line in cells for cell in line if cell), default=1)
+    bar = {
+        "title": {"text": "images", "font": {"size": 12}},
+        "thickness": 10,
+        "outlinewidth": 0,
+        "tickformat": "d",
+    }
+    fig.add_trace(
+        go.Heatmap(
+            z=cells,
+            text=[[f"{a}, called {b}" for b in full] for a in full],
+            colorscale=[[0, "rgba(0,114,178,0.04)"], [1, "rgba(0,114,178,1)"]],
+            zmin=0,
+            xgap=1,
+            ygap=1,
+            colorbar=bar | {"dtick": max(1, round(most / 5)), "tick0": 0},
+            hovertemplate="%{text}: %{z}<extra></extra>",
+        )
+    )
+    ticks = {"tickvals": list(range(size)), "ticktext": [text(n, 16) for n in names], "showgrid": False}
+    fig.update_xaxes(**ticks, tickangle=-60, title="called", showline=False)
+    fig.update_yaxes(**ticks, autorange="reversed", title="is")
+    return fig

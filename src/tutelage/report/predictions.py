@@ -1,0 +1,212 @@
+"""What the models of a run said about the test images, and what changed between them."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.errors import TutelageError
+
+BINS = 15  # of the reliability diagram, as in the expected calibration error
+LEAST = 5  # images in a bin that is drawn
+
+
+@dataclass(frozen=True)
+class Said:
+    """One model's answers: classes (N, k) by falling probability, and the probabilities (N, k)."""
+
+    top: np.ndarray
+    prob: np.ndarray
+
+    @property
+    def first(self) -> np.ndarray:
+        """(N,) the class named first."""
+        return self.top[:, 0]
+
+    def of(self, classes: np.ndarray) -> np.ndarray:
+        """(N,) probability of the given class of each image; 0 where it is not among the first k."""
+        hit = self.top == classes[:, None]
+        return np.where(hit, self.prob, 0.0).sum(1)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N test images: identities, labels (-1: none), class names, and each role's answers."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    roles: dict[str, Said]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def right(self, role: str) -> np.ndarray:
+        """(N,) whether the role's first class is the label."""
+        return self.roles[role].first == self.labels
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a model stands to the teacher; shares of the labelled images in percent, summing to 100."""
+
+    role: str
+    both_right: float
+    only_model_right: float
+    only_teacher_right: float
+    both_wrong_same: float
+    both_wrong_apart: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """(bins,) of one model: mean confidence and accuracy in percent, and the number of images."""
+
+    role: str
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """A class's top-1 in percent before and after, over n images."""
+
+    name: str
+    n: int
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        """In points."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often images of class `true` were called `said`: by each role."""
+
+    true: str
+    said: str
+    n: int
+    counts: dict[str, int]
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read ``predictions.npz``.
+
+    Raises:
+        TutelageError: it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            roles = [k.removesuffix("_top5") for k in arrays.files if k.endswith("_top5")]
+            return Predictions(
+                ids=arrays["ids"].astype(str),
+                labels=arrays["labels"].astype(int),
+                classes=tuple(arrays["classes"].astype(str).tolist()),
+                roles={r: Said(arrays[f"{r}_top5"].astype(int), arrays[f"{r}_prob5"]) for r in roles},
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise TutelageError(f"{path}: damaged ({error}); run `tutelage resume` again to rewrite it") from None
+
+
+def agreement(predictions: Predictions, role: str) -> Agreement:
+    """How the role's answers stand to the teacher's."""
+    known = predictions.labels >= 0
+    ours, theirs = predictions.roles[role].first[known], predictions.roles["teacher"].first[known]
+    right, taught = predictions.right(role)[known], predictions.right("teacher")[known]
+    same = ours == theirs
+
+    def share(mask: np.ndarray) -> float:
+        return 100 * float(mask.mean()) if mask.size else 0.0
+
+    return Agreement(
+        role=role,
+        both_right=share(right & taught),
+        only_model_right=share(right & ~taught),
+        only_teacher_right=share(~right & taught),
+        both_wrong_same=share(~right & ~taught & same),
+        both_wrong_apart=share(~right & ~taught & ~same),
+        agreement=share(same),
+    )
+
+
+def reliability(predictions: Predictions, role: str) -> Reliability:
+    """Confidence against accuracy in `BINS` equally wide bins; those of fewer than `LEAST` images are left out."""
+    known = predictions.labels >= 0
+    confidence, right = predictions.roles[role].prob[known, 0], predictions.right(role)[known]
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    filled = count >= LEAST
+    total = np.maximum(count, 1)
+    mean = np.bincount(bins, confidence, BINS) / total
+    accuracy = np.bincount(bins, right, BINS) / total
+    return Reliability(role, 100 * mean[filled], 100 * accuracy[filled], count[filled])
+
+
+def class_changes(predictions: Predictions, before: str, after: str) -> list[ClassChange]:
+    """Each class's top-1 under two models, greatest gain first."""
+    right_before, right_after = predictions.right(before), predictions.right(after)
+    changes = []
+    for index, name in enumerate(predictions.classes):
+        mask = predictions.labels == index
+        if mask.any():
+            old, new = 100 * right_before[mask].mean(), 100 * right_after[mask].mean()
+            changes.append(ClassChange(name, int(mask.sum()), float(old), float(new)))
+    return sorted(changes, key=lambda c: (-c.change, c.name))
+
+
+def confusion_matrix(predictions: Predictions, role: str) -> np.ndarray:
+    """(C, C) counts, rows by label, columns by the class named first."""
+    size = len(predictions.classes)
+    known = predictions.labels >= 0
+    cells = predictions.labels[known] * size + predictions.roles[role].first[known]
+    return np.bincount(cells, minlength=size * size).reshape(size, size)
+
+
+def confusions(predictions: Predictions, role: str, limit: int) -> list[Confusion]:
+    """The role's most frequent mistakes (made more than once), and how often the other models make them."""
+    matrices = {r: confusion_matrix(predictions, r) for r in predictions.roles}
+    wrong = matrices[role].copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+    pairs = [divmod(int(cell), len(predictions.classes)) for cell in order]
+    return [
+        Confusion(
+            predictions.classes[true],
+            predictions.classes[said],
+            int(matrices[role][true].sum()),
+            {r: int(m[true, said]) for r, m in matrices.items()},
+        )
+        for true, said in pairs
+        if wrong[true, said] > 1
+    ]
+
+
+def hardest_classes(matrix: np.ndarray, limit: int) -> np.ndarray:
+    """Indices, in order, of the classes that are in the most mistakes, so that a big matrix can be read."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    mistakes = wrong.sum(0) + wrong.sum(1)
+    return np.sort(np.argsort(-mistakes, kind="stable")[:limit])
+
+
+def greatest_changes(predictions: Predictions, before: str, after: str, limit: int) -> dict[str, np.ndarray]:
+    """Positions of the images whose true class lost or gained the most probability.
+
+    Returns:
+        ``negative_flips`` (right before, wrong after) and ``corrections`` (the reverse), greatest first.
+    """
+    was, is_ = predictions.right(before), predictions.right(after)
+    labels = predictions.labels
+    gain = predictions.roles[after].of(labels) - predictions.roles[before].of(labels)
+    flips, corrections = np.flatnonzero(was & ~is_), np.flatnonzero(~was & is_)
+    return {
+        "negative_flips": flips[np.argsort(gain[flips], kind="stable")][:limit],
+        "corrections": corrections[np.argsort(-gain[corrections], kind="stable")][:limit],
+    }

@@ -1,0 +1,195 @@
+"""What the page of several runs says: which is best on val, what it is worth on test, and how they differ."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage.flat import flat
+from tutelage.report import plots
+from tutelage.report.facts import Facts
+from tutelage.report.page import Section, embed, missing, render_section
+from tutelage.report.tables import ABSENT, Cell, Sheet, duration, number, signed, value
+
+UNTOLD = ("name", "track", "export", "targets.directory")  # keys that change nothing in what is compared
+
+
+def several_sections(
+    runs: Sequence[Facts], title: str, folder: Path, seeds: Mapping[str, Any] | None = None
+) -> list[Section]:
+    """Every section of the page.
+
+    Args:
+        runs: in any order; the page puts the best on val first.
+        title: of the page.
+        folder: where the page will lie; links to the runs' own pages start there.
+        seeds: of ``seeds.json``, where the runs are one recipe's seeds.
+    """
+    names = run_names(runs)
+    order = sorted(runs, key=_rank)
+    return [
+        _head(order, names, title, seeds),
+        _table(order, names, folder),
+        _differences(order, names, seeds),
+        _tradeoff(order, names),
+        _curves(order, names),
+        _settings(order, names),
+    ]
+
+
+def run_names(runs: Sequence[Facts]) -> dict[Path, str]:
+    """A short name for each run's path: its directory's, with as many parents as tell it apart."""
+    paths = {facts.run.path: facts.run.path.resolve().parts for facts in runs}
+    depth = 1
+    while depth < 8 and len({parts[-depth:] for parts in paths.values()}) < len(paths):
+        depth += 1
+    return {path: "/".join(parts[-depth:]) for path, parts in paths.items()}
+
+
+def _rank(facts: Facts) -> tuple[bool, float]:
+    """Best on val first, by the figure that its recipe chooses by; runs that chose nothing yet are last."""
+    if facts.kept is None:
+        return True, 0.0
+    nll = (facts.candidates or {}).get("metric") == "nll"
+    return False, facts.kept["val"]["nll"] if nll else -facts.kept["val"]["top1"]
+
+
+def _val(facts: Facts, metric: str) -> float | None:
+    return facts.kept["val"][metric] if facts.kept else None
+
+
+def _head(
+    runs: Sequence[Facts], names: Mapping[Path, str], title: str, seeds: Mapping[str, Any] | None
+) -> Section:
+    outcomes = [facts.verdict.get("outcome") for facts in runs]
+    best = runs[0] if runs[0].kept else None
+    return render_section(
+        "verdict",
+        "Verdict",
+        "several_verdict.html.j2",
+        heading=title,
+        counts={kind: outcomes.count(kind) for kind in ("better", "no different", "worse")},
+        total=len(runs),
+        seeds=seeds,
+        unfinished=[(names[f.run.path], f.reached) for f in runs if not f.finished],
+        best=best,
+        best_name=names[best.run.path] if best else "",
+        damaged=[line for facts in runs for line in facts.damaged],
+    )
+
+
+def _table(runs: Sequence[Facts], names: Mapping[Path, str], folder: Path) -> Section:
+    lines = [_line(facts, names[facts.run.path], folder) for facts in runs]
+    columns = [
+        "Run",
+        "Verdict",
+        "Kept",
+        "Val top-1, %",
+        "Val NLL",
+        "Against start, points",
+        "Against control, points",
+    ]
+    columns += ["Test top-1, %", "Start, %", "Teacher, %", "Training time"]
+    sheet = Sheet(columns, lines, words=frozenset({1, 2}), strong=frozenset({0} if runs[0].kept else ()))
+    return render_section("runs", "Every run", "several_runs.html.j2", sheet=sheet)
+
+
+def _line(facts: Facts, name: str, folder: Path) -> list[Cell]:
+    rows = {row["role"]: row for row in facts.rows}
+    report = facts.run.report.resolve()
+    link = Path(os.path.relpath(report, folder.resolve())).as_posix() if report.exists() else ""
+    state = facts.verdict.get("outcome") or "unfinished"
+    return [
+        Cell(name, name, link=link),
+        Cell(state, state),
+        Cell((facts.kept or {}).get("name", ABSENT)),
+        number(_val(facts, "top1"), 2),
+        number(_val(facts, "nll"), 3),
+        _difference(facts, "start"),
+        _difference(facts, "control"),
+        *(number((rows.get(role) or {}).get("top1"), 2) for role in ("distilled", "start", "teacher")),
+        Cell(duration(facts.seconds), facts.seconds),
+    ]
+
+
+def _pair(facts: Facts, old: str) -> dict[str, Any] | None:
+    return next((p for p in facts.verdict.get("pairs") or [] if p["old"] == old), None)
+
+
+def _difference(facts: Facts, old: str) -> Cell:
+    pair = _pair(facts, old)
+    if pair is None:
+        return Cell(ABSENT)
+    interval = f"[{signed(pair['low'])}, {signed(pair['high'])}]"
+    return Cell(signed(pair["difference"]), pair["difference"], interval)
+
+
+def _differences(
+    runs: Sequence[Facts], names: Mapping[Path, str], seeds: Mapping[str, Any] | None
+) -> Section:
+    id, title = "differences", "Differences on the test images"
+    figures = {}
+    for old in ("start", "control"):
+        found = [(pair, "all seeds") for pair in (seeds or {}).get("pairs", []) if pair["old"] == old]
+        found += [(pair, names[f.run.path]) for f in runs if (pair := _pair(f, old))]
+        if found:
+            figures[old] = embed(plots.intervals([p for p, _ in found], [n for _, n in found]))
+    if not figures:
+        return missing(id, title, "No run has been measured on its test images yet.")
+    return render_section(id, title, "several_differences.html.j2", figures=figures)
+
+
+def _tradeoff(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
+    """Every distilled student and file; teachers and starts once each."""
+    id, title = "tradeoff", "Size, speed and accuracy"
+    rows: dict[str, Mapping[str, Any]] = {}
+    for facts in runs:
+        for row in facts.rows:
+            shared = row["role"] in {"teacher", "start"}
+            name = f"{row['role']}: {row['model']}" if shared else f"{names[facts.run.path]}: {row['role']}"
+            if row["role"] != "control":
+                rows.setdefault(name.removesuffix(": distilled"), row)
+    found = {
+        cost: plots.tradeoff(list(rows.values()), cost, list(rows)) for cost in ("latency_ms", "size_mb")
+    }
+    shown = {cost: embed(figure) for cost, figure in found.items() if figure}
+    if not shown:
+        return missing(id, title, "Fewer than two models have been measured yet.")
+    return render_section(id, title, "tradeoff.html.j2", figures=shown)
+
+
+def _curves(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
+    id, title = "training", "Training"
+    rows = {names[f.run.path]: f.stage("distill") for f in runs if f.stage("distill")}
+    if not rows:
+        return missing(id, title, "No run has ended an epoch of distilling yet.")
+    best = names[runs[0].run.path] if runs[0].kept else None
+    figure = embed(plots.val_curves(rows, best))
+    return render_section(id, title, "several_training.html.j2", figure=figure, best=best)
+
+
+def _settings(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
+    id, title = "settings", "What differs"
+    recipes = {names[f.run.path]: flat(f.recipe) for f in runs}
+    keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
+    told = [key for key in keys if not key.startswith(UNTOLD)]
+    differing = [k for k in told if len({json.dumps(r.get(k), sort_keys=True) for r in recipes.values()}) > 1]
+    if not differing:
+        return missing(id, title, "The recipes are the same.")
+    lines = []
+    for facts in runs:
+        name = names[facts.run.path]
+        figures = [number(_val(facts, "top1"), 2), _difference(facts, "start")]
+        lines.append(
+            [Cell(name, name), *figures, *(_setting(recipes[name].get(key, ABSENT)) for key in differing)]
+        )
+    sheet = Sheet(["Run", "Val top-1, %", "Against start, points", *differing], lines)
+    return render_section(id, title, "several_settings.html.j2", sheet=sheet)
+
+
+def _setting(setting: Any) -> Cell:
+    sortable = isinstance(setting, int | float) and not isinstance(setting, bool)
+    return Cell(value(setting), setting if sortable else value(setting))

@@ -1,0 +1,84 @@
+"""One colour, one mark and one name for each role, everywhere on the page."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import plotly.graph_objects as go
+
+# Okabe and Ito's colours, told apart by colour-blind readers; each has a contrast of 3 or more on the light and
+# on the dark page, so that lines and marks are the same in both.
+BLUE, VERMILION, GREEN, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7A7A7A", "#AA4499"
+
+COLOURS = {"teacher": GREEN, "start": GREY, "control": VERMILION, "distilled": BLUE}
+SYMBOLS = {"teacher": "square", "start": "circle", "control": "diamond", "distilled": "star"}
+NAMES = {
+    "teacher": "Teacher",
+    "start": "Starting student",
+    "control": "Labels-only control",
+    "distilled": "Distilled student",
+}
+FILE_NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "int8": "int8", "bf16": "bf16"}
+FILE_SYMBOL = "triangle-up"  # a deployed file holds the distilled student: its colour, another mark
+
+FONT = "-apple-system, BlinkMacSystemFont, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, system-ui, sans-serif"
+QUIET = "rgba(128,128,128,0.25)"  # grids and bands on either scheme
+LINE = "rgba(128,128,128,0.7)"
+CLEAR = "rgba(0,0,0,0)"
+
+
+def colour(role: str) -> str:
+    """The role's; that of the distilled student for a deployed file."""
+    return COLOURS.get(role, BLUE)
+
+
+def symbol(role: str) -> str:
+    """Plotly's name of the role's mark."""
+    return SYMBOLS.get(role, FILE_SYMBOL)
+
+
+def role_name(role: str) -> str:
+    """As a reader would say it: ``int8`` becomes ``Deployed: int8``."""
+    if role in NAMES:
+        return NAMES[role]
+    return "Deployed: " + " ".join(FILE_NAMES.get(part, part) for part in role.split("-"))
+
+
+def text(value: Any, limit: int = 0) -> str:
+    """A name for use inside a figure: Plotly reads tags in text, so they are escaped.
+
+    Direction is isolated, so that a right-to-left name leaves its surroundings alone; longer than `limit`
+    characters (0: any) is cut with an ellipsis.
+    """
+    said = " ".join(str(value).split())
+    if limit and len(said) > limit:
+        said = said[: limit - 1] + "…"
+    escaped = html.escape(said, quote=False)
+    return escaped if said.isascii() else f"\u2068{escaped}\u2069"
+
+
+def figure(height: int = 320, **layout: Any) -> go.Figure:
+    """An empty figure in the page's style: transparent, quiet grid, no dragging (a phone scrolls past it)."""
+    axis = {
+        "gridcolor": QUIET,
+        "zeroline": False,
+        "linecolor": LINE,
+        "ticks": "",
+        "automargin": True,
+        "title": {"standoff": 8, "font": {"size": 12}},
+    }
+    template = go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": 13},
+            "paper_bgcolor": CLEAR,
+            "plot_bgcolor": CLEAR,
+            "colorway": [BLUE, VERMILION, GREEN, PURPLE, GREY],
+            "xaxis": axis | {"showgrid": False, "showline": True},
+            "yaxis": axis,
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+            "hoverlabel": {"font": {"family": FONT, "size": 13}, "align": "left", "namelength": -1},
+        }
+    )
+    own: dict[str, Any] = {"template": template, "height": height, "dragmode": False}
+    return go.Figure(layout=own | {"margin": {"l": 8, "r": 12, "t": 12, "b": 8}} | layout)

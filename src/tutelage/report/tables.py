@@ -1,0 +1,235 @@
+"""The tables of the page, as plain text and the values they sort by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tutelage.flat import flat
+from tutelage.measure.table import FIGURES, Figure, Row, Table
+from tutelage.recipe import Recipe
+from tutelage.report.facts import Facts
+from tutelage.report.predictions import ClassChange, Confusion
+from tutelage.report.style import NAMES, role_name
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is read, what it sorts by (None: last), a quieter second line, the role whose colour it bears, a link."""
+
+    text: str
+    sort: float | str | None = None
+    note: str = ""
+    role: str = ""
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of the page; the first column holds the rows' names, the others are figures unless `words`."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    words: frozenset[int] = field(default_factory=frozenset)
+    strong: frozenset[int] = field(default_factory=frozenset)
+
+
+def comparison(rows: Sequence[Mapping[str, Any]]) -> Sheet:
+    """Every model and deployed file; below a figure, its change against the first row."""
+    shown = [
+        f for f in FIGURES if any(r.get(f.key) is not None or f.key in (r.get("why") or {}) for r in rows)
+    ]
+    lines = [[_model(row), *(_figure(row, f, row is rows[0]) for f in shown)] for row in rows]
+    columns = ["Model", *(_heading(f.title) for f in shown)]
+    if any(r.get("paired") for r in rows):
+        columns.append("Agreement, %")
+        for row, line in zip(rows, lines, strict=True):
+            line.append(number((row.get("paired") or {}).get("agreement"), 1))
+    strong = frozenset(i for i, row in enumerate(rows) if row.get("role") == "distilled")
+    return Sheet(columns, lines, strong=strong)
+
+
+def footnotes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why figures are absent."""
+    named = [dict(row) | {"role": role_name(row.get("role") or "")} for row in rows]
+    return Table([Row.from_dict(row) for row in named]).footnotes()
+
+
+def pairs(facts: Facts) -> Sheet:
+    """The paired differences in figures."""
+    lines = []
+    for pair in facts.verdict.get("pairs") or []:
+        interval = f"{signed(pair['low'])} to {signed(pair['high'])}"
+        lines.append(
+            [
+                Cell(f"{role_name(pair['new'])} − {role_name(pair['old']).lower()}", role=pair["old"]),
+                Cell(signed(pair["difference"]), pair["difference"]),
+                Cell(interval, pair["low"]),
+                Cell(f"{pair['mcnemar_p']:.2g}", pair["mcnemar_p"]),
+                number(pair["negative_flips"], 0),
+                number(pair["corrections"], 0),
+                number(pair["agreement"], 1),
+            ]
+        )
+    columns = [
+        "Pair", "Top-1, points", "95% interval", "McNemar p", "Negative flips", "Corrections", "Agreement, %",
+    ]  # fmt: skip
+    return Sheet(columns, lines)
+
+
+def epochs(rows: Sequence[Mapping[str, Any]]) -> Sheet:
+    """The metrics of every epoch, in figures."""
+    terms = list(dict.fromkeys(term for row in rows for term in row["loss"]))
+    columns = ["Stage", "Epoch", *(f"{t} loss" for t in terms), "Train top-1, %", "Val top-1, %", "Val NLL"]
+    columns += ["Val top-1 of EMA, %", "Learning rate", "Images/s"]
+    lines = [
+        [
+            Cell(row["stage"], row["stage"]),
+            number(row["epoch"], 0),
+            *(number(row["loss"].get(term), 4) for term in terms),
+            number(row.get("train_top1"), 2),
+            number(row["val"]["top1"], 2),
+            number(row["val"]["nll"], 3),
+            number((row.get("ema_val") or {}).get("top1"), 2),
+            Cell(f"{row['lr']:.3g}", row["lr"]),
+            number(row.get("images_per_s"), 0),
+        ]
+        for row in rows
+    ]
+    return Sheet(columns, lines)
+
+
+def candidates(options: Sequence[Mapping[str, Any]]) -> Sheet:
+    """Each candidate's figures on val."""
+    lines = [
+        [
+            Cell(option["name"], option["name"], "kept" if option.get("kept") else ""),
+            number(option.get("alpha"), 3),
+            number(option["val"]["top1"], 2),
+            number(option["val"]["nll"], 4),
+        ]
+        for option in options
+    ]
+    strong = frozenset(i for i, option in enumerate(options) if option.get("kept"))
+    return Sheet(["Candidate", "Trained share", "Val top-1, %", "Val NLL"], lines, strong=strong)
+
+
+def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str]) -> Sheet:
+    """Each class before and after."""
+    lines = [
+        [
+            _class(c.name, names),
+            number(c.n, 0),
+            number(c.before, 1),
+            number(c.after, 1),
+            Cell(signed(c.change, 1), c.change),
+        ]
+        for c in changes
+    ]
+    return Sheet(["Class", "Images", "Start, %", "Distilled, %", "Change, points"], lines)
+
+
+def confusions(pairs: Sequence[Confusion], names: Mapping[str, str]) -> Sheet:
+    """The most frequent mistakes, and how often each model makes them."""
+    roles = [r for r in ("start", "distilled", "teacher") if pairs and r in pairs[0].counts]
+    lines = [
+        [
+            _class(p.true, names),
+            _class(p.said, names),
+            number(p.n, 0),
+            *(number(p.counts[role], 0) for role in roles),
+        ]
+        for p in pairs
+    ]
+    return Sheet(["Is", "Called", "Images", *(NAMES[r] for r in roles)], lines, words=frozenset({1}))
+
+
+def settings(recipe: Mapping[str, Any]) -> Sheet:
+    """The recipe's keys that were set away from their defaults."""
+    own, defaults = flat(recipe), flat(Recipe().model_dump(mode="json"))
+    lines = [
+        [Cell(key, key), Cell(value(setting)), Cell(value(defaults.get(key, ABSENT)))]
+        for key, setting in own.items()
+        if defaults.get(key, ABSENT) != setting
+    ]
+    return Sheet(["Key", "Value", "Default"], lines, words=frozenset({1, 2}))
+
+
+def times(facts: Facts) -> Sheet:
+    """How long each stage trained."""
+    stages = list(dict.fromkeys(row["stage"] for row in facts.metrics))
+    lines = []
+    for stage in stages:
+        rows = facts.stage(stage)
+        seconds = sum(row.get("seconds") or 0 for row in rows)
+        speed = sum(row.get("images_per_s") or 0 for row in rows) / len(rows)
+        lines.append(
+            [Cell(stage, stage), number(len(rows), 0), Cell(duration(seconds), seconds), number(speed, 1)]
+        )
+    return Sheet(["Stage", "Epochs", "Training time", "Images/s, mean"], lines)
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: ``3 h 05 min``, ``12 min 30 s``, ``4.2 s``."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign, minus being the proper one."""
+    return f"{value:+.{digits}f}".replace("-", "\u2212")
+
+
+def _model(row: Mapping[str, Any]) -> Cell:
+    role = row.get("role") or ""
+    return Cell(role_name(role) if role else row["model"], None, row["model"] if role else "", role)
+
+
+def _heading(title: str) -> str:
+    return title[0].upper() + title[1:]
+
+
+def _figure(row: Mapping[str, Any], figure: Figure, first: bool) -> Cell:
+    number, digits = row.get(figure.key), figure.digits
+    if number is None:
+        return Cell(ABSENT)
+    small = 0 < abs(number) < 10**-digits
+    return Cell(f"{number:.2g}" if small else f"{number:,.{digits}f}", number, _below(row, figure, first))
+
+
+def _below(row: Mapping[str, Any], figure: Figure, first: bool) -> str:
+    """What stands under a figure: its change against the first row, and its spread."""
+    pair, changed = row.get("paired"), (row.get("change") or {}).get(figure.key)
+    notes = []
+    if changed is not None and not first:
+        notes.append(signed(changed, figure.digits) if figure.change == "difference" else f"{changed:.2f}×")
+    if figure.key == "top1" and pair:
+        notes.append(f"[{signed(pair['low'])}, {signed(pair['high'])}]")
+    if figure.key == "latency_ms" and row.get("latency_p10") is not None:
+        notes.append(f"{row['latency_p10']:.{figure.digits}f}–{row['latency_p90']:.{figure.digits}f}")
+    return "\n".join(notes)
+
+
+def number(value: float | None, digits: int) -> Cell:
+    """A figure that sorts by its value; absent ones last."""
+    return Cell(ABSENT) if value is None else Cell(f"{value:,.{digits}f}", value)
+
+
+def _class(name: str, names: Mapping[str, str]) -> Cell:
+    called = names[name]
+    return Cell(called, called, name if called != name else "")
+
+
+def value(setting: Any) -> str:
+    """A recipe's value as YAML writes it."""
+    if setting is None:
+        return "null"
+    return str(setting).lower() if isinstance(setting, bool) else str(setting)

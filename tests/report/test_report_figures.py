@@ -1,0 +1,246 @@
+"""The figures' arithmetic, without a browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tutelage.errors import TutelageError
+from tutelage.report import plots, tables
+from tutelage.report.facts import read_facts
+from tutelage.report.page import embed
+from tutelage.report.predictions import (
+    Predictions,
+    Said,
+    agreement,
+    class_changes,
+    confusion_matrix,
+    confusions,
+    greatest_changes,
+    hardest_classes,
+    read_predictions,
+    reliability,
+)
+from tutelage.report.sections import class_names
+from tutelage.report.style import text
+from tutelage.run import Run, read_json, read_jsonl
+
+
+def said(*classes: int, sure: float = 0.8) -> Said:
+    top = np.array([[c, (c + 1) % 3] for c in classes])
+    return Said(top, np.tile([sure, 1 - sure], (len(classes), 1)))
+
+
+@pytest.fixture
+def small() -> Predictions:
+    """Six images, the last without a label."""
+    roles = {
+        "teacher": said(0, 0, 1, 1, 2, 0),
+        "start": said(0, 1, 1, 2, 2, 1, sure=0.6),
+        "distilled": said(0, 0, 1, 1, 0, 2),
+    }
+    return Predictions(np.array(list("abcdef")), np.array([0, 0, 1, 1, 2, -1]), ("x", "y", "z"), roles)
+
+
+def test_agreement_parts_sum_to_all(small: Predictions) -> None:
+    parts = agreement(small, "start")
+    assert parts.agreement == pytest.approx(60)
+    assert (parts.both_right, parts.only_teacher_right) == (pytest.approx(60), pytest.approx(40))
+    assert parts.both_right + parts.both_wrong_same == pytest.approx(parts.agreement)
+
+
+def test_reliability_agrees_with_the_expected_calibration_error(finished: Run) -> None:
+    predictions = read_predictions(finished.predictions)
+    ece = {row["role"]: row["ece"] for row in read_json(finished.comparison)["rows"]}
+    for role, stored in predictions.roles.items():
+        line = reliability(predictions, role)
+        left_out = len(stored.first) - line.count.sum()
+        gap = np.sum(np.abs(line.confidence - line.accuracy) * line.count) / len(stored.first)
+        assert gap == pytest.approx(ece[role], abs=100 * left_out / len(stored.first) + 0.01)
+
+
+def test_class_changes_are_sorted_and_right(small: Predictions) -> None:
+    changes = class_changes(small, "start", "distilled")
+    assert [(c.name, c.n, c.before, c.after, c.change) for c in changes] == [
+        ("x", 2, 50.0, 100.0, 50.0),
+        ("y", 2, 50.0, 100.0, 50.0),
+        ("z", 1, 100.0, 0.0, -100.0),
+    ]
+
+
+def test_the_greatest_changes_are_those_of_the_verdict(finished: Run, small: Predictions) -> None:
+    predictions = read_predictions(finished.predictions)
+    pair = next(p for p in read_json(finished.comparison)["verdict"]["pairs"] if p["old"] == "start")
+    found = greatest_changes(predictions, "start", "distilled", len(predictions))
+    assert len(found["negative_flips"]) == pair["negative_flips"]
+    assert len(found["corrections"]) == pair["corrections"]
+    few = greatest_changes(small, "start", "distilled", 1)
+    assert (few["negative_flips"].tolist(), few["corrections"].tolist()) == ([4], [1])
+
+
+def test_confusions_are_counted(small: Predictions) -> None:
+    matrix = confusion_matrix(small, "start")
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert hardest_classes(matrix, 1).tolist() == [1]
+    assert confusions(small, "start", 5) == []  # none is made twice
+    again = Predictions(
+        np.array(["a", "b"]), np.array([0, 0]), ("x", "y"), {"start": said(1, 1), "teacher": said(0, 1)}
+    )
+    (pair,) = confusions(again, "start", 5)
+    assert (pair.true, pair.said, pair.n, pair.counts) == ("x", "y", 2, {"start": 2, "teacher": 1})
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(3, 90), (1, 80), (2, 70), (4, 89)], [1, 0]),
+        ([(1, 80), (1, 85)], [1]),
+        ([(2, 80), (1, 80)], [1]),
+        ([], []),
+    ],
+)
+def test_pareto(points: list[tuple[float, float]], front: list[int]) -> None:
+    assert plots.pareto(points) == front
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 40.0])
+def test_names_in_the_picture_do_not_cover_each_other(ratio: float) -> None:
+    roles = ["teacher", "start", "control", "distilled", "onnx", "int8"]
+    costs = [ratio, 1, 1, 1, 0.9, 0.5]
+    rows = [
+        {"role": r, "top1": 70 + i / 10, "latency_ms": c}
+        for i, (r, c) in enumerate(zip(roles, costs, strict=True))
+    ]
+    figure = plots.tradeoff(rows)
+    assert figure is not None
+    low, high = figure.layout.yaxis.range
+    left, right = figure.layout.xaxis.range
+    boxes = []
+    for note in figure.layout.annotations:
+        x = 290 * (note.x - left) / (right - left) + note.ax
+        y = 320 * (high - note.y) / (high - low) + note.ay
+        width = 6.4 * len(note.text)
+        start = x if note.xanchor == "left" else x - width
+        boxes.append((start, y - 7, start + width, y + 7))
+    assert len(boxes) == len(rows)
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_a_picture_needs_two_models() -> None:
+    assert plots.tradeoff([{"role": "teacher", "top1": 70.0, "latency_ms": 3.0}]) is None
+    assert plots.tradeoff([{"role": "teacher", "top1": 70.0, "size_mb": None}] * 3, "size_mb") is None
+
+
+def test_curves_hold_every_term_and_stage(finished: Run) -> None:
+    rows = list(read_jsonl(finished.metrics))
+    figures = plots.curves(rows, references={"teacher": 97.0, "start": 94.0})
+    assert list(figures) == ["accuracy", "loss: total", "loss: kd", "loss: label", "lr", "speed"]
+    val = next(t for t in figures["accuracy"].data if t.name == "distilled, val")
+    assert list(val.y) == [94.0] + [r["val"]["top1"] for r in rows if r["stage"] == "distill"]
+    kd = {t.name: t for t in figures["loss: kd"].data}
+    assert list(kd) == ["distilled, val", "distilled, train"]
+    assert list(kd["distilled, train"].y) == [r["loss"]["kd"] for r in rows if r["stage"] == "distill"]
+
+
+def test_curves_bear_missing_figures() -> None:
+    row = {"stage": "teacher-fit-2", "epoch": 1, "loss": {"total": None}, "val": {"top1": 50.0}, "lr": 0.1}
+    figures = plots.curves([row])
+    assert [t.name for t in figures["accuracy"].data] == ["teacher, val"]
+
+
+def test_candidates_ring_what_is_kept() -> None:
+    options = [
+        {"name": "start", "source": "start", "alpha": 0.0, "val": {"top1": 60.0, "nll": 1.0}},
+        {"name": "ema", "source": "ema", "alpha": 1.0, "val": {"top1": 61.0, "nll": 0.9}},
+        {"name": "ema@0.5", "source": "ema", "alpha": 0.5, "val": {"top1": 62.0, "nll": 0.8}, "kept": True},
+        {"name": "soup", "source": "start+ema", "alpha": None, "val": {"top1": 61.5, "nll": 0.85}},
+    ]
+    figure = plots.candidates(options)
+    way, ring = figure.data
+    assert (list(way.x), list(way.y)) == ([0.0, 0.5, 1.0], [60.0, 62.0, 61.0])
+    assert (ring.x[0], ring.y[0]) == (0.5, 62.0)
+    assert [note.text for note in figure.layout.annotations] == ["soup"]
+    assert list(plots.candidates(options, "nll").data[0].y) == [1.0, 0.8, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat", "cat"),
+        ("<b>&", "&lt;b&gt;&amp;"),
+        ("two\nlines", "two lines"),
+        ("שלום", "\u2068שלום\u2069"),
+        ("abcdefgh", "\u2068abcd…\u2069"),
+    ],
+)
+def test_names_in_figures_are_escaped(name: str, shown: str) -> None:
+    assert text(name, 5 if name == "abcdefgh" else 0) == shown
+
+
+def test_figures_cannot_end_their_script() -> None:
+    figure = plots.val_curves({"</script><!--": [{"epoch": 1, "val": {"top1": 5.0}}]}, None)
+    embedded = str(embed(figure).json)
+    assert not set("<>&") & set(embedded)
+    assert json.loads(embedded)["data"][0]["customdata"] == ["&lt;/script&gt;&lt;!--"]
+
+
+def test_wordnet_ids_get_their_names() -> None:
+    assert class_names(["n01443537", "n01629819"]) == {
+        "n01443537": "goldfish",
+        "n01629819": "European fire salamander",
+    }
+    assert class_names(["cat", "n01443537"]) == {"cat": "cat", "n01443537": "n01443537"}
+
+
+def test_crane_and_crane_are_told_apart() -> None:
+    names = class_names(["n02012849", "n03126707"])  # the bird and the machine
+    assert names == {"n02012849": "crane (n02012849)", "n03126707": "crane (n03126707)"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.44, "0.4 s"),
+        (59.94, "59.9 s"),
+        (59.97, "1 min 00 s"),
+        (61, "1 min 01 s"),
+        (3599.6, "1 h 00 min"),
+        (7260, "2 h 01 min"),
+    ],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert tables.duration(seconds) == said
+
+
+def test_settings_away_from_their_defaults_are_told() -> None:
+    sheet = tables.settings(
+        {"train": {"lr": 3e-4, "epochs": 7}, "teacher": {"fit": {"epochs": 2}}, "control": False}
+    )
+    assert [[cell.text for cell in row] for row in sheet.rows] == [
+        ["train.epochs", "7", "10"],
+        ["teacher.fit.epochs", "2", "–"],
+        ["control", "false", "true"],
+    ]
+
+
+def test_an_epoch_run_again_after_a_kill_counts_once(finished: Run, tmp_path: Path) -> None:
+    facts = read_facts(finished)
+    twice = [*facts.metrics, facts.metrics[-1] | {"lr": 5.0}]
+    again = type(facts)(**{**{k: getattr(facts, k) for k in facts.__dataclass_fields__}, "metrics": twice})
+    assert len(again.stage("distill")) == len(facts.stage("distill"))
+    assert again.stage("distill")[-1]["lr"] == 5.0
+
+
+def test_damaged_predictions_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.npz"
+    np.savez(path, ids=np.array(["a"]))
+    with pytest.raises(TutelageError, match=r"predictions\.npz: damaged"):
+        read_predictions(path)
+    path.write_bytes(b"not a zip")
+    with pytest.raises(TutelageError, match=r"predictions\.npz: damaged"):
+        read_predictions(path)

@@ -1,0 +1,292 @@
+"""The page of one run, driven in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import STATIONS, make_folder, make_run
+
+from conftest import Visits, until
+from tutelage.report.build import write_report
+from tutelage.run import Run, read_json, read_jsonl
+
+SHORT = {"train": {"epochs": 3}}
+SECTIONS = [
+    "verdict", "comparison", "tradeoff", "training", "choice", "teacher", "classes", "images", "views", "checks",
+    "record",
+]  # fmt: skip
+HOSTILE = ['<img src=x onerror="window.hacked=1">', "a & b &amp; \"c\" 'd'", "שלום <b>عربي</b>", "</script>"]
+MEGABYTE = 2**20
+NONE_WIDER = """[...document.querySelectorAll('.canvas .main-svg')].every(
+    (svg) => svg.getBoundingClientRect().right <= innerWidth)"""
+
+
+def overflow(page: Any) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def background(page: Any) -> str:
+    return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+
+def ink(page: Any) -> str:
+    return page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()")
+
+
+def test_every_section_is_there_and_says_something(finished: Run, page: Any) -> None:
+    assert page.eval_on_selector_all("main > section", "parts => parts.map((part) => part.id)") == SECTIONS
+    assert page.locator(".missing").count() == 0
+    assert page.locator(".progress").count() == 0
+    assert page.locator("nav a").count() == len(SECTIONS)
+    assert page.locator("h1").inner_text() == "finished"
+    assert page.locator("p.verdict").inner_text() == read_json(finished.comparison)["verdict"]["sentence"]
+    assert finished.report.stat().st_size < 8 * MEGABYTE
+
+
+def test_the_table_holds_the_figures_and_sorts(finished: Run, page: Any) -> None:
+    rows = read_json(finished.comparison)["rows"]
+    heading = page.locator("#comparison th", has_text="NLL")
+    column = heading.evaluate("heading => heading.cellIndex")
+
+    def shown() -> list[str]:
+        return page.eval_on_selector_all(
+            "#comparison tbody tr", f"rows => rows.map((r) => r.cells[{column}].innerText)"
+        )
+
+    figures = [row["nll"] for row in rows]
+    assert [float(text.split()[0]) for text in shown()] == [round(figure, 3) for figure in figures]
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert [float(text.split()[0]) for text in shown()] == sorted(round(figure, 3) for figure in figures)
+    heading.locator("button").press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert [float(text.split()[0]) for text in shown()] == sorted(
+        (round(f, 3) for f in figures), reverse=True
+    )
+
+
+def test_absent_figures_sort_last(finished: Run, page: Any) -> None:
+    heading = page.locator("#comparison th", has_text="GMACs")
+    for _ in range(2):
+        heading.locator("button").click()
+        last = page.locator("#comparison tbody tr").last.inner_text()
+        assert last.startswith("Deployed: int8")
+    assert "not counted for a deployed file" in page.locator("#comparison .foot").inner_text()
+
+
+def test_a_curve_shows_its_value_under_the_pointer(finished: Run, page: Any) -> None:
+    figure = page.locator("#training .plot", has_text="Accuracy").first
+    figure.scroll_into_view_if_needed()
+    row = next(r for r in read_jsonl(finished.metrics) if r["stage"] == "distill" and r["epoch"] == 5)
+    x, y = figure.locator(".canvas").evaluate(
+        """(canvas, [epoch, top1]) => {
+            const { xaxis, yaxis } = canvas._fullLayout;
+            const box = canvas.getBoundingClientRect();
+            return [box.left + xaxis._offset + xaxis.d2p(epoch), box.top + yaxis._offset + yaxis.d2p(top1)];
+        }""",
+        [5, row["val"]["top1"]],
+    )
+    page.mouse.move(x - 3, y)
+    page.mouse.move(x, y)
+    hover = figure.locator(".hoverlayer")
+    hover.locator("text", has_text="distilled, val").first.wait_for()
+    assert f"{row['val']['top1']:.2f}%" in hover.text_content()
+
+
+def test_kept_epoch_and_findings_are_drawn_where_they_are(finished: Run, page: Any) -> None:
+    layout = page.locator("#training .canvas").first.evaluate("canvas => canvas.layout")
+    lines = sorted(shape["x0"] for shape in layout["shapes"])
+    findings = read_json(finished.diagnosis)["findings"]
+    marked = {finding["epoch"]: str(n) for n, finding in enumerate(findings, 1) if finding["epoch"]}
+    assert {a["x"]: a["text"] for a in layout["annotations"]} == {e: f"<b>{n}</b>" for e, n in marked.items()}
+    assert set(marked) <= set(lines)
+    names = page.locator("#training .canvas").first.evaluate(
+        "canvas => canvas.data.map((trace) => trace.name)"
+    )
+    assert f"kept: {read_json(finished.candidates)['kept']}" in names
+    for finding in findings:
+        assert finding["sentence"] in page.locator(".findings").first.inner_text()
+
+
+def test_no_layout_overflows(finished: Run, visit: Visits) -> None:
+    page = visit(finished.report.as_uri(), width=390, dark=True)
+    assert background(page) != "rgb(255, 255, 255)"
+    for width in (390, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        until(page, NONE_WIDER)
+        assert overflow(page) == 0
+
+
+def test_figures_follow_the_scheme(finished: Run, visit: Visits) -> None:
+    page = visit(finished.report.as_uri())
+    assert background(page) == "rgb(255, 255, 255)"
+    same = "document.querySelector('.canvas')._fullLayout.font.color === '{}'"
+    assert page.evaluate(same.format(ink(page)))
+    light = ink(page)
+    page.emulate_media(color_scheme="dark")
+    assert ink(page) != light
+    until(page, same.format(ink(page)))
+
+
+def test_it_prints_within_the_paper(finished: Run, visit: Visits) -> None:
+    page = visit(finished.report.as_uri(), dark=True)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    widths = page.eval_on_selector_all(".canvas", "all => all.map((canvas) => canvas._fullLayout.width)")
+    assert max(widths) <= 680
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_pictures_show_what_changed_with_three_answers(finished: Run, page: Any) -> None:
+    pair = next(p for p in read_json(finished.comparison)["verdict"]["pairs"] if p["old"] == "start")
+    said = page.locator("#images .lead").all_inner_texts()
+    assert said[0].startswith(f"{pair['negative_flips']} test images were right before")
+    assert said[1].startswith(f"{pair['corrections']} test images were wrong before")
+    card = page.locator("#images .cards").last.locator("li").first
+    assert card.locator("dt").all_inner_texts() == ["Starting student", "Distilled student", "Teacher"]
+    assert card.locator("dd.wrong, dd.right").evaluate_all("all => all.map((d) => d.className)")[:2] == [
+        "wrong",
+        "right",
+    ]
+    assert page.locator("#images img, #views img").evaluate_all(
+        "all => all.every((i) => i.complete && i.naturalWidth)"
+    )
+    assert page.locator("img:not([alt]), img[alt='']").count() == 0
+
+
+def test_views_are_shown_at_both_resolutions(finished: Run, page: Any) -> None:
+    rows = page.locator("#views tbody tr")
+    assert rows.count() == 6
+    cell = rows.first.locator("td").nth(1).locator("img")
+    assert cell.evaluate_all("all => all.map((i) => i.naturalWidth)") == [64, 32]
+
+
+def test_headings_and_figures_can_be_heard(finished: Run, page: Any) -> None:
+    assert page.locator("h1").count() == 1
+    assert (
+        page.locator(".canvas:not([aria-label]), table:not([aria-labelledby]):not([aria-label])").count() == 0
+    )
+    ids = page.eval_on_selector_all("[id]", "all => all.map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+
+
+REACHED = {
+    "preflight": "it had only begun",
+    "control": "it had reached epoch 2 of 3 of training the labels-only control",
+    "distill": "it had reached epoch 2 of 3 of distilling",
+    "choose": "it had got through “distill”, and “choose” came next",
+    "measure": "it had got through “choose”, and “measure” came next",
+    "diagnose": "it had got through “measure”, and “diagnose” came next",
+}
+
+
+@pytest.mark.parametrize("station", STATIONS)
+def test_a_killed_run_says_how_far_it_got(tmp_path: Path, visit: Visits, station: str) -> None:
+    run = make_run(
+        tmp_path, station, stop=station, overrides={"data": {"train": "digits", "limit": 150}} | SHORT
+    )
+    write_report(run)
+    page = run.report.read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)"', page) == SECTIONS
+    missing = re.findall(r'<p class="missing">(.*?)</p>', page)
+    assert f"{REACHED[station]}. Its last file" in page
+    assert len(missing) == {"preflight": 9, "control": 6, "distill": 6, "choose": 6, "measure": 5}.get(
+        station, 0
+    )
+    assert all(REACHED[station] in why for why in missing)
+    if station == "distill":
+        shown = visit(run.report.as_uri(), width=390)
+        assert "tutelage resume" in shown.locator(".progress").inner_text()
+        assert shown.locator("#training .canvas").count() > 3
+        assert overflow(shown) == 0
+
+
+def test_damaged_files_are_named(tmp_path: Path, visit: Visits) -> None:
+    run = make_run(
+        tmp_path, "damaged", overrides={"data": {"train": "digits", "limit": 200}, "train": {"epochs": 2}}
+    )
+    run.candidates.write_text("{")
+    run.predictions.write_bytes(run.predictions.read_bytes()[:500])
+    run.diagnosis.write_text("[]")
+    run.metrics.write_text(run.metrics.read_text()[:-40])  # the last line is cut
+    write_report(run)
+    page = visit(run.report.as_uri())
+    told = " ".join(page.locator("#verdict .missing").all_inner_texts())
+    for path in (run.candidates, run.predictions, run.diagnosis):
+        assert path.name in told
+    assert "epoch 1 of 2" in page.locator(".progress").inner_text()
+
+
+def test_images_that_are_gone_are_missed_not_fatal(tmp_path: Path, visit: Visits) -> None:
+    folder = make_folder(tmp_path / "photos", ["one", "two", "three"], ["scan"])
+    overrides = {"data": {"train": f"folder:{folder}", "test_fraction": 0.4}, "train": {"epochs": 2}}
+    run = make_run(tmp_path, "moved", overrides=overrides)
+    folder.rename(tmp_path / "elsewhere")
+    write_report(run)
+    page = visit(run.report.as_uri())
+    assert "cannot be read" in page.locator("#views .missing").inner_text()
+    assert page.locator("#classes .plot").count() > 0
+
+
+def test_hostile_names_are_text_and_run_nothing(tmp_path: Path, visit: Visits) -> None:
+    classes = [name.replace("/", "⁄") for name in HOSTILE]
+    folder = make_folder(tmp_path / "photos", classes, [name.replace("/", "⁄") for name in HOSTILE])
+    overrides = {
+        "data": {"train": f"folder:{folder}", "test_fraction": 0.5},
+        "teacher": {"model": f"{HOSTILE[3]}{HOSTILE[0]}"},
+        "train": {"epochs": 2, "lr": 0.05},
+    }
+    run = make_run(tmp_path, "hostile", overrides=overrides)
+    diagnosis = read_json(run.diagnosis)
+    diagnosis["findings"][0]["name"] = diagnosis["findings"][0]["sentence"] = HOSTILE[0]
+    run.diagnosis.write_text(json.dumps(diagnosis))
+    write_report(run)
+    page = visit(run.report.as_uri())
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src='x']").count() == 0
+    assert HOSTILE[0] in page.locator(".findings").first.inner_text()
+    assert f"{HOSTILE[3]}{HOSTILE[0]}" in page.locator(".who").inner_text()
+    page.locator("#classes details").first.locator("summary").click()
+    shown = page.locator("#classes details tbody th").all_inner_texts()
+    assert sorted(shown) == sorted(" ".join(name.split()) for name in classes)
+    ticks = page.locator("#classes .canvas").last.locator(".ytick text").all_text_contents()
+    assert len(ticks) == len(classes)
+    assert any(tick.strip("\u2068\u2069").startswith("<img src=x") for tick in ticks)
+    assert any("שלום <b>" in tick for tick in ticks)
+    assert page.locator(".canvas b, .canvas a[href]").count() == 0
+    for canvas in page.locator("#classes .canvas").all():
+        canvas.hover()
+    assert page.evaluate("window.hacked") is None
+
+
+def test_names_that_are_no_unicode_do_not_stop_the_page(tmp_path: Path, visit: Visits) -> None:
+    folder = make_folder(tmp_path / "photos", ["caf\udce9", "plain"], ["scan"])
+    overrides = {"data": {"train": f"folder:{folder}", "test_fraction": 0.4}, "train": {"epochs": 2}}
+    run = make_run(tmp_path, "latin", overrides=overrides)
+    write_report(run)
+    page = visit(run.report.as_uri())
+    page.locator("#classes details").first.locator("summary").click()
+    assert "caf?" in page.locator("#classes").inner_text()
+
+
+def test_the_page_may_run_only_its_own_scripts(finished: Run, browser: Any) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(finished.report.as_uri())
+    page.evaluate(
+        """() => {
+            const script = document.createElement("script");
+            script.textContent = "window.hacked = 1";
+            document.body.append(script);
+            document.querySelector("main").insertAdjacentHTML("beforeend", "<img src=x onerror='window.hacked = 1'>");
+            return fetch("https://example.com/").catch(() => null);
+        }"""
+    )
+    assert page.evaluate("window.hacked") is None
+    assert any("Content Security Policy" in text for text in refused)
+    context.close()

@@ -1,0 +1,148 @@
+"""Several runs, and a study's directory of them, on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_run import make_run
+
+from conftest import Visits, until
+from tutelage.errors import TutelageError
+from tutelage.report.build import find_runs, report
+from tutelage.run import Run, read_json, write_json
+
+TRIALS = 12
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve trials; the sixth was killed while it distilled, the eighth before its test images."""
+    root = tmp_path_factory.mktemp("studies") / "lr <&> temperature"
+    stops = {5: "distill", 7: "measure"}
+    for trial in range(TRIALS):
+        overrides = {
+            "data": {"train": "digits", "limit": 300},
+            "train": {"epochs": 2, "lr": 10 ** (-3 + trial / 8)},
+            "loss": {"temperature": float(1 + trial % 3)},
+            "name": f"trial-{trial}",
+        }
+        make_run(root / "trials", f"trial-{trial:02d}", stop=stops.get(trial), overrides=overrides)
+    return root
+
+
+def test_a_study_of_twelve_runs(study: Path, visit: Visits) -> None:
+    path = report([study])
+    assert path == study / "report.html"
+    page = visit(path.as_uri())
+    assert page.locator("h1").inner_text() == study.name
+    assert page.eval_on_selector_all("main > section", "parts => parts.map((part) => part.id)") == [
+        "verdict", "runs", "differences", "tradeoff", "training", "settings",
+    ]  # fmt: skip
+    rows = page.locator("#runs tbody tr")
+    assert rows.count() == TRIALS
+    assert page.locator("#runs td", has_text="unfinished").count() == 2
+    assert "2 are unfinished" in page.locator("#verdict").inner_text()
+    assert "epoch 1 of 2 of distilling" in page.locator("#verdict .foot").inner_text()
+    for canvas, runs in (("#differences .canvas >> nth=0", 10), ("#training .canvas", 12)):
+        assert page.locator(canvas).evaluate("canvas => canvas.data.length") == runs
+    assert page.locator("#settings th").all_inner_texts()[3:5] == ["loss.temperature", "train.lr"]
+
+
+def test_the_best_on_val_is_first_and_named(study: Path, visit: Visits) -> None:
+    page = visit(report([study]).as_uri())
+    runs = [Run(path) for path in sorted((study / "trials").iterdir())]
+    kept = {
+        run.path.name: candidate["val"]["top1"]
+        for run in runs
+        if run.candidates.exists()
+        for candidate in read_json(run.candidates)["candidates"]
+        if candidate["kept"]
+    }
+    best = max(kept.values())
+    first = page.locator("#runs tbody th").first.inner_text()
+    assert kept[first] == best
+    assert page.locator("p.outcome").inner_text() == f"Best on val: {first}"
+    shown = page.locator("#runs tbody tr").first.locator("td").nth(2).inner_text()
+    assert float(shown) == pytest.approx(best, abs=0.005)
+
+
+def test_its_table_sorts_and_it_fits_a_phone(study: Path, visit: Visits) -> None:
+    page = visit(report([study]).as_uri(), width=390, dark=True)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    until(
+        page, "[...document.querySelectorAll('.canvas .main-svg')].every((s) => s.clientWidth <= innerWidth)"
+    )
+    heading = page.locator("#settings th", has_text="train.lr")
+    heading.locator("button").click()
+    column = heading.evaluate("heading => heading.cellIndex")
+    shown = page.eval_on_selector_all(
+        "#settings tbody tr", f"rows => rows.map((row) => Number(row.cells[{column}].dataset.sort))"
+    )
+    assert shown == sorted(shown)
+    assert len(shown) == TRIALS
+
+
+def test_runs_side_by_side_link_to_their_own_pages(
+    finished: Run, study: Path, tmp_path: Path, visit: Visits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = report([finished.path, study / "trials" / "trial-00"])
+    assert path == tmp_path / "report.html"
+    page = visit(path.as_uri())
+    link = page.locator("#runs a")
+    assert link.count() == 1
+    assert link.evaluate("a => a.href") == finished.report.as_uri()
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    small = {"data": {"train": "digits", "limit": 150}, "train": {"epochs": 1}}
+    paths = [make_run(tmp_path / place, "same", overrides=small).path for place in ("a", "b")]
+    page = report(paths, out=tmp_path / "both.html").read_text(encoding="utf-8")
+    assert "<bdi>a/same</bdi>" in page
+    assert "<bdi>b/same</bdi>" in page
+    assert "The recipes are the same." in page
+
+
+def test_damage_in_one_run_spares_the_others(tmp_path: Path, finished: Run) -> None:
+    small = {"data": {"train": "digits", "limit": 150}, "train": {"epochs": 1}}
+    damaged = make_run(tmp_path, "damaged", overrides=small)
+    write_json(damaged.comparison, [])
+    page = report([damaged.path, finished.path], out=tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "comparison.json: damaged" in page
+    assert "<bdi>finished</bdi>" in page
+
+
+def test_no_run_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TutelageError, match="neither a run directory nor a directory of runs"):
+        find_runs([tmp_path])
+
+
+def test_one_run_is_found_once(finished: Run) -> None:
+    assert [run.path for run in find_runs([finished.path, finished.path.parent])] == [finished.path]
+
+
+def test_the_page_of_one_run_stays_in_it(finished: Run, tmp_path: Path) -> None:
+    assert report([finished.path]) == finished.report
+    with pytest.raises(TutelageError, match="--out"):
+        report([finished.path], out=tmp_path / "elsewhere.html")
+
+
+def test_seeds_are_told_with_their_pooled_interval(tmp_path: Path, visit: Visits) -> None:
+    from tutelage.seeds import summary
+
+    root = tmp_path / "thrice"
+    runs = []
+    for seed in range(3):
+        overrides = {"data": {"train": "digits", "limit": 200}, "train": {"epochs": 2, "seed": seed}}
+        runs.append(make_run(root, f"seed-{seed}", overrides=overrides))
+    together = Run(root)
+    together.recipe.write_text(runs[0].recipe.read_text())
+    write_json(together.seeds, summary(runs))
+    page = visit(report([root]).as_uri())
+    seeds = read_json(together.seeds)
+    assert page.locator("p.verdict").inner_text() == seeds["sentence"]
+    start = next(p for p in seeds["pairs"] if p["old"] == "start")
+    first = page.locator("#differences .canvas").first.evaluate("canvas => canvas.data[0]")
+    assert first["x"] == [start["difference"]]
+    assert first["customdata"][0][0] == "all seeds"
