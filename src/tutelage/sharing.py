@@ -1,0 +1,94 @@
+"""What several runs would compute alike is computed once: by the first that needs it, the others wait and take it.
+
+A file is shared under a digest of everything that decides its content, so that a shared result is the one
+the run would have come to by itself, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tutelage.checkpoint import State
+from tutelage.context import Context
+from tutelage.run import write_bytes
+from tutelage.train import Stage, Trained, train
+
+INCIDENTAL = {"checkpoint_minutes", "max_bad_steps"}  # settings of the loop that change no weight
+
+
+@contextmanager
+def made_once(context: Context, mine: Path, key: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """Bring a file of the run from the store, or leave it there once the body has made it.
+
+    The body runs in either case and is to go on from the file where it is there. Without a store
+    (`context.shared`) nothing else happens. A lock is held meanwhile; it falls when its process dies.
+
+    Args:
+        context: of the run.
+        mine: the file in the run.
+        key: what decides its content, JSON-able.
+    """
+    if context.shared is None:
+        yield
+        return
+    text = json.dumps(key(), sort_keys=True)
+    place = context.shared / f"{mine.stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}{mine.suffix}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_name(f"{place.name}.lock")):
+        if place.exists():
+            _link(place, mine)
+        yield
+        if not place.exists():
+            _link(mine, place)
+
+
+def train_once(stage: Stage, context: Context) -> Trained:
+    """`train` a stage without a teacher, or take it from a run that began it alike."""
+    mine = context.run.checkpoints / f"{stage.name}.safetensors"
+    with made_once(context, mine, lambda: _stage_key(stage, context)):
+        return train(stage, context)
+
+
+def state_digest(state: State) -> str:
+    """Identity of weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _stage_key(stage: Stage, context: Context) -> dict[str, Any]:
+    module = stage.model.module
+    return {
+        "stage": stage.name,
+        "settings": stage.settings.model_dump(mode="json", exclude=INCIDENTAL),
+        "view": stage.view.model_dump(mode="json"),
+        "label_smoothing": stage.task.recipe.label_smoothing,
+        "l2_sp": stage.task.l2_sp,
+        "network": [stage.model.name, repr(module), repr(getattr(module, "drop_rate", None))],
+        "state": state_digest(module.state_dict()),
+        "input": stage.model.input.to_dict(),
+        "images": [stage.train.digest(), stage.val.digest()],
+        "head": [stage.head_only, stage.head_index.tolist()],
+        "machine": [context.precision, context.accelerator.device.type],
+    }
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link costs no room, and files are replaced, never changed; where there are none, a copy."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.link")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, aside)
+        os.replace(aside, target)
+    except OSError:
+        write_bytes(target, source.read_bytes())
