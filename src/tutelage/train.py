@@ -37,13 +37,15 @@ from tutelage.data.splits import Part
 from tutelage.data.views import ViewPolicy
 from tutelage.errors import TutelageError
 from tutelage.evaluate import predict_logits
+from tutelage.losses import dominant_labels
 from tutelage.measure.quality import quality
 from tutelage.models import Model
 from tutelage.recipe import TrainRecipe, ViewRecipe
 from tutelage.run import Run, append_jsonl, read_jsonl, write_text
 from tutelage.task import Batch, Task
-from tutelage.teacher import Teacher
+from tutelage.teacher import TargetSource
 
+ABOUT_TARGETS = "targets."  # names of figures that are no loss terms
 TIMM_SCHEDULES = {"cosine": "cosine", "linear": "poly", "constant": "constant"}
 
 
@@ -65,6 +67,7 @@ class Stage:
         val: images to choose by.
         head_index: (data classes,) head index of each class of the data.
         teacher: whose targets are matched; None: labels only.
+        views: distinct views an image; None: a new one each epoch.
         val_targets: (N, C) teacher's logits on val, for the loss there.
         head_only: the body is frozen and in eval mode.
     """
@@ -77,7 +80,8 @@ class Stage:
     train: Part
     val: Part
     head_index: np.ndarray
-    teacher: Teacher | None = None
+    teacher: TargetSource | None = None
+    views: int | None = None
     val_targets: Tensor | None = None
     head_only: bool = False
 
@@ -101,6 +105,7 @@ class Counters:
     best: float = -math.inf
     rows: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)  # over the epoch so far
+    targets: dict[str, float] = field(default_factory=dict)  # the same of what the targets are like
     images: int = 0
     correct: int = 0
     seconds: float = 0.0
@@ -155,7 +160,7 @@ class _Loop:
 
     def run(self) -> None:
         """All epochs that are left."""
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             while self.at.epoch < self.settings.epochs:
                 self._run_epoch(stop)
             self.save(finished=True)
@@ -173,6 +178,7 @@ class _Loop:
             batch_size=settings.batch_size,
             seed=settings.seed,
             epoch=at.epoch,
+            views=self.stage.views,
             start_step=at.step,
             workers=self.context.workers,
             rank=self.accelerator.process_index,
@@ -240,13 +246,15 @@ class _Loop:
         if mix:
             images = [mix.images(x) for x in images]
             other, lam = labels[mix.permutation.to(device)], mix.lam
-        targets = self.stage.teacher.targets(images[1:]) if self.stage.teacher else None
+        teacher = self.stage.teacher
+        targets = teacher.targets(images[1:], raw["index"], self.at.epoch) if teacher else None
         return Batch(images[0], labels, other, lam, targets)
 
     def _figures(self, parts: dict[str, Tensor], batch: Batch) -> dict[str, float]:
         """Each loss term and the share of right answers over all processes, the same in each of them."""
         right = (parts["output"].detach().argmax(1) == batch.labels).float().mean()
         values = {name: value.detach() for name, value in parts.items() if name != "output"}
+        values |= _about_targets(batch, self.stage.task.recipe.temperature)
         names, tensors = zip(*values.items(), ("right", right), strict=True)
         means = self.accelerator.reduce(torch.stack(tensors), "mean").tolist()
         return dict(zip(names, means, strict=True))
@@ -255,7 +263,8 @@ class _Loop:
         at = self.at
         at.correct += round(figures.pop("right") * images)
         for name, value in figures.items():
-            at.sums[name] = at.sums.get(name, 0.0) + value * images
+            sums = at.targets if name.startswith(ABOUT_TARGETS) else at.sums
+            sums[name] = sums.get(name, 0.0) + value * images
         at.images += images
 
     def _bad_step(self) -> None:
@@ -290,7 +299,7 @@ class _Loop:
         if self.context.writes:
             append_jsonl(self.context.run.metrics, row)
         self.context.progress.epoch(row)
-        at.sums, at.images, at.correct, at.seconds = {}, 0, 0, 0.0
+        at.sums, at.targets, at.images, at.correct, at.seconds = {}, {}, 0, 0, 0.0
         if at.epoch < self.settings.epochs:
             self.save()
 
@@ -305,6 +314,7 @@ class _Loop:
             "step": at.updates,
             "loss": {"total": loss.pop("loss", None), **loss},
             "train_top1": 100 * at.correct / images,
+            "targets": _targets_row(at.targets, images),
             "val": self._val(self.module),
             "ema_val": self._val(self.ema.module) if self.ema else None,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -450,6 +460,30 @@ def _schedule(optimizer: torch.optim.Optimizer, settings: TrainRecipe, steps: in
     return schedule
 
 
+def _about_targets(batch: Batch, temperature: float) -> dict[str, Tensor]:
+    """What the teacher says of a batch, as means over its images; nothing is known of targets cut to the top k."""
+    if not isinstance(batch.targets, Tensor):
+        return {}
+    soft = torch.softmax(batch.targets.float() / temperature, 1)
+    labels = dominant_labels(batch.labels, batch.other_labels, batch.lam)
+    about = {
+        "entropy": torch.special.entr(soft).sum(1),
+        "confidence": 100 * batch.targets.float().softmax(1).amax(1),
+        "right": (batch.targets.argmax(1) == labels).float(),
+        "labelled": (labels >= 0).float(),
+    }
+    return {ABOUT_TARGETS + name: value.mean() for name, value in about.items()}
+
+
+def _targets_row(sums: dict[str, float], images: int) -> dict[str, float | None] | None:
+    """Of an epoch: entropy in nats at the loss's temperature, confidence and top-1 against the labels in percent."""
+    if not sums:
+        return None
+    means = {name.removeprefix(ABOUT_TARGETS): total / images for name, total in sums.items()}
+    labelled = means.pop("labelled")
+    return {**means, "top1": 100 * means.pop("right") / labelled if labelled else None}
+
+
 def _to_head(labels: Tensor, head_index: Tensor) -> Tensor:
     return torch.where(labels >= 0, head_index[labels.clamp_min(0)], labels)
 
@@ -483,7 +517,7 @@ def _rewrite_metrics(run: Run, stage: str, rows: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
+def stop_requests() -> Iterator[threading.Event]:
     """Ctrl-C and a polite kill set a flag; a second Ctrl-C ends at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
