@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +164,34 @@ def test_a_damaged_copy_is_made_again(photos, tmp_path, damage, caplog):
     copy = cached(photos, 64, tmp_path / "cache", 100)
     assert "damaged and made again" in caplog.text
     assert copy.image(5).tobytes() == photos.image(5).tobytes()
+
+
+def test_a_hundred_mutated_copies_are_made_again_or_named(tmp_path):
+    """One byte of one file changed: the same images, or one line."""
+    rng = random.Random(0)
+    digits = open_source("digits")
+    for number in range(12):
+        path = tmp_path / "d" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digits.image(number).save(path)
+    part = whole(open_source(f"folder:{tmp_path}/d"))
+    originals = [part.image(position).tobytes() for position in range(12)]
+    cached(part, 64, tmp_path / "cache", 100)
+    (place,) = copies(tmp_path / "cache")
+    named = 0
+    for _ in range(100):
+        file = rng.choice([place / name for name in (imagecache.PIXELS, imagecache.INDEX, imagecache.HEADER)])
+        content = bytearray(file.read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(content)
+        copy = cached(part, 64, tmp_path / "cache", 100)
+        try:
+            assert [copy.image(position).tobytes() for position in range(12)] == originals
+        except TutelageError as error:
+            named += "delete this folder" in str(error)
+            shutil.rmtree(place)
+            cached(part, 64, tmp_path / "cache", 100)
+    assert 10 < named < 60  # those in the pixels, about a third
 
 
 def cached_at(photos: Part, tmp_path: Path) -> Path:

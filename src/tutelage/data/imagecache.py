@@ -53,6 +53,7 @@ def cached(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], None] = log.info,
 ) -> Part:
     """A part whose images come from a decoded copy on disk, which is made if it is not there.
 
@@ -67,6 +68,7 @@ def cached(
         limit_mb: where the copy would be larger, the part is returned as it is, with a warning.
         workers: decoding processes; None: one a core.
         progress: called with (images done, images in all).
+        say: told of a copy's size before it is made.
     """
     if part.images.decoded:
         return part
@@ -78,7 +80,7 @@ def cached(
         log.warning("%s: the image cache is damaged and made again", place)
         shutil.rmtree(place, ignore_errors=True)
     try:
-        if not _fits(part, side, directory, limit_mb):
+        if not _fits(part, side, directory, limit_mb, say):
             return part
         _fill(_Shrunk(part, side), place, limit_mb, workers, progress)
     except (OSError, TutelageError) as error:
@@ -127,6 +129,10 @@ class CachedImages(ImageSet):
     def place(self, index: int) -> str:
         """Where the original lies."""
         return self._source.place(index)
+
+    def stamp(self) -> str:
+        """The set's own."""
+        return self._source.stamp()
 
     def digest(self) -> str:
         """The set's own, unless images were shrunk: their views are then others."""
@@ -181,7 +187,7 @@ def _key(part: Part, side: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _fits(part: Part, side: int, directory: Path, limit_mb: float) -> bool:
+def _fits(part: Part, side: int, directory: Path, limit_mb: float, say: Callable[[str], None]) -> bool:
     """Announce the size, estimated from a sample, and compare it with what may be used."""
     sizes = []
     for position in np.unique(np.linspace(0, len(part) - 1, SAMPLE).astype(int)).tolist():
@@ -197,7 +203,7 @@ def _fits(part: Part, side: int, directory: Path, limit_mb: float) -> bool:
         bound = f"data.cache_mb is {limit_mb:g}" if megabytes > limit_mb else f"{free:.0f} MB are free"
         log.warning("no image cache: %d images would take %.0f MB, %s", len(part), megabytes, bound)
         return False
-    log.info("image cache: %d images, about %.0f MB in %s", len(part), megabytes, directory)
+    say(f"image cache: {len(part):,} images, about {megabytes:.0f} MB in {directory}")
     return True
 
 
@@ -234,7 +240,7 @@ def _write(
         for pixels, chunk, bad, shrunk in loader:
             chunk["start"] += total
             entries.append(chunk)
-            header["bad"] |= bad
+            header["bad"] |= {str(position): reason for position, reason in bad.items()}
             header["shrunk"] += shrunk
             total += stream.write(memoryview(pixels.numpy()))
             if total > limit_mb * 1e6:
@@ -245,7 +251,12 @@ def _write(
         os.fsync(stream.fileno())
     index = np.concatenate(entries).tobytes()
     write_bytes(aside / INDEX, index)
-    write_json(aside / HEADER, header | {"bytes": total, "index": hashlib.sha256(index).hexdigest()})
+    header |= {"bytes": total, "index": hashlib.sha256(index).hexdigest()}
+    write_json(aside / HEADER, header | {"checksum": _checksum(header)})
+
+
+def _checksum(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _opened(part: Part, place: Path) -> Part | None:
@@ -253,11 +264,15 @@ def _opened(part: Part, place: Path) -> Part | None:
     try:
         header = json.loads((place / HEADER).read_text())
         index = (place / INDEX).read_bytes()
-        whole = (place / PIXELS).stat().st_size == header["bytes"]
-        if not whole or hashlib.sha256(index).hexdigest() != header["index"]:
+        if (
+            header.pop("checksum") != _checksum(header)
+            or hashlib.sha256(index).hexdigest() != header["index"]
+        ):
+            return None
+        if (place / PIXELS).stat().st_size != header["bytes"]:
             return None
         return replace(part, images=CachedImages(part, place, header, np.frombuffer(index, ENTRY)))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

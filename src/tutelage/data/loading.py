@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -157,6 +157,33 @@ def eval_loader(
     return _batches(_Rendered(_Crops(part, specs), tries=1), batches, workers, bad or BadImages(0))
 
 
+def view_loader(
+    part: Part,
+    policy: ViewPolicy,
+    specs: Sequence[InputSpec],
+    batches: Iterable[np.ndarray],
+    *,
+    seed: int,
+    view: int,
+    workers: Workers = "auto",
+    bad: BadImages | None = None,
+) -> Batches:
+    """One view of the images at given positions, as `train_loader` renders it; unreadable ones are left out.
+
+    Args:
+        part: the images.
+        policy: of their views.
+        specs: one for each model that looks.
+        batches: positions, an array a batch; drawn as they are needed.
+        seed: of the run.
+        view: index of the view.
+        workers: loader processes.
+        bad: counts unreadable images; None: the first stops the run.
+    """
+    rendered = _Rendered(_Views(part, specs, policy, seed, view), tries=1)
+    return _batches(rendered, batches, workers, bad or BadImages(0))
+
+
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of an epoch: int64 permutation, a pure function of its arguments."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(size)
@@ -253,8 +280,10 @@ class _Rendered(Dataset[Batch]):
         return None
 
 
-def _batches(dataset: _Rendered, batches: list[np.ndarray], workers: Workers, bad: BadImages) -> Batches:
-    count = min(worker_count(workers), math.ceil(len(batches) / 2))
+def _batches(dataset: _Rendered, batches: Iterable[np.ndarray], workers: Workers, bad: BadImages) -> Batches:
+    count = worker_count(workers)
+    if isinstance(batches, list):
+        count = min(count, math.ceil(len(batches) / 2))
     loader = DataLoader(
         dataset,
         batch_size=None,

@@ -1,0 +1,101 @@
+"""Which parts of a run's images are decoded once, where the copies lie, and how large they may grow together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tutelage.data.imagecache import CHUNK, CachedImages, cache_side, cached
+from tutelage.data.splits import Part, Splits
+from tutelage.errors import TutelageError
+from tutelage.inputs import InputSpec
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.run import Run
+
+ROLES = (
+    "train",
+    "val",
+    "unlabelled",
+)  # read in every epoch; test reports, so it is always read from its files
+
+
+def cache_directory(recipe: Recipe, run: Run) -> Path:
+    """Where a run keeps decoded images and targets: its own place, or one shared with other runs."""
+    return Path(recipe.targets.directory).expanduser() if recipe.targets.directory else run.cache
+
+
+def decode_once(
+    splits: Splits,
+    specs: Sequence[InputSpec],
+    recipe: Recipe,
+    directory: Path,
+    progress: Progress,
+    before: dict[str, int | None] | None = None,
+) -> tuple[Splits, dict[str, int | None]]:
+    """The splits with images read from decoded copies, made where they are missing.
+
+    The copies of all runs in `directory` together stay below ``data.cache_mb``. What does not fit is read from
+    its files, in every epoch.
+
+    Args:
+        splits: of the run.
+        specs: of all models that look.
+        recipe: of the run.
+        directory: holds the copies.
+        progress: told of each copy's size before it is made.
+        before: the decision of the run that is resumed, which is kept to: it decides what the models see.
+
+    Returns:
+        The splits, and by role the short side in pixels of its copy, None where there is none.
+
+    Raises:
+        TutelageError: a copy that the resumed run had cannot be made again.
+    """
+    side = cache_side(specs, recipe.view)
+    decided: dict[str, int | None] = {}
+    for role in ROLES:
+        part = getattr(splits, role)
+        wanted = side if before is None else before.get(role)
+        if part is None or wanted is None or not recipe.data.cache or part.images.decoded:
+            decided[role] = None
+            continue
+        copy = _copy(part, wanted, recipe, directory, progress)
+        decided[role] = wanted if isinstance(copy.images, CachedImages) else None
+        if before is not None and decided[role] is None:
+            raise TutelageError(
+                f"{directory}: the run began with decoded images, and they cannot be kept there now; free some "
+                "space or raise data.cache_mb in its recipe.yaml"
+            )
+        splits = replace(splits, **{role: copy})
+    return splits, decided
+
+
+def _copy(part: Part, side: int, recipe: Recipe, directory: Path, progress: Progress) -> Part:
+    room = recipe.data.cache_mb - _megabytes(directory)
+    done = 0
+
+    def step(images: int, count: int) -> None:
+        nonlocal done
+        if not done:
+            progress.begin("images", -(-count // CHUNK))
+        progress.step({}, images - done)
+        done = images
+
+    try:
+        return cached(part, side, directory, room, progress=step, say=progress.say)
+    finally:
+        if done:
+            progress.end()
+
+
+def _megabytes(directory: Path) -> float:
+    """Of all files below a directory; those that go meanwhile do not count."""
+    total = 0
+    for file in directory.rglob("*"):
+        try:
+            total += file.stat().st_size
+        except OSError:
+            continue
+    return total / 1e6
