@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,11 @@ from tutelage.data.loading import BadImages, Workers
 from tutelage.precision import Precision
 from tutelage.progress import Progress
 from tutelage.run import Run
+
+
+def new_accelerator() -> Accelerator:
+    """Device and processes as the launcher has them; the precision is the recipe's, not the launcher's."""
+    return Accelerator(mixed_precision="no")
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Context:
         workers: of the loaders.
         bad: counts images that cannot be decoded.
         precision: in which students are trained; figures are always taken in fp32.
+        shared: where the trials of a study keep what they would compute alike; None: a run by itself.
     """
 
     run: Run
@@ -32,6 +39,7 @@ class Context:
     workers: Workers
     bad: BadImages
     precision: Precision = "fp32"
+    shared: Path | None = None
 
     def autocast(self) -> torch.autocast:
         """The precision, as a context manager."""

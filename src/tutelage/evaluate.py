@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -61,6 +63,17 @@ def predict_logits(
         places.append(batch["index"])
     module.train(training)
     return _gather(mine, places, accelerator)
+
+
+def in_common(said: Sequence[Predictions]) -> list[Predictions]:
+    """Restricted to the images that could be decoded every time: one may turn unreadable in between."""
+    shared = reduce(np.intersect1d, [one.index.numpy() for one in said])
+    return [_restricted(one, shared) for one in said]
+
+
+def _restricted(one: Predictions, index: np.ndarray) -> Predictions:
+    kept = torch.from_numpy(np.isin(one.index.numpy(), index))
+    return Predictions(one.logits[kept], one.index[kept])
 
 
 def _gather(mine: Sequence[Tensor], places: Sequence[Tensor], accelerator: Accelerator) -> Predictions:

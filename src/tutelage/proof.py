@@ -14,7 +14,7 @@ from torch import Tensor
 from tutelage.checkpoint import State
 from tutelage.context import Context
 from tutelage.data.splits import Part
-from tutelage.evaluate import predict_logits
+from tutelage.evaluate import Predictions, in_common, predict_logits
 from tutelage.heads import Heads
 from tutelage.measure.latency import forward_call
 from tutelage.measure.paired import Paired, paired
@@ -53,22 +53,15 @@ def prove(
         kept: name of the candidate that is `distilled`.
         context: of the run.
     """
-    rows = _timed_rows(contestants, context.accelerator.device)
-    said: dict[str, Tensor] = {}
-    index = torch.empty(0, dtype=torch.long)
-    for place, one in enumerate(contestants):
-        one.model.module.load_state_dict(one.state)
-        answer = predict_logits(
-            one.model.module,
-            one.model.input,
-            part,
-            context.accelerator,
-            workers=context.workers,
-            bad=context.bad,
-        )
-        said[one.role], index = answer.logits, answer.index
-        labels = torch.from_numpy(part.labels)[index]
-        rows[place] = graded(rows[place], answer.logits, labels, torch.from_numpy(heads.index))
+    rows = _timed_rows(contestants, context)
+    answers = in_common([_answer(one, part, context) for one in contestants])
+    said = {one.role: answer.logits for one, answer in zip(contestants, answers, strict=True)}
+    index = answers[0].index
+    labels = torch.from_numpy(part.labels)[index]
+    rows = [
+        graded(row, answer.logits, labels, torch.from_numpy(heads.index))
+        for row, answer in zip(rows, answers, strict=True)
+    ]
     labels = torch.from_numpy(heads.labels(part.labels[index.numpy()]))
     pairs = _pairs(said, labels.numpy())
     result = {
@@ -82,6 +75,18 @@ def prove(
     return result
 
 
+def _answer(one: Contestant, part: Part, context: Context) -> Predictions:
+    one.model.module.load_state_dict(one.state)
+    return predict_logits(
+        one.model.module,
+        one.model.input,
+        part,
+        context.accelerator,
+        workers=context.workers,
+        bad=context.bad,
+    )
+
+
 def _pairs(said: dict[str, Tensor], labels: np.ndarray) -> dict[str, Paired]:
     new = said["distilled"].numpy()
     return {
@@ -91,8 +96,19 @@ def _pairs(said: dict[str, Tensor], labels: np.ndarray) -> dict[str, Paired]:
     }
 
 
-def _timed_rows(contestants: Sequence[Contestant], device: torch.device) -> list[Row]:
-    """Size and speed, measured once an architecture: the students differ in their weights only."""
+def _timed_rows(contestants: Sequence[Contestant], context: Context) -> list[Row]:
+    """Size and speed, measured once an architecture: the students differ in their weights only.
+
+    One process measures, while the others wait and so take no time from it.
+    """
+    rows = [Row(one.model.spec) for one in contestants]
+    if context.writes:
+        rows = _measured_rows(contestants, context.accelerator.device)
+    context.accelerator.wait_for_everyone()
+    return rows
+
+
+def _measured_rows(contestants: Sequence[Contestant], device: torch.device) -> list[Row]:
     models = list({id(one.model.module): one.model for one in contestants}.values())
     rows = [
         sized(Row(model.spec, origin=model.origin), model.module, model.input.height, model.input.width)

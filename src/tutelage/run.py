@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ class Run:
         self.predictions = path / "predictions.npz"
         self.diagnosis = path / "diagnosis.json"
         self.deploy = path / "deploy"
+        self.digests = path / "digests.json"
+        self.lock = path / ".lock"
         self.report = path / "report.html"
         self.cache = path / "cache"
         self.tensorboard = path / "tensorboard"
@@ -76,6 +81,49 @@ class Run:
         if not run.recipe.is_file():
             raise TutelageError(f"{path}: not a run directory (it has no recipe.yaml)")
         return run
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from working on the same run; what a killed one left half-written goes.
+
+        Raises:
+            TutelageError: another process is at work on it, or it cannot be written.
+        """
+        try:
+            lock = open(self.lock, "w")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls when this process dies, however
+            except BlockingIOError:
+                raise TutelageError(
+                    f"{self.path}: another process is at work on this run; wait for it or stop it"
+                ) from None
+            for aside in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
+                aside.unlink(missing_ok=True)
+            self.digests.unlink(missing_ok=True)  # of files that are about to change
+            yield
+
+
+def write_digests(run: Run) -> None:
+    """Note size and SHA-256 of each file that a run has, for `tutelage check`."""
+    write_json(run.digests, {name: digest(run.path / name) for name in sorted(_files(run))})
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Bytes and SHA-256 of a file."""
+    with open(path, "rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _files(run: Run) -> Iterator[str]:
+    """Names of a run's own files; not of caches and other programs' logs, which change with use."""
+    foreign = {run.cache, run.tensorboard, run.mlflow, run.digests}
+    for path in run.path.rglob("*"):
+        own = not foreign & {path, *path.parents} and not path.name.startswith(".")
+        if own and path.is_file() and not path.is_symlink():
+            yield path.relative_to(run.path).as_posix()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -125,6 +173,20 @@ def read_json(path: Path) -> Any:
         raise TutelageError(f"{path}: missing; the run did not get this far") from None
     except (OSError, ValueError, RecursionError) as error:
         raise TutelageError(f"{path}: damaged ({error}); take it from a copy or run again") from None
+
+
+def entry(path: Path, *keys: str) -> Any:
+    """A value of a run's JSON file.
+
+    Raises:
+        TutelageError: the file is missing or damaged, or has no such entry.
+    """
+    value = read_json(path)
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise TutelageError(f"{path}: damaged (no {'.'.join(keys)}); take it from a copy or run again")
+        value = value[key]
+    return value
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
