@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tutelage.data.loading import eval_loader, normalise
@@ -20,6 +21,24 @@ BATCH = 128
 def has_batchnorm(module: nn.Module) -> bool:
     """Whether there are running statistics to speak of."""
     return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
+
+
+def moved(module: nn.Module, start: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float | None:
+    """How far the running means of a state are from the start's, in the start's standard deviations.
+
+    The root mean square over a layer's channels, averaged over the layers; None where there is no BatchNorm.
+    """
+    layers = [
+        name for name, m in module.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats
+    ]
+    if not layers:
+        return None
+    distances = [
+        (now[f"{name}.running_mean"] - start[f"{name}.running_mean"]).norm()
+        / start[f"{name}.running_var"].sum().sqrt()
+        for name in layers
+    ]
+    return float(torch.stack(distances).mean())
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ part, the kept student's val figure is never below the start's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tutelage.checkpoint import State
@@ -28,7 +29,7 @@ class Candidate:
     Attributes:
         name: e.g. `ema@0.50`, half way from the start to the moving average.
         source: the trained state it comes from.
-        alpha: 0 is the start, 1 the trained state; None for a soup.
+        alpha: 0 is the start, 1 the trained state; None for what lies on no way between them.
         val: its figures on val, at least `top1` and `nll`.
         state: its weights.
     """
@@ -42,11 +43,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """All candidates and the one that is kept."""
+    """All candidates and the one that is kept, with its figures at other resolutions where they were probed."""
 
     metric: str
     kept: Candidate
     candidates: list[Candidate]
+    resolutions: list[dict[str, Any]] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """For candidates.json."""
@@ -54,20 +56,29 @@ class Choice:
             "metric": self.metric,
             "kept": self.kept.name,
             "candidates": [
-                {"name": c.name, "source": c.source, "alpha": c.alpha, "val": c.val, "kept": c is self.kept}
+                {
+                    "name": c.name,
+                    "source": c.source,
+                    "alpha": c.alpha,
+                    "val": {name: _jsonable(value) for name, value in c.val.items()},
+                    "kept": c is self.kept,
+                }
                 for c in self.candidates
             ],
+            "resolutions": self.resolutions,
         }
 
 
 def choose(start: State, trained: dict[str, State], weigh: Weigh, mend: Mend, recipe: ChooseRecipe) -> Choice:
     """Weigh the start, the trained states, the ways between them, and their soup; keep the best.
 
+    The last state is weighed with recalibrated BatchNorm statistics too.
+
     Args:
         start: the weights before training.
         trained: states by name (`last`, `best`, `ema`).
         weigh: figures of a state on val.
-        mend: recalibrates the BatchNorm statistics of an averaged state, where training moved them.
+        mend: recalibrates a state's BatchNorm statistics; returns the same object where there is nothing to mend.
         recipe: metric and which candidates are made.
     """
     candidates = [Candidate("start", "start", 0.0, weigh(start), start)]
@@ -75,6 +86,8 @@ def choose(start: State, trained: dict[str, State], weigh: Weigh, mend: Mend, re
         candidates.append(Candidate(name, name, 1.0, weigh(state), state))
         if recipe.interpolate:
             candidates += _between(candidates[0], candidates[-1], weigh, mend, recipe.metric)
+        if name == "last" and (mended := mend(state)) is not state:
+            candidates.append(Candidate("last-recalibrated", name, None, weigh(mended), mended))
     if recipe.soup:
         candidates += _soup([c for c in candidates if c.alpha in (0.0, 1.0)], weigh, mend, recipe.metric)
     return Choice(recipe.metric, best_of(candidates, recipe.metric), candidates)
@@ -82,7 +95,13 @@ def choose(start: State, trained: dict[str, State], weigh: Weigh, mend: Mend, re
 
 def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
     """The best on val; equal figures go to the lower NLL, then to the earlier candidate."""
-    return max(candidates, key=lambda c: _merit(c.val, metric))
+    return max(candidates, key=lambda c: merit(c.val, metric))
+
+
+def merit(val: Mapping[str, float], metric: str) -> tuple[float, float]:
+    """By which figures on val are ranked; what is not a number is worst of all."""
+    top1, nll = (-math.inf if math.isnan(value) else value for value in (val["top1"], -val["nll"]))
+    return (top1, nll) if metric == "top1" else (nll, top1)
 
 
 def interpolate(start: State, trained: State, alpha: float) -> State:
@@ -99,10 +118,6 @@ def average(states: Sequence[State]) -> State:
     for count, state in enumerate(states[1:], start=2):
         mean = interpolate(mean, state, 1 / count)
     return mean
-
-
-def _merit(val: dict[str, float], metric: str) -> tuple[float, float]:
-    return (val["top1"], -val["nll"]) if metric == "top1" else (-val["nll"], val["top1"])
 
 
 def _distinct(trained: dict[str, State]) -> dict[str, State]:
@@ -134,12 +149,16 @@ def _between(start: Candidate, trained: Candidate, weigh: Weigh, mend: Mend, met
 
 def _soup(candidates: Sequence[Candidate], weigh: Weigh, mend: Mend, metric: str) -> list[Candidate]:
     """Add ingredients in the order of their merit as long as the average on val does not get worse."""
-    ranked = sorted(candidates, key=lambda c: _merit(c.val, metric), reverse=True)
+    ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
     ingredients, soup = [ranked[0]], ranked[0]
     for candidate in ranked[1:]:
         state = mend(average([c.state for c in [*ingredients, candidate]]))
         figures = weigh(state)
-        if _merit(figures, metric) >= _merit(soup.val, metric):
+        if merit(figures, metric) >= merit(soup.val, metric):
             ingredients.append(candidate)
             soup = Candidate("soup", "+".join(c.name for c in ingredients), None, figures, state)
     return [soup] if len(ingredients) > 1 else []
+
+
+def _jsonable(value: float) -> float | None:
+    return value if math.isfinite(value) else None

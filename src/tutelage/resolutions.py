@@ -7,12 +7,13 @@ al. 2019, "Fixing the train-test resolution discrepancy").
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from tutelage.choose import merit
 from tutelage.data.splits import Part
 from tutelage.errors import TutelageError
 from tutelage.measure.quality import Quality
@@ -23,19 +24,6 @@ STEP = 7  # of which the own resolution has so many
 UNITS = (32, 16, 8, 4, 2, 1)  # pixels that strides and windows divide
 LEAST = 16  # pixels
 IMAGES = 1000  # of val: the differences sought are points, not tenths
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A network's figures on val at one resolution; None where it cannot work at it."""
-
-    resolution: int
-    quality: Quality | None
-
-    def record(self, who: str) -> dict[str, Any]:
-        """For preflight.json."""
-        figures = {"top1": self.quality.top1, "nll": self.quality.nll} if self.quality else {}
-        return {"who": who, "resolution": self.resolution, "top1": None, "nll": None, **figures}
 
 
 def neighbours(own: int) -> list[int]:
@@ -58,21 +46,29 @@ def at(model: Model, resolution: int) -> Model:
     return set_resolution(replace(model, module=copy.deepcopy(model.module)), resolution)
 
 
-def probe(model: Model, weigh: Callable[[Model], Quality]) -> list[Probe]:
+def probe(model: Model, who: str, weigh: Callable[[Model], Quality]) -> list[dict[str, Any]]:
     """A model's figures at its own and a few neighbouring resolutions.
 
     Args:
         model: as it is to be used.
+        who: what it is called in the records.
         weigh: figures on val of a model at its `input`'s resolution.
+
+    Returns:
+        `who`, `resolution`, `top1` and `nll` each; figures are None where the network cannot work.
     """
-    return [
-        Probe(resolution, _weighed(model, resolution, weigh)) for resolution in neighbours(model.input.height)
-    ]
+    found = []
+    for resolution in neighbours(model.input.height):
+        quality = _weighed(model, resolution, weigh)
+        figures = {"top1": quality.top1, "nll": quality.nll} if quality else {"top1": None, "nll": None}
+        found.append({"who": who, "resolution": resolution, **figures})
+    return found
 
 
-def best(probes: Sequence[Probe], metric: str) -> int:
+def best(records: Sequence[Mapping[str, Any]], who: str, metric: str) -> int:
     """The resolution with the highest `top1` or the lowest `nll`; equal figures go to the smaller one."""
-    merits = {p.resolution: _merit(p.quality, metric) for p in probes if p.quality}
+    able = [r for r in records if r["who"] == who and r["top1"] is not None]
+    merits = {int(r["resolution"]): merit(r, metric) for r in able}
     return max(sorted(merits), key=merits.__getitem__)
 
 
@@ -90,7 +86,3 @@ def _weighed(model: Model, resolution: int, weigh: Callable[[Model], Quality]) -
         if resolution == model.input.height:
             raise
         return None
-
-
-def _merit(quality: Quality, metric: str) -> tuple[float, float]:
-    return (quality.top1, -quality.nll) if metric == "top1" else (-quality.nll, quality.top1)
