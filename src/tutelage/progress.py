@@ -17,15 +17,26 @@ from rich.progress import (
 from rich.progress import (
     Progress as RichBars,
 )
-
-from tutelage.measure.table import Table
+from rich.table import Table as RichTable
 
 STAGE_WORDS = {
     "teacher-fit": "fitting the teacher",
+    "images": "decoding images",
+    "targets": "teacher's targets",
     "head-fit": "fitting the student's head",
     "control": "labels-only control",
     "distill": "distilling",
 }
+
+
+class Tabular(Protocol):
+    """What can be shown as a table."""
+
+    def rich(self) -> RichTable:
+        """For a terminal."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """For a machine."""
 
 
 class Progress(Protocol):
@@ -46,7 +57,7 @@ class Progress(Protocol):
     def end(self) -> None:
         """The stage is over."""
 
-    def table(self, table: Table) -> None:
+    def table(self, table: Tabular) -> None:
         """The final table."""
 
 
@@ -68,7 +79,7 @@ class Silent:
     def end(self) -> None:
         """Nothing."""
 
-    def table(self, table: Table) -> None:
+    def table(self, table: Tabular) -> None:
         """Nothing."""
 
 
@@ -90,7 +101,7 @@ class JsonLines(Silent):
         """As `{"event": "epoch"}` with the row's fields."""
         self._write("epoch", **row)
 
-    def table(self, table: Table) -> None:
+    def table(self, table: Tabular) -> None:
         """As `{"event": "table"}` with its rows."""
         self._write("table", rows=table.records())
 
@@ -149,6 +160,6 @@ class Bars:
             self.bars.stop()
             self.bars = None
 
-    def table(self, table: Table) -> None:
+    def table(self, table: Tabular) -> None:
         """As a Rich table."""
         self.console.print(table.rich())

@@ -166,7 +166,7 @@ class TargetsRecipe(Component):
     mode: Literal["live", "cached"] = "live"
     views: Annotated[int, Field(ge=1)] | None = None  # distinct views an image; null: one an epoch
     top_k: Annotated[int, Field(ge=1)] | None = None  # keep only the largest, and the mass of the rest
-    directory: str | None = None  # shared between runs; null: inside the run
+    directory: str | None = None  # of targets and decoded images, shared between runs; null: the run's own
 
 
 class ExportRecipe(Component):
@@ -202,6 +202,22 @@ class Recipe(Component):
     def _something_to_learn(self) -> Recipe:
         if self.loss.weight == 0 and self.loss.label_weight == 0:
             raise ValueError("loss.weight and loss.label_weight are both 0: there is nothing to learn from")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_cached(self) -> Recipe:
+        if self.targets.mode == "live":
+            return self
+        if self.view.mixup or self.view.cutmix:
+            raise ValueError(
+                "targets.mode=cached: a mixed image's partner changes with the order of the batch, so its target "
+                "cannot be kept; set view.mixup and view.cutmix to 0, or targets.mode=live"
+            )
+        if self.targets.top_k and self.loss.name != "kl":
+            raise ValueError(
+                f"targets.top_k: only loss.name=kl can do with the largest classes, not {self.loss.name}; "
+                "leave targets.top_k out"
+            )
         return self
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tutelage import losses
 from tutelage.recipe import LossRecipe
+from tutelage.targets import Targets, TopK
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,14 @@ class Batch:
         labels: (B,) head indices, -1 where there is none.
         other_labels: (B,) of the images mixed in; equal to labels without mixing.
         lam: share of the first label.
-        targets: (B, C) teacher's logits; None without a teacher.
+        targets: (B, C) teacher's logits, or the largest of them; None without a teacher.
     """
 
     images: Tensor
     labels: Tensor
     other_labels: Tensor
     lam: float
-    targets: Tensor | None
+    targets: Targets | None
 
 
 class Task:
@@ -69,16 +70,20 @@ class Task:
         """The weighted terms that depend on the output alone; also used on val."""
         parts: dict[str, Tensor] = {}
         if self.distil and self.recipe.weight:
-            assert batch.targets is not None
-            labels = losses.dominant_labels(batch.labels, batch.other_labels, batch.lam)
-            parts["kd"] = self.recipe.weight * self.kd(
-                output, batch.targets, labels, temperature=self.recipe.temperature, **self.recipe.options
-            )
+            parts["kd"] = self.recipe.weight * self._kd(output, batch)
         if self.label_weight:
             parts["label"] = self.label_weight * losses.hard_label_loss(
                 output, batch.labels, batch.other_labels, batch.lam, self.recipe.label_smoothing
             )
         return parts
+
+    def _kd(self, output: Tensor, batch: Batch) -> Tensor:
+        targets, temperature = batch.targets, self.recipe.temperature
+        assert targets is not None
+        if isinstance(targets, TopK):
+            return losses.kl_top_k(output, targets.indices, targets.log_probs, temperature)
+        labels = losses.dominant_labels(batch.labels, batch.other_labels, batch.lam)
+        return self.kd(output, targets, labels, temperature=temperature, **self.recipe.options)
 
     def _distance(self, model: nn.Module) -> Tensor:
         module = getattr(model, "module", model)

@@ -1,16 +1,36 @@
-"""The teacher's targets."""
+"""The teacher's targets: live, or from a cache that it filled before."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from tutelage.context import Context
+from tutelage.data.decoded import cache_directory
+from tutelage.data.loading import normalise
+from tutelage.data.splits import Part
+from tutelage.data.views import ViewPolicy
+from tutelage.inference import for_inference
 from tutelage.inputs import InputSpec
 from tutelage.losses import mean_teacher_logits
 from tutelage.models import Model
+from tutelage.precision import Precision
+from tutelage.recipe import Recipe
+from tutelage.targets import Cache, Layout, Targets, digest_of, fill_from, identity_of_data
+
+
+class TargetSource(Protocol):
+    """What a training loop asks for targets."""
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """The views it wants beside the student's; none where it needs no images."""
+
+    def targets(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Targets:
+        """Targets of a batch on the device: images by `inputs`, positions in the part, epoch from 0."""
 
 
 class Teacher:
@@ -22,14 +42,13 @@ class Teacher:
         precision: bf16 runs them under autocast; the targets are float32 in either case.
     """
 
-    def __init__(
-        self, models: Sequence[Model], device: torch.device, precision: Literal["fp32", "bf16"] = "fp32"
-    ) -> None:
+    def __init__(self, models: Sequence[Model], device: torch.device, precision: Precision = "fp32") -> None:
         self.models = list(models)
         self.device = device
         self.precision = precision
         for model in self.models:
             model.module.eval().requires_grad_(False).to(device)
+        self._networks = [for_inference(m.module, m.input, device, precision) for m in self.models]
 
     @property
     def inputs(self) -> list[InputSpec]:
@@ -37,13 +56,94 @@ class Teacher:
         return [model.input for model in self.models]
 
     @torch.no_grad()
-    def targets(self, images: Sequence[Tensor]) -> Tensor:
+    def targets(self, images: Sequence[Tensor], index: Tensor | None = None, epoch: int = 0) -> Tensor:
         """Logits (B, C) in float32 of one batch, given once in each network's own form.
 
-        Several teachers give the logarithm of their mean probability.
+        Several teachers give the logarithm of their mean probability. `index` and `epoch` are not needed.
         """
         outputs = []
-        for model, batch in zip(self.models, images, strict=True):
+        for network, batch in zip(self._networks, images, strict=True):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                outputs.append(model.module(batch).float())
+                outputs.append(network(batch).float())
         return outputs[0] if len(outputs) == 1 else mean_teacher_logits(outputs)
+
+    def identity(self) -> list[dict[str, Any]]:
+        """What decides the targets of a view, as plain JSON values."""
+        return [
+            {"name": model.name, "weights": digest_of(model.module), "input": model.input.to_dict()}
+            for model in self.models
+        ]
+
+    def logits(self, views: Sequence[Tensor]) -> Tensor:
+        """`targets` of uint8 views as a loader gives them, mean and std still to be applied."""
+        return self.targets(
+            [normalise(x, spec, self.device) for x, spec in zip(views, self.inputs, strict=True)]
+        )
+
+
+class CachedTeacher:
+    """Targets read from a filled cache: no network runs and no image is rendered for it.
+
+    Args:
+        cache: of the part that the student learns from.
+        views: how many it holds; epoch e reads view e mod `views`.
+        device: where the targets go.
+    """
+
+    def __init__(self, cache: Cache, views: int, device: torch.device) -> None:
+        self.cache = cache
+        self.views = views
+        self.device = device
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """None: it needs no images."""
+        return []
+
+    def targets(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Targets:
+        """The targets of the images at `index` (B,), in the view of an epoch."""
+        return self.cache.read(epoch % self.views, index.numpy()).to(self.device)
+
+
+def cached_teacher(
+    teacher: Teacher, part: Part, recipe: Recipe, context: Context, check: Callable[[], None] = lambda: None
+) -> CachedTeacher:
+    """The targets of a run's views of a part, from the cache that they are shared in, filled where they are missing.
+
+    The cache is keyed by the teachers' weights, input and precision, the images, the views' policy and the seed:
+    it serves any student, and a stale one cannot be used.
+
+    Args:
+        teacher: asked for what is missing.
+        part: what the student will learn from.
+        recipe: of the run.
+        context: of the run.
+        check: called after each batch; may raise to stop, and what is done is kept.
+
+    Raises:
+        TutelageError: the disk is too small, or a logit is not finite in fp16.
+    """
+    settings, seed = recipe.targets, recipe.train.seed
+    views = min(settings.views or recipe.train.epochs, recipe.train.epochs)
+    policy = ViewPolicy(recipe.view)
+    layout = Layout(len(part), teacher.models[0].num_classes, settings.top_k, recipe.loss.temperature)
+    identity = {"teachers": teacher.identity(), "precision": teacher.precision}
+    cache = Cache(
+        cache_directory(recipe, context.run) / "targets",
+        identity | identity_of_data(part, policy, seed),
+        layout,
+    )
+    fill_from(
+        cache,
+        teacher.logits,
+        teacher.inputs,
+        part,
+        policy,
+        seed=seed,
+        views=views,
+        workers=context.workers,
+        bad=context.bad,
+        progress=context.progress,
+        check=check,
+    )
+    return CachedTeacher(cache, views, teacher.device)

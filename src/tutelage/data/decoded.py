@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tutelage.data.imagecache import CHUNK, CachedImages, cache_side, cached
 from tutelage.data.splits import Part, Splits
@@ -55,6 +56,7 @@ def decode_once(
     """
     side = cache_side(specs, recipe.view)
     decided: dict[str, int | None] = {}
+    copies: dict[str, Any] = {}
     for role in ROLES:
         part = getattr(splits, role)
         wanted = side if before is None else before.get(role)
@@ -68,8 +70,8 @@ def decode_once(
                 f"{directory}: the run began with decoded images, and they cannot be kept there now; free some "
                 "space or raise data.cache_mb in its recipe.yaml"
             )
-        splits = replace(splits, **{role: copy})
-    return splits, decided
+        copies[role] = copy
+    return replace(splits, **copies), decided
 
 
 def _copy(part: Part, side: int, recipe: Recipe, directory: Path, progress: Progress) -> Part:

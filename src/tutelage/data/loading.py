@@ -200,10 +200,12 @@ def normalise(
 
 
 def worker_count(workers: Workers) -> int:
-    """Loader processes. ``auto``: one a core, at most 8, beside a GPU; none where training fills the CPU."""
+    """Loader processes. ``auto``: one a core beside a GPU, a quarter of that where the CPU trains; at most 8."""
     if workers != "auto":
         return workers
-    return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    mine = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: processes on this machine
+    return min(8, mine if torch.cuda.is_available() else mine // 4)
 
 
 @dataclass(frozen=True)
