@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tutelage.data.loading import BadImages, epoch_order, eval_loader, normalise, train_loader
+from tutelage.data.loading import BadImages, epoch_order, eval_loader, normalise, train_loader, worker_count
 from tutelage.data.sources import ImageSet, open_source
 from tutelage.data.splits import Part, whole
 from tutelage.data.views import ViewPolicy
@@ -239,6 +239,18 @@ def test_batches_that_cannot_be():
         train(digits(), batch_size=64)
     with pytest.raises(TutelageError, match="multiple of 3 processes"):
         train(digits(), world_size=3)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpu", "processes", "expected"),
+    [(2, False, 1, 0), (16, False, 1, 4), (16, True, 4, 4), (64, True, 1, 8)],
+)
+def test_automatic_workers_leave_the_cpu_to_training(monkeypatch, cores, gpu, processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert worker_count("auto") == expected
+    assert worker_count(3) == 3
 
 
 # --- normalisation --------------------------------------------------------------------------------------
