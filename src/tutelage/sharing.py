@@ -71,7 +71,7 @@ def _stage_key(stage: Stage, context: Context) -> dict[str, Any]:
     return {
         "stage": stage.name,
         "settings": stage.settings.model_dump(mode="json", exclude=INCIDENTAL),
-        "view": stage.view.model_dump(mode="json"),
+        "view": [stage.view.model_dump(mode="json"), stage.views],
         "label_smoothing": stage.task.recipe.label_smoothing,
         "l2_sp": stage.task.l2_sp,
         "network": [stage.model.name, repr(module), repr(getattr(module, "drop_rate", None))],

@@ -105,6 +105,12 @@ class CachedTeacher:
         return self.cache.read(epoch % self.views, index.numpy()).to(self.device)
 
 
+def passes(recipe: Recipe) -> int:
+    """How often a run's teacher looks at each image."""
+    epochs = recipe.train.epochs
+    return min(recipe.targets.views or epochs, epochs) if recipe.targets.mode == "cached" else epochs
+
+
 def cached_teacher(
     teacher: Teacher, part: Part, recipe: Recipe, context: Context, check: Callable[[], None] = lambda: None
 ) -> CachedTeacher:
@@ -123,13 +129,12 @@ def cached_teacher(
     Raises:
         TutelageError: the disk is too small, or a logit is not finite in fp16.
     """
-    settings, seed = recipe.targets, recipe.train.seed
-    views = min(settings.views or recipe.train.epochs, recipe.train.epochs)
+    settings, seed, views = recipe.targets, recipe.train.seed, passes(recipe)
     policy = ViewPolicy(recipe.view)
     layout = Layout(len(part), teacher.models[0].num_classes, settings.top_k, recipe.loss.temperature)
     identity = {"teachers": teacher.identity(), "precision": teacher.precision}
     cache = Cache(
-        cache_directory(recipe, context.run) / "targets",
+        cache_directory(recipe, context) / "targets",
         identity | identity_of_data(part, policy, seed),
         layout,
     )

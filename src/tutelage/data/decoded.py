@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tutelage.context import Context
 from tutelage.data.imagecache import CHUNK, CachedImages, cache_side, cached
 from tutelage.data.splits import Part, Splits
 from tutelage.errors import TutelageError
 from tutelage.inputs import InputSpec
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
-from tutelage.run import Run
 
 ROLES = (
     "train",
@@ -22,30 +22,30 @@ ROLES = (
 )  # read in every epoch; test reports, so it is always read from its files
 
 
-def cache_directory(recipe: Recipe, run: Run) -> Path:
-    """Where a run keeps decoded images and targets: its own place, or one shared with other runs."""
-    return Path(recipe.targets.directory).expanduser() if recipe.targets.directory else run.cache
+def cache_directory(recipe: Recipe, context: Context) -> Path:
+    """Where a run keeps decoded images and targets: a place shared with other runs, or its own."""
+    if recipe.targets.directory:
+        return Path(recipe.targets.directory).expanduser()
+    return context.shared or context.run.cache
 
 
 def decode_once(
     splits: Splits,
     specs: Sequence[InputSpec],
     recipe: Recipe,
-    directory: Path,
-    progress: Progress,
+    context: Context,
     before: dict[str, int | None] | None = None,
 ) -> tuple[Splits, dict[str, int | None]]:
     """The splits with images read from decoded copies, made where they are missing.
 
-    The copies of all runs in `directory` together stay below ``data.cache_mb``. What does not fit is read from
+    The copies of all runs that share a directory together stay below ``data.cache_mb``. What does not fit is read from
     its files, in every epoch.
 
     Args:
         splits: of the run.
         specs: of all models that look.
         recipe: of the run.
-        directory: holds the copies.
-        progress: told of each copy's size before it is made.
+        context: of the run; its progress is told of each copy's size before it is made.
         before: the decision of the run that is resumed, which is kept to: it decides what the models see.
 
     Returns:
@@ -54,6 +54,7 @@ def decode_once(
     Raises:
         TutelageError: a copy that the resumed run had cannot be made again.
     """
+    directory = cache_directory(recipe, context) / "images"
     side = cache_side(specs, recipe.view)
     decided: dict[str, int | None] = {}
     copies: dict[str, Any] = {}
@@ -63,7 +64,7 @@ def decode_once(
         if part is None or wanted is None or not recipe.data.cache or part.images.decoded:
             decided[role] = None
             continue
-        copy = _copy(part, wanted, recipe, directory, progress)
+        copy = _copy(part, wanted, recipe, directory, context.progress)
         decided[role] = wanted if isinstance(copy.images, CachedImages) else None
         if before is not None and decided[role] is None:
             raise TutelageError(
