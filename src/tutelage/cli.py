@@ -140,6 +140,39 @@ def quickstart(
 
 
 @app.command()
+def study(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="A study's YAML file, and overrides of its base recipe.", metavar="STUDY [KEY=VALUE]..."
+        ),
+    ],
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="In all, variants first; in place of the file's.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study's directory.")] = None,
+    studies: Annotated[Path, typer.Option(help="Where studies' directories are made.")] = Path("studies"),
+    progress: ProgressOption = "auto",
+) -> None:
+    """Run many variants of a recipe and rank them; start it again, or several times at once, to go on."""
+    try:
+        from tutelage.study import Interrupted, run_study
+        from tutelage.study_recipe import load_study
+    except ModuleNotFoundError as error:
+        raise TutelageError(f"{error.name} is not installed; `pip install 'tutelage[study]'`") from None
+
+    plan = load_study(Path(words[0]), words[1:], trials=trials, name=name)
+    reporter = _progress(progress)
+    try:
+        found = run_study(plan, studies, reporter, " ".join(["tutelage", *sys.argv[1:]]))
+    except Interrupted:
+        reporter.say("stopped; everything is kept: go on with the same command")
+        raise SystemExit(130) from None
+    reporter.table(found)
+    reporter.say(found.sentence())
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[Path],

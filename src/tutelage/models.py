@@ -95,6 +95,7 @@ def load_model(spec: str, *, num_classes: int | None = None, dropout: float | No
 def replace_head(model: Model, class_ids: Sequence[str], dropout: float | None = None) -> Model:
     """The same model with a new, random head for these classes (drawn from torch's global generator).
 
+    Without `dropout` the model's own stays.
     Layers below the last linear one keep their weights. A resolution that was set on a model with a fixed one
     is to be set again.
     """
@@ -243,7 +244,8 @@ def _with_new_head(
     model: Model, num_classes: int, dropout: float | None, class_ids: tuple[str, ...] | None
 ) -> Model:
     """Rebuilt rather than reset: only a constructor knows where an architecture has its dropout."""
-    module = _build(model.name, num_classes=num_classes, dropout=dropout)
+    kept_dropout = getattr(model.module, "drop_rate", None)  # the model may have been loaded with another
+    module = _build(model.name, num_classes=num_classes, dropout=kept_dropout if dropout is None else dropout)
     last = tuple(f"{layer}." for layer in _classifiers(model.name))
     kept = {key: value for key, value in model.module.state_dict().items() if not key.startswith(last)}
     head = {key: value for key, value in module.state_dict().items() if key.startswith(last)}

@@ -115,13 +115,16 @@ class Plan:
         }
 
 
-def load_study(path: Path, overrides: Sequence[str] = (), trials: int | None = None) -> Plan:
+def load_study(
+    path: Path, overrides: Sequence[str] = (), trials: int | None = None, name: str | None = None
+) -> Plan:
     """Read a study's file and everything it names, and check every variant and every end of the space.
 
     Args:
         path: of the YAML file.
         overrides: ``key.key=value`` each, of the base recipe.
         trials: in all, in place of the file's.
+        name: of the study, in place of the file's.
 
     Raises:
         TutelageError: names the file and the key.
@@ -130,7 +133,7 @@ def load_study(path: Path, overrides: Sequence[str] = (), trials: int | None = N
         file = StudyRecipe.model_validate(read_yaml(path))
     except ValidationError as error:
         raise TutelageError(f"{path}: {first_error(error, StudyRecipe)}") from None
-    name = file.name or path.stem
+    name = name or file.name or path.stem
     if not NAME.fullmatch(name):
         raise TutelageError(f"{path}: name {name!r}: use letters, digits and . _ - + @ = only")
     tree, source = _base(file, path)
