@@ -122,6 +122,19 @@ def resume(
 
 
 @app.command()
+def check(run: Annotated[Path, typer.Argument(help="The directory of a run that has ended.")]) -> None:
+    """Tell whether a run's files are as the run left them; exit code 1 where one is not."""
+    from tutelage.check import check as compare_digests
+    from tutelage.run import Run
+
+    found = compare_digests(Run.open(run))
+    for line in found.lines():
+        print(line)
+    if not found.ok:
+        raise SystemExit(1)
+
+
+@app.command()
 def quickstart(
     name: Annotated[str, typer.Option(help="Of the run directory.")] = "quickstart",
     runs: Runs = Path("runs"),
@@ -206,20 +219,24 @@ def watch(
 
 
 def _distill(recipe: Recipe, run: Run, progress: str) -> None:
+    import signal
+
+    from tutelage.context import new_accelerator
     from tutelage.distill import distill as all_stations
     from tutelage.distill import show
-    from tutelage.run import read_json
+    from tutelage.run import entry
     from tutelage.seeds import distill_seeds
     from tutelage.train import Interrupted
 
-    reporter = _progress(progress)
-    seeds = read_json(run.versions).get("seeds", 1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # between stages too, a kill is told how to go on
+    reporter = _progress(progress if new_accelerator().is_main_process else "none")
+    seeds = entry(run.versions, "seeds")
     try:
         if seeds > 1:
             reporter.say(distill_seeds(recipe, run, seeds, reporter)["sentence"])
             return
         all_stations(recipe, run, reporter)
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         reporter.say(f"stopped; everything is kept: go on with `tutelage resume {run.path}`")
         raise SystemExit(130) from None
     show(run, reporter)

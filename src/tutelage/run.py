@@ -108,7 +108,7 @@ class Run:
 
 def write_digests(run: Run) -> None:
     """Note size and SHA-256 of each file that a run has, for `tutelage check`."""
-    write_json(run.digests, {name: digest(run.path / name) for name in sorted(_files(run))})
+    write_json(run.digests, {name: digest(run.path / name) for name in sorted(own_files(run))})
 
 
 def digest(path: Path) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def digest(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def _files(run: Run) -> Iterator[str]:
+def own_files(run: Run) -> Iterator[str]:
     """Names of a run's own files; not of caches and other programs' logs, which change with use."""
     foreign = {run.cache, run.tensorboard, run.mlflow, run.digests}
     for path in run.path.rglob("*"):
