@@ -1,35 +1,41 @@
 """The stations of a run, in order. Each leaves its part in the run directory, so a run can go on anywhere.
 
-data -> models -> teacher's fit -> pre-flight -> control -> train -> choose -> measure -> report
+data -> models -> teacher's fit -> pre-flight -> control -> train -> choose -> measure -> diagnose -> report
 """
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from tutelage import batchnorm, precision, preflight
+from tutelage import batchnorm, precision, preflight, resolutions
 from tutelage.checkpoint import State, state_of
-from tutelage.choose import Choice, best_of, choose
-from tutelage.context import Context
+from tutelage.choose import Choice, choose
+from tutelage.context import Context, new_accelerator
+from tutelage.data.decoded import decode_once
 from tutelage.data.joined import join
 from tutelage.data.loading import BadImages
-from tutelage.data.splits import Splits, make_splits
+from tutelage.data.splits import Part, Splits, make_splits
+from tutelage.diagnose import Figures, diagnose, lines
+from tutelage.diagnose.evidence import of_training
 from tutelage.errors import TutelageError
-from tutelage.evaluate import predict_logits
+from tutelage.evaluate import Predictions, in_common, predict_logits
 from tutelage.heads import Heads, agree
+from tutelage.inputs import InputSpec
 from tutelage.losses import mean_teacher_logits
+from tutelage.measure import targets as soft_targets
 from tutelage.measure.quality import Quality, quality
 from tutelage.measure.table import Row, Table
 from tutelage.models import Model, load_model, save_weights, set_resolution
-from tutelage.progress import Progress
+from tutelage.progress import Progress, Silent
 from tutelage.proof import Contestant, prove
 from tutelage.recipe import (
     FitRecipe,
@@ -40,10 +46,11 @@ from tutelage.recipe import (
     TrainRecipe,
     dump_recipe,
 )
-from tutelage.run import Run, read_json, write_json, write_text
+from tutelage.run import Run, entry, read_json, write_digests, write_json, write_text
+from tutelage.sharing import made_once, state_digest, train_once
 from tutelage.task import Task
-from tutelage.teacher import Teacher
-from tutelage.train import Stage, Trained, train
+from tutelage.teacher import TargetSource, Teacher, cached_teacher
+from tutelage.train import Interrupted, Stage, Trained, stop_requests, train
 from tutelage.versions import versions
 
 
@@ -77,7 +84,7 @@ def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
     Raises:
         TutelageError: it exists, or cannot be written.
     """
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     answer: list[Any] = [None, None]  # the path, or why there is none
     if accelerator.is_main_process:
         try:
@@ -98,46 +105,63 @@ def _default_name(recipe: Recipe) -> str:
     return f"{student}-from-{teacher}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def distill(recipe: Recipe, run: Run, progress: Progress) -> dict[str, Any]:
+def distill(recipe: Recipe, run: Run, progress: Progress, shared: Path | None = None) -> dict[str, Any]:
     """Run all stations that are not done yet, and return comparison.json's content.
+
+    Args:
+        recipe: of the run.
+        run: its directory.
+        progress: told what happens.
+        shared: where runs of a study keep what they would compute alike; None: a run by itself.
 
     Raises:
         TutelageError: bad input, or the pre-flight says no.
         Interrupted: asked to stop; `distill` on the same run goes on.
     """
-    work = prepare(recipe, run, progress)
-    fit_teachers(work)
-    fit_head(work)
-    check(work)
-    control = train_control(work)
-    choice = train_student(work)
-    return measure(work, control, choice)
+    accelerator = new_accelerator()
+    with run.held() if accelerator.is_main_process else nullcontext():
+        work = prepare(recipe, run, progress, shared)
+        fit_teachers(work)
+        fit_head(work)
+        check(work)
+        control = train_control(work)
+        choice = train_student(work)
+        result = measure(work, control, choice)
+        explain(work)
+        if accelerator.is_main_process:
+            write_digests(run)
+            shutil.rmtree(run.cache, ignore_errors=True)  # it was for the next epoch
+        accelerator.wait_for_everyone()
+    return result
 
 
 # --- data and models
 
 
-def prepare(recipe: Recipe, run: Run, progress: Progress) -> Work:
+def prepare(recipe: Recipe, run: Run, progress: Progress, shared: Path | None = None) -> Work:
     """Splits and models, with heads that agree."""
     torch.manual_seed(recipe.train.seed)  # new heads and students from scratch begin the same
     splits = make_splits(recipe.data)
     names = [recipe.teacher.model, *recipe.teacher.others]
-    teachers, student, heads = agree(
-        [load_model(name) for name in names], _load_student(recipe), splits.classes
-    )
+    loaded, student = [load_model(name) for name in names], _load_student(recipe)
+    torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
+    teachers, student, heads = agree(loaded, student, splits.classes)
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
     student = _with_input(student, recipe.student)
+    accelerator = new_accelerator()
     context = Context(
         run,
-        Accelerator(),
-        progress,
+        accelerator,
+        progress if accelerator.is_main_process else Silent(),
         recipe.data.workers,
         BadImages(recipe.data.max_bad_images),
+        shared=shared,
     )
     _record_splits(splits, context)
-    progress.say(_data_line(splits))
+    context.progress.say(_data_line(splits))
     for who, model in [*(("teacher", t) for t in teachers), ("student", student)]:
-        progress.say(f"{who}: {model.spec} ({model.origin}), {model.input.height} px")
+        context.progress.say(f"{who}: {model.spec} ({model.origin}), {model.input.height} px")
+    splits = _decoded(recipe, splits, _inputs(recipe, teachers, student), context)
     return Work(recipe, context, splits, teachers, student, heads)
 
 
@@ -145,8 +169,8 @@ def _record_splits(splits: Splits, context: Context) -> None:
     """Keep what the images are, or see that they are still the same."""
     record, path = splits.record(), context.run.splits
     if path.exists():
-        before = read_json(path)
-        changed = [role for role, part in record["parts"].items() if part != before["parts"].get(role)]
+        before = entry(path, "parts")
+        changed = [role for role, part in record["parts"].items() if part != before.get(role)]
         if changed:
             raise TutelageError(
                 f"data.{changed[0]}: the images changed since the run began ({path}); "
@@ -154,6 +178,26 @@ def _record_splits(splits: Splits, context: Context) -> None:
             )
     elif context.writes:
         write_json(path, record)
+
+
+def _inputs(recipe: Recipe, teachers: list[Model], student: Model) -> list[InputSpec]:
+    """Of all models, at the highest resolution they may look at the images with."""
+    probed = recipe.preflight.probe_resolutions
+    taught = [model.input for model in teachers]
+    if probed or recipe.teacher.resolution == "best":
+        taught = [resolutions.reach(spec) for spec in taught]
+    return [*taught, resolutions.reach(student.input) if probed else student.input]
+
+
+def _decoded(recipe: Recipe, splits: Splits, specs: list[InputSpec], context: Context) -> Splits:
+    """Images decoded once, as far as they fit; a resumed run does as it did before."""
+    path = context.run.splits
+    with context.accelerator.main_process_first():
+        record = read_json(path)
+        splits, decoded = decode_once(splits, specs, recipe, context, record.get("decoded"))
+        if context.writes:
+            write_json(path, record | {"decoded": decoded})
+    return splits
 
 
 def _load_student(recipe: Recipe) -> Model:
@@ -235,7 +279,7 @@ def _fit(work: Work, name: str, model: Model, fit: FitRecipe, head_only: bool = 
         work.heads.index,
         head_only=head_only,
     )
-    return train(stage, work.context)
+    return train_once(stage, work.context)
 
 
 def _keep_best(work: Work, model: Model, trained: Trained) -> None:
@@ -250,17 +294,38 @@ def _keep_best(work: Work, model: Model, trained: Trained) -> None:
 
 def check(work: Work) -> None:
     """Measure both models on val, choose the precision, estimate, and stop where there is nothing to teach."""
+    with made_once(work.context, work.run.preflight, lambda: _preflight_key(work)):
+        _check(work)
+
+
+def _preflight_key(work: Work) -> dict[str, Any]:
+    recipe = work.recipe
+    return {
+        "recipe": recipe.model_dump(mode="json", include={"teacher", "student", "preflight", "control"}),
+        "train": recipe.train.model_dump(mode="json", include={"epochs", "batch_size", "precision"}),
+        "temperature": recipe.loss.temperature,
+        "metric": recipe.choose.metric,
+        "states": [state_digest(model.module.state_dict()) for model in [*work.teachers, work.student]],
+        "images": [work.splits.train.digest(), work.splits.val.digest()],
+    }
+
+
+def _check(work: Work) -> None:
     recipe, run = work.recipe, work.run
     if run.preflight.exists():
-        record = read_json(run.preflight)
-        _use_precision(work, record["precision"]["chosen"], record["teacher"]["precision"])
+        _use_precision(
+            work, entry(run.preflight, "precision", "chosen"), entry(run.preflight, "teacher", "precision")
+        )
+        _use_resolutions(work, read_json(run.preflight).get("resolutions", []))
         Teacher(work.teachers, work.device)
         return
+    found = _probe_resolutions(work)
+    _use_resolutions(work, found)
     Teacher(work.teachers, work.device)
     checks = preflight.structure(work.teachers, work.student, work.heads)
     chosen, rates = _probe(work)
-    targets, teacher = _teacher_on_val(work)
-    student = _on_val(work, work.student)
+    said, teacher = _teacher_on_val(work)
+    student = _on(work, work.student, work.splits.val)
     work.context.progress.say(
         f"pre-flight: on val the teacher has {teacher.top1:.2f} top-1, the student {student.top1:.2f}: "
         f"an advantage of {teacher.top1 - student.top1:+.2f} points"
@@ -276,25 +341,71 @@ def check(work: Work) -> None:
         f"about {ahead['estimated_seconds'] / 60:.1f} minutes and {ahead['disk_mb']:.0f} MB"
     )
     record = {
-        "teacher": _who(work.teachers[0], teacher) | {"precision": work.teacher_precision},
+        "teacher": _who(work.teachers[0], teacher, _sureness(work, said))
+        | {"precision": work.teacher_precision},
         "student": _who(work.student, student),
+        "val": {"n": student.n},
         "chance_top1": 100 / len(work.heads.class_ids),
         "advantage": teacher.top1 - student.top1,
-        "target_entropy": preflight.entropy(targets, recipe.loss.temperature),
+        "target_entropy": soft_targets.entropy(said.logits, recipe.loss.temperature),
         "precision": {"chosen": chosen, "images_per_s": rates},
         "checks": checks,
+        "resolutions": found,
         **ahead,
     }
     if work.context.writes:
         write_json(run.preflight, record)
 
 
-def _who(model: Model, figures: Quality) -> dict[str, Any]:
+def _probe_resolutions(work: Work) -> list[dict[str, Any]]:
+    """Figures at neighbouring resolutions: of the teachers where their best is wanted, of all where asked for."""
+    asked = work.recipe.preflight.probe_resolutions
+    teachers = work.teachers if asked or work.recipe.teacher.resolution == "best" else []
+    models = [(_teacher_name(place), model) for place, model in enumerate(teachers)]
+    models += [("student", work.student)] if asked else []
+    return [row for who, model in models for row in _probed(work, who, model)]
+
+
+def _probed(work: Work, who: str, model: Model) -> list[dict[str, Any]]:
+    part = resolutions.sample(work.splits.val)
+    model.module.to(work.device)
+    found = resolutions.probe(model, who, lambda there: _on(work, there, part))
+    best = resolutions.best(found, who, work.recipe.choose.metric)
+    figures = ", ".join(
+        f"{row['resolution']} px: {row['top1']:.2f}" for row in found if row["top1"] is not None
+    )
+    work.context.progress.say(f"{who} is best at {best} px (top-1 on val at {figures})")
+    return found
+
+
+def _use_resolutions(work: Work, found: list[dict[str, Any]]) -> None:
+    if work.recipe.teacher.resolution == "best":
+        metric = work.recipe.choose.metric
+        work.teachers = [
+            set_resolution(model, resolutions.best(found, _teacher_name(place), metric))
+            for place, model in enumerate(work.teachers)
+        ]
+
+
+def _teacher_name(place: int) -> str:
+    return "teacher" if place == 0 else f"teacher-{place + 1}"
+
+
+def _sureness(work: Work, said: Predictions) -> dict[str, float]:
+    """Whether the teacher is as sure as it is right."""
+    return {
+        "confidence": soft_targets.confidence(said.logits),
+        "best_temperature": soft_targets.best_temperature(said.logits, _labels(work, work.splits.val, said)),
+    }
+
+
+def _who(model: Model, figures: Quality, more: dict[str, float] | None = None) -> dict[str, Any]:
     return {
         "model": model.spec,
         "origin": model.origin,
         "resolution": model.input.height,
-        "val": {"top1": figures.top1, "nll": figures.nll},
+        "input": model.input.to_dict(),
+        "val": {"top1": figures.top1, "nll": figures.nll, "ece": figures.ece, **(more or {})},
     }
 
 
@@ -307,9 +418,10 @@ def _probe(work: Work) -> tuple[precision.Precision, dict[str, dict[str, float]]
         "teacher": precision.probe_inference(teacher.module, teacher.input, size, device),
     }
     wanted = work.recipe.train.precision
-    chosen = precision.faster(rates["student"]) if wanted == "auto" else wanted
-    _use_precision(work, chosen, precision.faster(rates["teacher"]) if wanted == "auto" else wanted)
-    return chosen, {who: {str(p): rate for p, rate in found.items()} for who, found in rates.items()}
+    both = [precision.faster(rates[who]) if wanted == "auto" else wanted for who in ("student", "teacher")]
+    broadcast_object_list(both)  # clocks differ: every process takes what the first one found
+    _use_precision(work, *both)
+    return both[0], {who: {str(p): rate for p, rate in found.items()} for who, found in rates.items()}
 
 
 def _use_precision(work: Work, student: precision.Precision, teacher: precision.Precision) -> None:
@@ -327,17 +439,13 @@ def train_control(work: Work) -> Choice | None:
 
 def train_student(work: Work) -> Choice:
     """Distil, choose on val, and keep the choice as the run's student."""
-    choice = _train_and_choose(work, "distill")
-    if work.context.writes:
-        write_json(work.run.candidates, choice.record())
-    return choice
+    return _train_and_choose(work, "distill")
 
 
 def _train_and_choose(work: Work, name: str) -> Choice:
     recipe, student = work.recipe, work.student
     distil = name == "distill"
     student.module.load_state_dict(work.start)
-    teacher = Teacher(work.teachers, work.device, work.teacher_precision) if distil else None
     task = Task(
         recipe.loss,
         distil=distil,
@@ -345,32 +453,73 @@ def _train_and_choose(work: Work, name: str) -> Choice:
         start={name: tensor.to(work.device) for name, tensor in work.start.items()},
     )
     splits = work.splits
+    part = join(splits.train, splits.unlabelled) if distil and splits.unlabelled else splits.train
     stage = Stage(
         name,
         student,
         recipe.train,
         recipe.view,
         task,
-        join(splits.train, splits.unlabelled) if distil and splits.unlabelled else splits.train,
+        part,
         splits.val,
         work.heads.index,
-        teacher=teacher,
-        val_targets=_teacher_on_val(work)[0] if distil else None,
+        teacher=_targets(work, part) if distil else None,
+        views=recipe.targets.views,
+        val_targets=_spread(_teacher_on_val(work)[0], len(splits.val)) if distil else None,
     )
-    trained = train(stage, work.context)
+    trained = train(stage, work.context) if distil else train_once(stage, work.context)
     choice = choose(
         work.start,
         trained.states,
         weigh=lambda state: _weigh(work, student, state),
         mend=lambda state: _mend(work, state),
-        recipe=recipe.choose
-        if not recipe.train.from_scratch
-        else recipe.choose.model_copy(update={"interpolate": False}),
+        recipe=recipe.choose.model_copy(
+            # between random and trained weights there is nothing worth weighing
+            update={"interpolate": recipe.choose.interpolate and student.pretrained}
+        ),
     )
-    kept = best_of(choice.candidates, recipe.choose.metric)
-    student.module.load_state_dict(kept.state)
+    evidence = _evidence(work, stage, trained, choice) if distil else {}
+    student.module.load_state_dict(choice.kept.state)
     _save(work, student, work.run.student if distil else work.run.control)
+    if distil and recipe.preflight.probe_resolutions:
+        choice = replace(choice, resolutions=_probed(work, "distilled", student))
+    if distil and work.context.writes:
+        write_json(work.run.candidates, {**choice.record(), "training": evidence})
     return choice
+
+
+def _targets(work: Work, part: Part) -> TargetSource:
+    """The teachers themselves, or what they said of the run's views."""
+    teacher = Teacher(work.teachers, work.device, work.teacher_precision)
+    if work.recipe.targets.mode == "live":
+        return teacher
+    with stop_requests() as stop:
+
+        def check() -> None:
+            if stop.is_set():
+                raise Interrupted
+
+        return cached_teacher(teacher, part, work.recipe, work.context, check)
+
+
+def _evidence(work: Work, stage: Stage, trained: Trained, choice: Choice) -> dict[str, Any]:
+    assert stage.val_targets is not None
+    module = work.student.module
+
+    def said(state: State) -> Predictions:
+        module.load_state_dict(state)
+        return _said_on(work, work.student, work.splits.val)
+
+    return of_training(
+        choice,
+        trained.states["last"],
+        module,
+        said,
+        work.heads.labels(work.splits.val.labels),
+        work.heads.class_ids,
+        stage.task,
+        stage.val_targets,
+    )
 
 
 def _mend(work: Work, state: State) -> State:
@@ -394,35 +543,70 @@ def measure(work: Work, control: Choice | None, choice: Choice) -> dict[str, Any
         Contestant("start", student, work.start),
         *([Contestant("control", student, control.kept.state)] if control else []),
         Contestant("distilled", student, choice.kept.state),
+        *_at_best_resolution(work, choice),
     ]
     return prove(contestants, work.splits.test, work.heads, choice.kept.name, work.context)
 
 
-def _teacher_on_val(work: Work) -> tuple[Tensor, Quality]:
+def _at_best_resolution(work: Work, choice: Choice) -> list[Contestant]:
+    """The kept student at the resolution it is best at on val, where that is another: quality for speed."""
+    if not choice.resolutions:
+        return []
+    student = work.student
+    best = resolutions.best(choice.resolutions, "distilled", work.recipe.choose.metric)
+    if best == student.input.height:
+        return []
+    student.module.load_state_dict(choice.kept.state)
+    there = resolutions.at(student, best)
+    return [Contestant(f"distilled@{best}", there, state_of(there.module))]
+
+
+def explain(work: Work) -> None:
+    """What the run's figures say of it, with what to try."""
+    if work.context.writes:
+        findings = diagnose(Figures.of(work.run))
+        write_json(work.run.diagnosis, {"findings": [finding.record() for finding in findings]})
+
+
+def _teacher_on_val(work: Work) -> tuple[Predictions, Quality]:
     """The teachers' joint logits on val, and their quality."""
-    said = [_logits_on_val(work, model) for model in work.teachers]
-    logits, labels = [entry[0] for entry in said], said[0][1]
-    joint = logits[0] if len(logits) == 1 else mean_teacher_logits(logits)
-    return joint, quality(joint, labels)
+    part = work.splits.val
+    said = in_common([_said_on(work, model, part) for model in work.teachers])
+    logits = [one.logits for one in said]
+    joint = Predictions(logits[0] if len(logits) == 1 else mean_teacher_logits(logits), said[0].index)
+    return joint, quality(joint.logits, _labels(work, part, joint))
+
+
+def _spread(said: Predictions, images: int) -> Tensor:
+    """Logits (images, C) by position; zeros where an image cannot be decoded."""
+    return said.logits.new_zeros(images, said.logits.shape[1]).index_copy_(0, said.index, said.logits)
 
 
 def _weigh(work: Work, model: Model, state: State) -> dict[str, float]:
     model.module.load_state_dict(state)
-    figures = _on_val(work, model)
+    figures = _on(work, model, work.splits.val)
     return {"top1": figures.top1, "nll": figures.nll}
 
 
-def _on_val(work: Work, model: Model) -> Quality:
-    return quality(*_logits_on_val(work, model))
+def _on(work: Work, model: Model, part: Part) -> Quality:
+    said = _said_on(work, model, part)
+    return quality(said.logits, _labels(work, part, said))
 
 
-def _logits_on_val(work: Work, model: Model) -> tuple[Tensor, Tensor]:
-    part = work.splits.val
+def _said_on(work: Work, model: Model, part: Part) -> Predictions:
     context = work.context
-    said = predict_logits(
-        model.module, model.input, part, context.accelerator, workers=context.workers, bad=context.bad
+    return predict_logits(
+        model.module,
+        model.input,
+        part,
+        context.accelerator,
+        workers=context.workers,
+        bad=context.bad,
     )
-    return said.logits, torch.from_numpy(work.heads.labels(part.labels))[said.index]
+
+
+def _labels(work: Work, part: Part, said: Predictions) -> Tensor:
+    return torch.from_numpy(work.heads.labels(part.labels))[said.index]
 
 
 def _save(work: Work, model: Model, path: Path) -> None:
@@ -437,4 +621,6 @@ def show(run: Run, progress: Progress) -> None:
     result = read_json(run.comparison)
     progress.table(Table([Row.from_dict(row) for row in result["rows"]]))
     progress.say(result["verdict"]["sentence"])
+    for line in lines(read_json(run.diagnosis)["findings"]):
+        progress.say(line)
     progress.say(f"everything is in {run.path}")

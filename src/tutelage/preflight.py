@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from tutelage.errors import TutelageError
 from tutelage.heads import Heads
 from tutelage.measure.quality import Quality
 from tutelage.models import Model
 from tutelage.recipe import Recipe
+from tutelage.targets import Layout
+from tutelage.teacher import passes
 
 NEAR_CHANCE = 2.0  # a teacher below so many times chance teaches noise
 CHECKPOINT_COPIES = 5  # model, EMA, best, and two moments of the optimizer
@@ -60,12 +59,6 @@ def strength(teacher: Quality, student: Quality, classes: int, allow_weak: bool)
     return checks
 
 
-def entropy(logits: Tensor, temperature: float) -> float:
-    """Mean entropy in nats of softened targets (N, C); near 0: they say no more than labels do."""
-    log_probability = torch.log_softmax(logits / temperature, dim=1)
-    return float(-(log_probability.exp() * log_probability).sum(1).mean())
-
-
 def estimate(
     recipe: Recipe, images: int, rates: dict[str, float], student: Model, place: Path
 ) -> dict[str, Any]:
@@ -83,9 +76,12 @@ def estimate(
     """
     epochs = recipe.train.epochs
     step = 1 / rates["student"]
-    seconds = images * epochs * (step + 1 / rates["teacher"] + (step if recipe.control else 0))
+    looks = passes(recipe)  # of the teacher at each image
+    seconds = images * (epochs * step * (2 if recipe.control else 1) + looks / rates["teacher"])
     size = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
     disk = size * (CHECKPOINT_COPIES * (2 if recipe.control else 1) + 3) / 2**20
+    if recipe.targets.mode == "cached":
+        disk += looks * Layout(images, student.num_classes, recipe.targets.top_k).view_bytes / 2**20
     free = shutil.disk_usage(place).free / 2**20
     if disk > free:
         raise TutelageError(

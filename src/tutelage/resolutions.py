@@ -16,6 +16,7 @@ import numpy as np
 from tutelage.choose import merit
 from tutelage.data.splits import Part
 from tutelage.errors import TutelageError
+from tutelage.inputs import InputSpec
 from tutelage.measure.quality import Quality
 from tutelage.models import Model, set_resolution
 
@@ -31,6 +32,11 @@ def neighbours(own: int) -> list[int]:
     unit = next(unit for unit in UNITS if own % unit == 0 and (unit <= own / STEP or unit == 1))
     step = max(1, round(own / STEP / unit)) * unit
     return [r for r in (own + k * step for k in range(-BELOW, ABOVE + 1)) if r >= LEAST or r == own]
+
+
+def reach(spec: InputSpec) -> InputSpec:
+    """The input at the highest resolution that is probed: images have to be decoded as large."""
+    return spec.at(max(neighbours(spec.height)))
 
 
 def at(model: Model, resolution: int) -> Model:

@@ -13,6 +13,7 @@ from tutelage.recipe import Recipe, load_recipe
 from tutelage.run import Run, read_json, read_jsonl
 
 Severity = Literal["problem", "note", "good"]
+ABLE = 2.0  # times chance
 STILL = 0.5  # points of top-1: less is no movement
 
 
@@ -131,6 +132,11 @@ class Figures:
         """Whether the teacher made the student surely better than labels alone did."""
         pair = self.against("distilled", "control")
         return pair is not None and pair.low > 0
+
+    @property
+    def able(self) -> bool:
+        """Whether the start could do it already, so that there is something to lose."""
+        return bool(self.start_val()["top1"] > ABLE * self.preflight["chance_top1"])
 
     @property
     def still(self) -> float:

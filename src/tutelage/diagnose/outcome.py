@@ -98,6 +98,8 @@ def gain(figures: Figures) -> Iterator[Finding]:
 
 def forgetting(figures: Figures) -> Iterator[Finding]:
     """Images that the start had right and training lost, more than it won; or whole classes of them."""
+    if not figures.able:
+        return
     lost = figures.training("against_start")
     if lost and lost["high"] < 0:
         yield _forgotten(

@@ -130,9 +130,10 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
     if best > UNDERCONFIDENT or teacher["top1"] - sure < MARGIN:
         return
     better = figures.against("distilled", "start")
+    severity: Severity = "note" if better is not None and better.low > 0 else "problem"
     yield Finding(
         "temperature too high for this teacher",
-        "note" if figures.gained and better is not None and better.low > 0 else "problem",
+        severity,
         f"T={recipe.temperature:g} is wrong for this teacher: it is less sure ({sure:.1f}%) than it is right "
         f"({teacher['top1']:.1f}%), as after label smoothing or mixup, and best at T={best:.2f}; softened further its "
         "targets say more about the smoothing than about the images.",
@@ -152,7 +153,7 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
 def diverging_goals(figures: Figures) -> Iterator[Finding]:
     """The student came nearer to the targets and lost accuracy by it: they lead away from the labels."""
     rows, start = figures.stage("distill"), figures.start_val()
-    if not rows or "loss" not in start or figures.recipe.train.from_scratch:
+    if not rows or not figures.able or "loss" not in start:
         return
     last = rows[-1]["val"]
     lost = start["top1"] - last["top1"]

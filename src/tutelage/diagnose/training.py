@@ -22,7 +22,7 @@ def overfitting(figures: Figures) -> Iterator[Finding]:
         if len(rows) <= PATIENCE:
             continue
         turn = min(range(len(rows)), key=[row["val"]["loss"] for row in rows].__getitem__)
-        fall = 1 - _train_loss(rows[-1]) / _train_loss(rows[turn])
+        fall = _share_lost(_train_loss(rows[turn]), _train_loss(rows[-1]))
         gain = max(row["val"]["top1"] for row in rows[turn:]) - rows[turn]["val"]["top1"]
         if len(rows) - 1 - turn < PATIENCE or fall < LEARNED or gain > figures.still:
             continue
@@ -47,11 +47,10 @@ def overfitting(figures: Figures) -> Iterator[Finding]:
 def high_lr(figures: Figures) -> Iterator[Finding]:
     """A start that could do it already loses much of that in the first epoch, and the loss gets worse too."""
     rows, start = figures.stage("distill"), figures.start_val()
-    if not rows or figures.recipe.train.from_scratch or "loss" not in start:
+    if not rows or not figures.able or "loss" not in start:
         return
     fall = start["top1"] - rows[0]["val"]["top1"]
-    able = start["top1"] > 2 * figures.preflight["chance_top1"]
-    if not able or fall < max(FALL, 2 * figures.still) or rows[0]["val"]["loss"] <= start["loss"]:
+    if fall < max(FALL, 2 * figures.still) or rows[0]["val"]["loss"] <= start["loss"]:
         return
     recovered = next((r["epoch"] for r in rows if r["val"]["top1"] > start["top1"] + figures.still), None)
     severity: Severity = "problem" if recovered is None else "note"
@@ -85,7 +84,7 @@ def few_epochs(figures: Figures) -> Iterator[Finding]:
         return
     before, last = rows[-1 - max(1, len(rows) // 4)]["val"], rows[-1]["val"]
     better = last["top1"] - before["top1"]
-    fall = 1 - last["loss"] / before["loss"] if before["loss"] else 0.0
+    fall = _share_lost(before["loss"], last["loss"])
     at_its_best = last["loss"] <= min(row["val"]["loss"] for row in rows)
     if not at_its_best or better <= figures.still or fall < IMPROVING:
         return
@@ -118,7 +117,7 @@ def batchnorm_drift(figures: Figures) -> Iterator[Finding]:
     start = figures.start_val()["top1"]
     yield Finding(
         "BatchNorm drift",
-        "problem" if last["val"]["top1"] < start else "note",
+        "problem" if figures.able and last["val"]["top1"] < start else "note",
         f"BatchNorm's running means moved by {distance:.2f} standard deviations from the start's and do not suit "
         f"un-augmented images: measured anew they lift the last epoch's val top-1 from {last['val']['top1']:.2f} "
         f"to {mended['val']['top1']:.2f}.",
@@ -129,7 +128,11 @@ def batchnorm_drift(figures: Figures) -> Iterator[Finding]:
             "start_top1": start,
         },
         (
-            Try("train.frozen_batchnorm", "true", "keep the statistics of the start"),
+            *(
+                [Try("train.frozen_batchnorm", "true", "keep the statistics of the start")]
+                if figures.able
+                else []
+            ),
             Try("train.batch_size", str(2 * figures.recipe.train.batch_size), "steadier statistics"),
             Try("view.crop_scale", "[0.6,1.0]", "training images more like those it is used on"),
         ),
@@ -157,6 +160,10 @@ def skipped_steps(figures: Figures) -> Iterator[Finding]:
 def _train_loss(row: dict[str, Any]) -> float:
     """What also stands in val's loss: without the pull to the start."""
     return row["loss"]["total"] - row["loss"].get("l2_sp", 0.0)
+
+
+def _share_lost(before: float, after: float) -> float:
+    return 1 - after / before if before > 0 else 0.0
 
 
 def _words(stage: str) -> str:
