@@ -45,7 +45,8 @@ def summary(runs: list[Run]) -> dict[str, Any]:
     """
     tables = [read_json(run.comparison) for run in runs]
     answers = [_right(run.predictions) for run in runs]
-    roles = [row["role"] for row in tables[0]["rows"]]
+    # a student at its best resolution may be in some of the runs only
+    roles = [row["role"] for row in tables[0]["rows"] if all(row["role"] in answer for answer in answers)]
     top1 = {role: [_of(table, role)["top1"] for table in tables] for role in roles}
     pairs = []
     for role in roles:

@@ -39,9 +39,12 @@ def symbol(role: str) -> str:
 
 
 def role_name(role: str) -> str:
-    """As a reader would say it: ``int8`` becomes ``Deployed: int8``."""
+    """As a reader would say it: ``int8`` becomes ``Deployed: int8``, ``distilled@128`` is at 128 px."""
     if role in NAMES:
         return NAMES[role]
+    base, at, resolution = role.partition("@")
+    if at:
+        return f"{role_name(base)} at {resolution} px"
     return "Deployed: " + " ".join(FILE_NAMES.get(part, part) for part in role.split("-"))
 
 
