@@ -3,6 +3,7 @@
 import copy
 import multiprocessing as mp
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,21 @@ def test_a_killed_fill_goes_on_to_the_identical_cache(
     whole_batches = -(-len(part) // BATCH) * VIEWS
     done = batches // 16 * 16 if batches < 29 else 29  # blocks of 16 batches; a view has 29
     assert fill(cache, part, model) <= whole_batches - done + 1
+    assert content(cache) == content(filled)
+
+
+def test_a_fill_that_is_killed_for_good_goes_on_too(
+    filled: Cache, part: Part, model: Model, tmp_path: Path
+) -> None:
+    cache = cache_in(tmp_path, part, model)
+    child = mp.get_context("fork").Process(target=_fill_in_a_process, args=(tmp_path, part, model))
+    child.start()
+    while cache.missing(VIEWS) == len(part) * VIEWS and child.is_alive():
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert 0 < cache.missing(VIEWS) < len(part) * VIEWS
+    fill(cache, part, model)
     assert content(cache) == content(filled)
 
 
