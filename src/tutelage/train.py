@@ -480,8 +480,8 @@ def _targets_row(sums: dict[str, float], images: int) -> dict[str, float | None]
     if not sums:
         return None
     means = {name.removeprefix(ABOUT_TARGETS): total / images for name, total in sums.items()}
-    labelled = means.pop("labelled")
-    return {**means, "top1": 100 * means.pop("right") / labelled if labelled else None}
+    right, labelled = means.pop("right"), means.pop("labelled")
+    return {**means, "top1": 100 * right / labelled if labelled else None}
 
 
 def _to_head(labels: Tensor, head_index: Tensor) -> Tensor:

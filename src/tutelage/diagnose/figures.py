@@ -129,8 +129,8 @@ class Figures:
 
     @property
     def gained(self) -> bool:
-        """Whether the teacher made the student surely better than labels alone did."""
-        pair = self.against("distilled", "control")
+        """Whether the student is surely better than labels alone made it, or than its start where no control ran."""
+        pair = self.against("distilled", "control") or self.against("distilled", "start")
         return pair is not None and pair.low > 0
 
     @property
