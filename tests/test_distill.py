@@ -40,6 +40,7 @@ def test_all_four_rows_have_their_figures(finished: Run) -> None:
 
 
 def test_the_run_directory_is_that_of_the_design(finished: Run) -> None:
+    assert finished.report.stat().st_size < 8e6
     for path in (finished.recipe, finished.preflight, finished.metrics, finished.student, finished.candidates):
         assert path.is_file()
     assert load_recipe(finished.recipe).name == "finished"
@@ -122,8 +123,9 @@ def test_a_weak_teacher_stops_the_run_unless_allowed(tiny: dict, tmp_path: Path)
 def test_mixup_cutmix_and_l2sp_go_through(tiny: dict, tmp_path: Path) -> None:
     tiny["view"] |= {"mixup": 0.8, "cutmix": 1.0, "rotation": 10, "blur": 0.1, "greyscale": 0.1, "cutout": 0.2}
     tiny["train"] |= {"l2_sp": 0.01, "epochs": 1, "head_warmup_epochs": 1, "layer_decay": 0.8}
-    tiny["control"] = False
+    tiny |= {"control": False, "track": ["tensorboard"]}
     run = run_tiny(tiny, tmp_path, "mixed")
+    assert list(run.tensorboard.rglob("*tfevents*"))
     rows = list(read_jsonl(run.metrics))
     assert rows[-1]["loss"]["l2_sp"] >= 0
     assert [row["role"] for row in read_json(run.comparison)["rows"]] == ["teacher", "start", "distilled"]

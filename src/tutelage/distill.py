@@ -35,7 +35,7 @@ from tutelage.measure import targets as soft_targets
 from tutelage.measure.quality import Quality, quality
 from tutelage.measure.table import Row, Table
 from tutelage.models import Model, load_model, save_weights, set_resolution
-from tutelage.progress import Progress, Silent
+from tutelage.progress import Progress, Silent, Tracked
 from tutelage.proof import Contestant, prove
 from tutelage.recipe import (
     FitRecipe,
@@ -46,10 +46,12 @@ from tutelage.recipe import (
     TrainRecipe,
     dump_recipe,
 )
+from tutelage.report.build import write_report
 from tutelage.run import Run, entry, read_json, write_digests, write_json, write_text
 from tutelage.sharing import made_once, state_digest, train_once
 from tutelage.task import Task
 from tutelage.teacher import TargetSource, Teacher, cached_teacher
+from tutelage.trackers import open_trackers
 from tutelage.train import Interrupted, Stage, Trained, stop_requests, train
 from tutelage.versions import versions
 
@@ -120,7 +122,9 @@ def distill(recipe: Recipe, run: Run, progress: Progress, shared: Path | None = 
     """
     accelerator = new_accelerator()
     with run.held() if accelerator.is_main_process else nullcontext():
-        work = prepare(recipe, run, progress, shared)
+        tracker = open_trackers(recipe.track if accelerator.is_main_process else (), run)
+        tracker.on_start(recipe.model_dump(mode="json"))
+        work = prepare(recipe, run, Tracked(progress, tracker), shared)
         fit_teachers(work)
         fit_head(work)
         check(work)
@@ -130,6 +134,8 @@ def distill(recipe: Recipe, run: Run, progress: Progress, shared: Path | None = 
         explain(work)
         if accelerator.is_main_process:
             write_digests(run)
+            page = write_report(run)
+            tracker.on_end([page, run.recipe, run.comparison, run.diagnosis, run.student], work.student)
             shutil.rmtree(run.cache, ignore_errors=True)  # it was for the next epoch
         accelerator.wait_for_everyone()
     return result
@@ -623,4 +629,4 @@ def show(run: Run, progress: Progress) -> None:
     progress.say(result["verdict"]["sentence"])
     for line in lines(read_json(run.diagnosis)["findings"]):
         progress.say(line)
-    progress.say(f"everything is in {run.path}")
+    progress.say(f"everything is in {run.path}; the page to look at is {run.report}")

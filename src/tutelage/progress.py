@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,7 +17,8 @@ from rich.progress import (
 from rich.progress import (
     Progress as RichBars,
 )
-from rich.table import Table as RichTable
+
+from tutelage.trackers import Tracker
 
 STAGE_WORDS = {
     "teacher-fit": "fitting the teacher",
@@ -32,7 +33,7 @@ STAGE_WORDS = {
 class Tabular(Protocol):
     """What can be shown as a table."""
 
-    def rich(self) -> RichTable:
+    def rich(self) -> RenderableType:
         """For a terminal."""
 
     def records(self) -> list[dict[str, Any]]:
@@ -163,3 +164,36 @@ class Bars:
     def table(self, table: Tabular) -> None:
         """As a Rich table."""
         self.console.print(table.rich())
+
+
+class Tracked:
+    """Another progress, whose epochs a tracker is told too."""
+
+    def __init__(self, progress: Progress, tracker: Tracker) -> None:
+        self.progress = progress
+        self.tracker = tracker
+
+    def say(self, text: str) -> None:
+        """As the other."""
+        self.progress.say(text)
+
+    def begin(self, stage: str, steps: int) -> None:
+        """As the other."""
+        self.progress.begin(stage, steps)
+
+    def step(self, losses: dict[str, float], images: int) -> None:
+        """As the other."""
+        self.progress.step(losses, images)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """The other and the tracker."""
+        self.progress.epoch(row)
+        self.tracker.on_epoch(row)
+
+    def end(self) -> None:
+        """As the other."""
+        self.progress.end()
+
+    def table(self, table: Tabular) -> None:
+        """As the other."""
+        self.progress.table(table)

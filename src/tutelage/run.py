@@ -118,8 +118,8 @@ def digest(path: Path) -> dict[str, Any]:
 
 
 def own_files(run: Run) -> Iterator[str]:
-    """Names of a run's own files; not of caches and other programs' logs, which change with use."""
-    foreign = {run.cache, run.tensorboard, run.mlflow, run.digests}
+    """Names of a run's own files; not of caches, other programs' logs and the page, which are made again."""
+    foreign = {run.cache, run.tensorboard, run.mlflow, run.digests, run.report}
     for path in run.path.rglob("*"):
         own = not foreign & {path, *path.parents} and not path.name.startswith(".")
         if own and path.is_file() and not path.is_symlink():
