@@ -313,7 +313,9 @@ def _number(value: Any) -> Any:
 
 def first_error(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
     """What is wrong first, in one line that names the key and, of an unknown one, the nearest of `root`'s."""
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # a misspelt key is also missed where it should be: say what was written
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_nearest(first['loc'], root)}"
