@@ -41,13 +41,13 @@ def test_an_untouched_run_is_intact(run: Run, capsys: pytest.CaptureFixture[str]
 def test_each_difference_is_named(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.student.write_text("student.safetensorz")  # as long as it was
     (run.checkpoints / "distill.safetensors").unlink()
-    run.report.write_text("new")
+    (run.path / "notes.txt").write_text("new")
     assert exit_code(run) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
         "changed: 'student.safetensors'",
         "missing: 'checkpoints/distill.safetensors'",
-        "new: 'report.html'",
+        "new: 'notes.txt'",
     ]
     assert lines[3].startswith("NOT as the run left it: 1 files intact")
 
