@@ -31,6 +31,17 @@ def test_a_run_that_exists_is_not_written_over(tmp_path: Path) -> None:
         Run.create(tmp_path, "one")
 
 
+def test_a_run_that_was_killed_before_it_was_begun_is_begun_anew(tmp_path: Path) -> None:
+    left = tmp_path / "one"
+    left.mkdir()
+    (left / "recipe.yaml").write_text("{}")
+    (left / ".versions.json.12.tmp").write_text("{")
+    assert Run.create(tmp_path, "one").path == left
+    (left / "versions.json").write_text("{}")
+    with pytest.raises(TutelageError, match="this run exists"):
+        Run.create(tmp_path, "one")
+
+
 def test_a_place_that_takes_no_files_is_named() -> None:
     for root in (Path("/proc"), Path("/dev/null/runs")):  # read-only even to root
         with pytest.raises(TutelageError, match="cannot be made"):

@@ -63,9 +63,10 @@ class Run:
             root.mkdir(parents=True, exist_ok=True)
             path.mkdir()
         except FileExistsError:
-            raise TutelageError(
-                f"{path}: this run exists; go on with `tutelage resume {path}` or take another --name"
-            ) from None
+            if not _unbegun(path):
+                raise TutelageError(
+                    f"{path}: this run exists; go on with `tutelage resume {path}` or take another --name"
+                ) from None
         except OSError as error:
             raise TutelageError(f"{path}: cannot be made ({error.strerror})") from None
         return cls(path)
@@ -104,6 +105,13 @@ class Run:
                 aside.unlink(missing_ok=True)
             self.digests.unlink(missing_ok=True)  # of files that are about to change
             yield
+
+
+def _unbegun(path: Path) -> bool:
+    """Whether a directory is what a run leaves that is killed before it is begun."""
+    return path.is_dir() and all(
+        file.name == "recipe.yaml" or file.suffix == ".tmp" for file in path.iterdir()
+    )
 
 
 def write_digests(run: Run) -> None:

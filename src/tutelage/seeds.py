@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.context import new_accelerator
 from tutelage.distill import distill
 from tutelage.measure.paired import pooled
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe, dump_recipe
-from tutelage.run import Run, read_json, write_json, write_text
+from tutelage.run import Run, read_json, write_digests, write_json, write_text
 
 
 def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> dict[str, Any]:
@@ -22,18 +23,21 @@ def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> d
     Runs that are finished are not done again.
     """
     runs = []
+    writes = new_accelerator().is_main_process
     for number in range(seeds):
         train = recipe.train.model_copy(update={"seed": recipe.train.seed + number})
         one = Run(run.path / f"seed-{train.seed}")
-        if not one.recipe.exists():
+        if writes and not one.versions.exists():
             write_text(one.recipe, dump_recipe(recipe.model_copy(update={"train": train})))
             write_json(one.versions, read_json(run.versions))
         progress.say(f"seed {train.seed} ({number + 1} of {seeds})")
-        if not one.comparison.exists():
+        if not one.digests.exists():
             distill(recipe.model_copy(update={"train": train}), one, progress)
         runs.append(one)
     result = summary(runs)
-    write_json(run.seeds, result)
+    if writes:
+        write_json(run.seeds, result)
+        write_digests(run)
     return result
 
 
