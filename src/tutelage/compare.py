@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from tutelage.data.loading import BadImages
 from tutelage.data.sources import open_for_evaluation
 from tutelage.data.splits import Part, whole
 from tutelage.errors import TutelageError
-from tutelage.evaluate import predict_logits
+from tutelage.evaluate import Predictions, predict_logits
 from tutelage.measure.latency import forward_call
 from tutelage.measure.paired import Paired, paired
 from tutelage.measure.rows import QUALITY, graded, sized, timed, without
@@ -24,6 +26,7 @@ from tutelage.models import Model, load_model
 from tutelage.recipe import DataRecipe
 
 COUNTED = "size is parameters and buffers over 2^20 bytes; MACs are counted by torch.utils.flop_counter"
+Answer = Callable[[Model, BadImages], Predictions]
 CHANGE = "below each figure: against the first model, as a factor (above 1x is better) or a difference"
 
 
@@ -34,6 +37,7 @@ def compare(
     batch_size: int = 32,
     threads: int | None = None,
     device: str | None = None,
+    deploy: bool = False,
     say: Callable[[str], object] = lambda line: None,
 ) -> Table:
     """Measure models in turns, each with its own resolution, crop and normalisation.
@@ -44,24 +48,86 @@ def compare(
         batch_size: of the throughput.
         threads: of the CPU; None: PyTorch's choice.
         device: ``cpu`` or ``cuda``; None: the best there is.
+        deploy: also as ONNX, OpenVINO and int8 files, all on the CPU. Of data that is not parted, a third is
+            kept for the calibration of int8; without data it sees synthetic images.
         say: told what is done next, a line each.
 
     Raises:
         TutelageError: a model, the data or the device is not there.
     """
-    part = whole(open_for_evaluation(data)) if data else None
-    models = [load_model(spec) for spec in specs]
-    accelerator = _accelerator(device)
     if threads:
         torch.set_num_threads(threads)
-    rows = [
-        sized(Row(model.spec, origin=model.origin), model.module, model.input.height, model.input.width)
-        for model in models
-    ]
+    if deploy:
+        return _compare_deployed(specs, data, batch_size, device, say)
+    part = whole(open_for_evaluation(data)) if data else None
+    models = [load_model(spec) for spec in specs]
+    return weigh(models, [sized_row(m) for m in models], part, batch_size=batch_size, device=device, say=say)
+
+
+def sized_row(model: Model) -> Row:
+    """The row of a PyTorch model, with what it costs."""
+    row = Row(model.spec, origin=model.origin)
+    return sized(row, model.module, model.input.height, model.input.width)
+
+
+def weigh(
+    models: Sequence[Model],
+    rows: Sequence[Row],
+    part: Part | None,
+    *,
+    batch_size: int,
+    device: str | None = None,
+    answer: Answer | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Table:
+    """Add speed, measured in turns, and quality to the rows of models.
+
+    Args:
+        models: to be measured.
+        rows: of the same, with their sizes.
+        part: labelled images; None: no quality.
+        batch_size: of the throughput.
+        device: ``cpu`` or ``cuda``; None: the best there is.
+        answer: gives a model's logits on the part; None: `predict_logits` does.
+        say: told what is done next, a line each.
+    """
+    accelerator = _accelerator(device)
     say("timing the models in turns")
     rows = _timed(rows, models, batch_size, accelerator.device)
-    rows, notes = _graded(rows, models, part, accelerator, say)
+
+    def predicted(model: Model, bad: BadImages) -> Predictions:
+        assert part is not None  # else nothing is asked
+        return predict_logits(model.module, model.input, part, accelerator, bad=bad)
+
+    rows, notes = _graded(rows, models, part, answer or predicted, say)
     return Table(rows, [CHANGE, COUNTED, _speed_note(rows[0]), *notes])
+
+
+def _compare_deployed(
+    specs: Sequence[str],
+    data: str | None,
+    batch_size: int,
+    device: str | None,
+    say: Callable[[str], object],
+) -> Table:
+    from tutelage.deploy.lineup import Lineup, build_all, images_of  # needs the extra `deploy`
+
+    if device == "cuda":
+        raise TutelageError("--deploy: deployed files are measured on the CPU; leave --device out")
+    material, part = images_of(data)
+    models = [load_model(spec) for spec in specs]
+    with TemporaryDirectory() as directory:
+        lineup = Lineup(build_all(models, Path(directory), material, say), part, batch_size)
+        table = weigh(
+            lineup.models,
+            lineup.rows,
+            part,
+            batch_size=batch_size,
+            device="cpu",
+            answer=lineup.answer,
+            say=say,
+        )
+        return lineup.noted(lineup.like_for_like(table), material)
 
 
 def _accelerator(device: str | None) -> Accelerator:
@@ -107,7 +173,7 @@ def _graded(
     rows: Sequence[Row],
     models: Sequence[Model],
     part: Part | None,
-    accelerator: Accelerator,
+    answer: Answer,
     say: Callable[[str], object],
 ) -> tuple[list[Row], list[str]]:
     """Rows with quality or the reason of its absence, and notes."""
@@ -123,7 +189,7 @@ def _graded(
             continue
         notes += [remark] if remark else []
         say(f"{model.spec}: {len(part):,} images at {model.input.height} px")
-        row, answers = _grade(row, model, part, index, accelerator, numbers, bad)
+        row, answers = _grade(row, model, part, index, answer(model, bad), numbers)
         if len(done) == 0:
             first = answers
         elif first is not None:
@@ -160,11 +226,9 @@ def _grade(
     model: Model,
     part: Part,
     index: np.ndarray,
-    accelerator: Accelerator,
+    said: Predictions,
     numbers: dict[str, int],
-    bad: BadImages,
 ) -> tuple[Row, _Answers]:
-    said = predict_logits(model.module, model.input, part, accelerator, bad=bad)
     labels = torch.from_numpy(part.labels)[said.index]
     row = graded(row, said.logits, labels, torch.from_numpy(index))
     row = replace(row, conditions={**row.conditions, "data": part.images.name})

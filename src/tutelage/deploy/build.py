@@ -1,0 +1,217 @@
+"""All deployable files of a model, made from its PyTorch module, and each of them as a model again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tutelage.data.classes import map_classes
+from tutelage.data.loading import BadImages, eval_loader
+from tutelage.data.splits import Part
+from tutelage.deploy.card import Card, one_line
+from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
+from tutelage.deploy.quantise import Pictures, quantise
+from tutelage.deploy.runtime import Arithmetic, Session, has_bf16, open_session
+from tutelage.models import Model
+
+CALIBRATION = 300  # images: NNCF's default; ranges of activations settle long before
+JUDGES = 500  # images that accuracy-aware quantisation may look at, again and again
+READ = 64  # images a batch
+MIB = 2**20
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of running one of the files.
+
+    Attributes:
+        role: in the table.
+        file: in the directory.
+        arithmetic: of what is not int8.
+        int8: whether the file is quantised.
+    """
+
+    role: str
+    file: str
+    arithmetic: Arithmetic = "f32"
+    int8: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether its logits should be PyTorch's, but for the order of float32 sums."""
+        return self.arithmetic == "f32" and not self.int8
+
+
+VARIANTS = (
+    Variant("onnx", "model.onnx"),
+    Variant("onnx-int8", "model-int8.onnx", int8=True),
+    Variant("openvino", "model.xml"),
+    Variant("openvino-bf16", "model.xml", arithmetic="bf16"),
+    Variant("int8", "model-int8.xml", int8=True),
+)
+
+
+@dataclass(frozen=True)
+class Material:
+    """The images that quantisation needs.
+
+    Attributes:
+        calibration: un-augmented training images.
+        judges: images to measure the loss of accuracy on while quantising; None: the calibration's.
+        max_drop: points of top-1 that int8 may lose on them before layers go back to float32.
+    """
+
+    calibration: Part
+    judges: Part | None = None
+    max_drop: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Deployed:
+    """A model and its files."""
+
+    model: Model
+    directory: Path
+    card: Card
+    variants: tuple[Variant, ...]
+
+    def size_mb(self, variant: Variant) -> float:
+        """Of all that the runtime loads, over 2^20 bytes."""
+        return sum(file.stat().st_size for file in files_of(self.directory / variant.file)) / MIB
+
+
+def build(
+    model: Model,
+    directory: Path,
+    material: Material | None,
+    provenance: Mapping[str, str] | None = None,
+    say: Say = lambda line: None,
+) -> Deployed:
+    """Write ``model.onnx`` and ``model.xml``, and, with `material`, the same in int8.
+
+    Args:
+        model: on any device; left as it is.
+        directory: exists.
+        material: images for int8; None: none is made.
+        provenance: what the files are to say of their origin, besides versions and weights.
+        say: told what is done next, a line each.
+
+    Raises:
+        TutelageError: the extra ``deploy`` is not installed, or the model cannot be exported.
+    """
+    require_deploy()
+    card = _card(model, material, provenance or {})
+    say(f"{model.spec}: ONNX and OpenVINO")
+    onnx = to_onnx(model.module, model.input)
+    save_onnx(onnx, directory / "model.onnx", card)
+    openvino = to_openvino(directory / "model.onnx")
+    save_openvino(openvino, directory / "model.xml", card)
+    if material:
+        calibration = _pictures(model, material.calibration, CALIBRATION)
+        judges = _labelled(_pictures(model, material.judges or material.calibration, JUDGES))
+        say(
+            f"{model.spec}: int8, calibrated on {len(calibration.pixels)} of {material.calibration.images.name}"
+        )
+        quantised = quantise(openvino, calibration, model.input, judges, material.max_drop)
+        # float16 holds what int8 leaves over: biases and scales
+        save_openvino(quantised, directory / "model-int8.xml", card, halve=True)
+        quantised = quantise(onnx, calibration, model.input, judges, material.max_drop)
+        save_onnx(quantised, directory / "model-int8.onnx", card)
+    return Deployed(model, directory, card, _present(directory))
+
+
+def files_of(file: Path) -> tuple[Path, ...]:
+    """A model file and what belongs to it."""
+    return (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,)
+
+
+def as_model(deployed: Deployed, variant: Variant, batch_size: int) -> Model:
+    """A file as a model that takes and gives tensors on the CPU, to be measured like any other.
+
+    Args:
+        deployed: with its files.
+        variant: which of them.
+        batch_size: beside 1, the size that it is compiled for.
+    """
+    model = deployed.model
+    module = _FileModule(deployed.directory / variant.file, variant.arithmetic, batch_size, model.num_classes)
+    return replace(model, spec=f"{model.spec} {variant.role}", module=module)
+
+
+def head_labels(model: Model, part: Part) -> np.ndarray:
+    """(N,) labels of a part as classes of the model's head; -1 where unlabelled or of none of them."""
+    index = map_classes(part.classes, model.class_ids) if part.classes else None
+    if index is None and model.class_ids is None and model.num_classes == len(part.classes):
+        index = np.arange(model.num_classes)
+    if index is None or not model.pretrained:
+        return np.full(len(part), -1, np.int64)
+    labels: np.ndarray = np.append(index, -1)[part.labels]
+    return labels
+
+
+class _FileModule(nn.Module):
+    """Compiled for batches of 1 and of `batch_size`, which are timed, and for any other size."""
+
+    def __init__(self, path: Path, arithmetic: Arithmetic, batch_size: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.memory_format = torch.contiguous_format
+        self._open = lambda batch: open_session(
+            path, batch=batch, arithmetic=arithmetic, threads=torch.get_num_threads()
+        )
+        self._fixed = {1, batch_size} if path.suffix == ".xml" else set()
+        self._sessions: dict[int | None, Session] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        batch = len(images) if len(images) in self._fixed else None
+        if batch not in self._sessions:
+            self._sessions[batch] = self._open(batch)
+        return torch.from_numpy(self._sessions[batch](images.numpy()))
+
+
+def _present(directory: Path) -> tuple[Variant, ...]:
+    bf16 = has_bf16()
+    return tuple(
+        variant
+        for variant in VARIANTS
+        if (directory / variant.file).is_file() and (bf16 or variant.arithmetic == "f32")
+    )
+
+
+def _card(model: Model, material: Material | None, provenance: Mapping[str, str]) -> Card:
+    ids = model.class_ids or tuple(str(number) for number in range(model.num_classes))
+    facts = {
+        "weights": model.origin,
+        **{
+            name: metadata.version(name) for name in ("tutelage", "torch", "timm", "onnx", "openvino", "nncf")
+        },
+        **provenance,
+    }
+    if material:
+        facts["calibration"] = f"{material.calibration.images.name} {material.calibration.digest()[:16]}"
+    return Card(model.name, model.input, tuple(map(one_line, model.class_names or ids)), ids, facts)
+
+
+def _pictures(model: Model, part: Part, wanted: int) -> Pictures:
+    """Evaluation views of so many images, evenly spread over the part: always the same ones."""
+    count = min(wanted, len(part))
+    some = replace(part, indices=part.indices[np.arange(count) * len(part) // count])
+    labels = head_labels(model, some)
+    pixels: list[np.ndarray] = []
+    places: list[int] = []
+    for batch in eval_loader(some, [model.input], READ, workers=0, bad=BadImages(count // 2)):
+        pixels.append(batch["images"][0].permute(0, 2, 3, 1).numpy())
+        places += batch["index"].tolist()
+    return Pictures(np.concatenate(pixels), labels[places])
+
+
+def _labelled(pictures: Pictures) -> Pictures | None:
+    known = pictures.labels >= 0
+    return Pictures(pictures.pixels[known], pictures.labels[known]) if known.any() else None

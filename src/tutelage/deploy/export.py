@@ -1,0 +1,188 @@
+"""A model's deployed directory: built aside, checked against PyTorch, and only then put in its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tutelage.compare import weigh
+from tutelage.data.splits import Part
+from tutelage.deploy.build import VARIANTS, Deployed, Material, Say, build, files_of
+from tutelage.deploy.card import LABELS, PREPROCESS
+from tutelage.deploy.check import Checked
+from tutelage.deploy.lineup import MADE_UP, Lineup, calibrated
+from tutelage.deploy.synthetic import synthetic_part
+from tutelage.errors import TutelageError
+from tutelage.measure.table import Row, Table
+from tutelage.models import Model
+from tutelage.run import write_json
+
+REPORT = "deploy.json"
+REJECTED = "rejected"  # the folder of files that failed
+BATCH = 16  # images, for the throughput
+
+
+@dataclass(frozen=True)
+class DeployReport:
+    """What was written, and what came of the checks.
+
+    Attributes:
+        directory: where.
+        table: the teacher and its files, where it was given; the model; its files.
+        checks: of the model's files, each as it was run.
+        images: that they were checked on, in words.
+    """
+
+    directory: Path
+    table: Table
+    checks: tuple[Checked, ...]
+    images: str
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of the model's files."""
+        return [one.row for one in self.checks]
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """Why, by file, of those that are not fit to be deployed."""
+        return {one.variant.file: one.complaint for one in self.checks if _rejects(one)}
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "rows": self.table.records(),
+            "notes": list(self.table.notes),
+            "checks": [
+                {
+                    "role": one.variant.role,
+                    "file": one.variant.file,
+                    "arithmetic": one.variant.arithmetic,
+                    "images": self.images,
+                    "complaint": one.complaint or None,
+                    **asdict(one.parity),
+                }
+                for one in self.checks
+            ],
+            "rejected": self.rejected,
+        }
+
+
+def export_model(
+    model: Model,
+    out: Path,
+    *,
+    calibration: Part | None = None,
+    judges: Part | None = None,
+    test: Part | None = None,
+    teacher: Model | None = None,
+    int8: bool = True,
+    max_drop: float = 1.0,
+    provenance: Mapping[str, str] | None = None,
+    say: Say = lambda line: None,
+) -> DeployReport:
+    """Write a deployed directory and check its files.
+
+    Every file is built aside and measured: logits against PyTorch's, accuracy, size, latency and throughput
+    in turns with PyTorch. One that fails is put into ``rejected/``, with the reason in ``deploy.json``.
+
+    Args:
+        model: with its trained weights.
+        out: the directory; the files of an earlier export there are replaced.
+        calibration: un-augmented training images, for int8. None: synthetic ones, for random weights only.
+        judges: labelled images, none of them in `test`, to quantise accuracy-aware by; None: `calibration`.
+        test: images to report on; None: synthetic ones, and no accuracy.
+        teacher: exported too, aside, so that the files have something like for like to be held against.
+        int8: also quantised files.
+        max_drop: points of top-1 that a file may lose against PyTorch on `test`.
+        provenance: what the files are to say of their origin, besides versions and weights.
+        say: told what is done next, a line each.
+
+    Raises:
+        TutelageError: the extra ``deploy`` is not installed, the model cannot be exported, pretrained weights
+            are to be int8 without images, or the place cannot be written.
+    """
+    material = _material(model, calibration, judges, max_drop) if int8 else None
+    with _aside(out) as stage:
+        deployed = build(model, stage, material, provenance, say)
+        with TemporaryDirectory() as elsewhere:
+            first = [build(teacher, Path(elsewhere), material, say=say)] if teacher else []
+            roles = ["teacher", ""] if teacher else [""]
+            lineup = Lineup([*first, deployed], test, BATCH, roles)
+            table = weigh(
+                lineup.models,
+                lineup.rows,
+                test,
+                batch_size=BATCH,
+                device="cpu",
+                answer=lineup.answer,
+                say=say,
+            )
+            say("files against PyTorch")
+            table = lineup.like_for_like(table)
+            checks = tuple(lineup.checked(table, deployed, max_drop))
+        images = lineup.part.images.name
+        notes = [*([calibrated(material)] if material else []), *(one.sentence(images) for one in checks)]
+        report = DeployReport(out, Table(table.rows, [*table.notes, *notes]), checks, images)
+        _publish(stage, deployed, report)
+    return report
+
+
+def _rejects(one: Checked) -> bool:
+    """A file is judged by how it runs by default; bfloat16 is a choice of whoever runs it."""
+    return bool(one.complaint) and one.variant.arithmetic == "f32"
+
+
+def _material(model: Model, calibration: Part | None, judges: Part | None, max_drop: float) -> Material:
+    if calibration is None and model.pretrained:
+        raise TutelageError(
+            f"{model.spec}: int8 needs images to calibrate on; name some with --data KIND:WHERE, "
+            "or leave it out with --no-int8"
+        )
+    return Material(calibration or synthetic_part(MADE_UP), judges, max_drop)
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A fresh directory beside `out`, on the same disk; what killed exports left there goes."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for stale in out.parent.glob(f".{out.name}.aside-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        with TemporaryDirectory(prefix=f".{out.name}.aside-", dir=out.parent) as stage:
+            yield Path(stage)
+    except OSError as error:
+        raise TutelageError(
+            f"{out}: cannot be written ({error.strerror}); free some space or rights"
+        ) from None
+
+
+def _publish(stage: Path, deployed: Deployed, report: DeployReport) -> None:
+    """Rename the files into place. `PREPROCESS` goes first and comes last: with it the directory is whole."""
+    out, rejected = report.directory, report.rejected
+    out.mkdir(exist_ok=True)
+    for name in (PREPROCESS, REPORT, LABELS):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / REJECTED, ignore_errors=True)
+    for name in dict.fromkeys(variant.file for variant in VARIANTS):
+        for file in files_of(out / name):
+            file.unlink(missing_ok=True)
+        for file in files_of(stage / name):
+            if file.exists():
+                folder = out / REJECTED if name in rejected else out
+                folder.mkdir(exist_ok=True)
+                _flush(file)
+                os.replace(file, folder / file.name)
+    write_json(out / REPORT, report.record())
+    deployed.card.write(out)
+
+
+def _flush(file: Path) -> None:
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())

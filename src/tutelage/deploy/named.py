@@ -1,0 +1,161 @@
+"""What a user names, a run or a model, as deployed files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tutelage.data.splits import Splits, make_splits
+from tutelage.deploy.build import VARIANTS, Say
+from tutelage.deploy.export import DeployReport, export_model
+from tutelage.deploy.lineup import images_of
+from tutelage.errors import TutelageError
+from tutelage.measure.table import Row, Table
+from tutelage.models import Model, load_model, set_resolution
+from tutelage.recipe import ExportRecipe, Recipe, load_recipe
+from tutelage.run import Run, entry, read_json, write_digests, write_json
+
+SPEED = ("latency_ms", "latency_p10", "latency_p90", "images_per_s", "conditions")
+ROLES = {variant.role for variant in VARIANTS}
+
+
+def export_named(
+    what: str,
+    out: Path | None = None,
+    *,
+    data: str | None = None,
+    int8: bool | None = None,
+    max_drop: float | None = None,
+    say: Say = lambda line: None,
+) -> DeployReport:
+    """Export a run's student or any model.
+
+    Args:
+        what: the directory of a run, or NAME@WEIGHTS.
+        out: the directory; None: the run's own, or one called by the model's name.
+        data: of a model: KIND:WHERE, see `images_of`. A run has its own.
+        int8: also quantised files; None: as the run's recipe says, or yes.
+        max_drop: points of top-1 that a file may lose; None: as the run's recipe says, or 1.
+        say: told what is done next, a line each.
+
+    Raises:
+        TutelageError: there is no such run or model, or `export_model` fails.
+    """
+    if Path(what).is_dir():
+        if data:
+            raise TutelageError(f"--data {data}: {what} is a run, which has its own images; leave --data out")
+        run = Run.open(Path(what))
+        with run.held():
+            report = export_run(run, out, int8=int8, max_drop=max_drop, say=say)
+            write_digests(run)
+        return report
+    name, at, _ = what.partition("@")
+    if not at and len(Path(name).parts) > 1:
+        raise TutelageError(f"{what}: no such run directory")
+    default = ExportRecipe()
+    drop = default.max_drop if max_drop is None else max_drop
+    material, test = images_of(data, drop)
+    return export_model(
+        load_model(what),
+        out or Path(f"{name}-deploy"),
+        calibration=material.calibration if data else None,
+        test=test,
+        int8=default.int8 if int8 is None else int8,
+        max_drop=drop,
+        say=say,
+    )
+
+
+def export_run(
+    run: Run,
+    out: Path | None = None,
+    *,
+    int8: bool | None = None,
+    max_drop: float | None = None,
+    say: Say = lambda line: None,
+) -> DeployReport:
+    """Export the student that a run kept, and add its files to ``comparison.json``.
+
+    int8 is calibrated on the run's training images, made accuracy-aware by its val, and reported on its test.
+
+    Args:
+        run: one that ended, held by the caller.
+        out: the directory; None: the run's own.
+        int8: also quantised files; None: as the recipe says.
+        max_drop: points of top-1 that a file may lose; None: as the recipe says.
+        say: told what is done next, a line each.
+
+    Raises:
+        TutelageError: the run kept no student yet, its images are gone, or `export_model` fails.
+    """
+    recipe = load_recipe(run.recipe)
+    if not run.student.is_file():
+        raise TutelageError(f"{run.path}: has no student yet; go on with `tutelage resume {run.path}`")
+    splits = make_splits(recipe.data)
+    report = export_model(
+        load_model(f"{_name(recipe.student.model)}@{run.student}"),
+        out or run.deploy,
+        calibration=splits.train,
+        judges=splits.val,
+        test=splits.test,
+        teacher=_teacher(run, recipe, say),
+        int8=recipe.export.int8 if int8 is None else int8,
+        max_drop=recipe.export.max_drop if max_drop is None else max_drop,
+        provenance=_provenance(run, recipe, splits),
+        say=say,
+    )
+    content = read_json(run.comparison)
+    rows = [Row.from_dict(row) for row in entry(run.comparison, "rows")]
+    write_json(run.comparison, content | {"rows": Table(with_files(rows, report)).records()})
+    return report
+
+
+def with_files(rows: Sequence[Row], report: DeployReport) -> list[Row]:
+    """A run's table with its deployed files.
+
+    The files were timed in turns with the teacher and the student, so where the run was timed on the CPU too,
+    the rows of these networks take over those speeds: all of the table is then of one measurement.
+    """
+    measured = {row.role: row for row in report.table.rows}
+    speeds = {"teacher": measured.get("teacher"), "student": measured[""]}
+    own = [_timed_alike(row, speeds) for row in rows if row.role not in ROLES]
+    return [*own, *report.rows]
+
+
+def _timed_alike(row: Row, speeds: dict[str, Row | None]) -> Row:
+    fresh = speeds["teacher" if row.role == "teacher" else "student"]
+    same = fresh is not None and (row.resolution, row.params_m) == (fresh.resolution, fresh.params_m)
+    if not same or row.conditions.get("device") != "cpu":
+        return row
+    changes: dict[str, Any] = {name: getattr(fresh, name) for name in SPEED}
+    return replace(row, **changes)
+
+
+def _name(spec: str) -> str:
+    return spec.partition("@")[0]
+
+
+def _teacher(run: Run, recipe: Recipe, say: Say) -> Model | None:
+    """As it taught: fitted to the data, or as the recipe names it. None where its weights are gone."""
+    wish = recipe.teacher
+    try:
+        if run.teacher.is_file():
+            return load_model(f"{_name(wish.model)}@{run.teacher}")
+        model = set_resolution(load_model(wish.model), int(entry(run.preflight, "teacher", "resolution")))
+    except TutelageError as error:
+        say(f"going on without the teacher: {error}")
+        return None
+    if wish.crop_pct is None:
+        return model
+    return replace(model, input=replace(model.input, crop_pct=wish.crop_pct))
+
+
+def _provenance(run: Run, recipe: Recipe, splits: Splits) -> dict[str, str]:
+    return {
+        "run": run.path.name,
+        "teacher": recipe.teacher.model,
+        "student": recipe.student.model,
+        "train": f"{splits.train.images.name} {splits.train.digest()[:16]}",
+    }

@@ -1,0 +1,116 @@
+"""Running a deployed file: normalised images in, logits out. NumPy, and the runtime when a file is opened."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from tutelage.errors import TutelageError
+
+Arithmetic = Literal["f32", "bf16"]
+RUNTIMES = {".xml": "openvino", ".onnx": "onnxruntime"}
+REMEDY = "run `pip install tutelage[deploy]`"
+
+
+class Session(Protocol):
+    """A loaded model."""
+
+    num_classes: int
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Float32 (B, 3, H, W), normalised, to float32 logits (B, C)."""
+
+
+def open_session(
+    path: Path, *, batch: int | None = None, arithmetic: Arithmetic = "f32", threads: int | None = None
+) -> Session:
+    """Load a model file for the CPU.
+
+    Args:
+        path: ``.xml`` (OpenVINO, its ``.bin`` beside it) or ``.onnx``.
+        batch: size of every batch, which makes OpenVINO faster; None: any.
+        arithmetic: of what is not int8, in OpenVINO only; left alone it takes bfloat16 where the CPU has it.
+        threads: of the CPU; None: the runtime's choice.
+
+    Raises:
+        TutelageError: the runtime is not installed, or the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise TutelageError(f"{path}: no such model file; export again")
+    try:
+        if path.suffix == ".xml":
+            return _OpenVino(path, batch, arithmetic, threads)
+        return _OnnxRuntime(path, threads)
+    except ImportError:
+        raise TutelageError(f"{path.name} needs {RUNTIMES[path.suffix]}: {REMEDY}") from None
+
+
+def has_runtime(suffix: str) -> bool:
+    """Whether the runtime for files of this suffix is installed."""
+    return importlib.util.find_spec(RUNTIMES[suffix]) is not None
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU."""
+    openvino = importlib.import_module("openvino")
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class _OpenVino:
+    def __init__(self, path: Path, batch: int | None, arithmetic: Arithmetic, threads: int | None) -> None:
+        openvino: Any = importlib.import_module("openvino")
+        _check_ir(path)
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+            if batch is not None:
+                model.reshape([batch, *list(model.input(0).partial_shape)[1:]])
+            options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": arithmetic}
+            if threads:
+                options["INFERENCE_NUM_THREADS"] = threads
+            compiled = core.compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            raise _damaged(path, str(error)) from None
+        self.num_classes = int(model.output(0).partial_shape[1].get_length())
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        results = self._request.infer([np.ascontiguousarray(images)], share_inputs=True)
+        return np.array(results[0])
+
+
+class _OnnxRuntime:
+    def __init__(self, path: Path, threads: int | None) -> None:
+        runtime: Any = importlib.import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # its warnings are about graph optimisations
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # the binding's exceptions have no common base but Exception
+        except Exception as error:
+            raise _damaged(path, str(error)) from None
+        self._input = self._session.get_inputs()[0].name
+        self.num_classes = int(self._session.get_outputs()[0].shape[1])
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = self._session.run(None, {self._input: np.ascontiguousarray(images)})[0]
+        return logits
+
+
+def _check_ir(path: Path) -> None:
+    """OpenVINO tries every format it knows on a damaged XML, and each prints its own complaint."""
+    if not path.with_suffix(".bin").is_file():
+        raise TutelageError(f"{path.with_suffix('.bin')}: missing; it belongs to {path.name}, export again")
+    if not path.read_bytes().rstrip().endswith(b"</net>"):
+        raise _damaged(path, "it ends early")
+
+
+def _damaged(path: Path, message: str) -> TutelageError:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    reason = next((line for line in reversed(lines) if "Exception from" not in line), "unreadable")
+    return TutelageError(f"{path}: damaged model file ({reason[:160]}); export again or take it from a copy")
