@@ -46,6 +46,7 @@ def compare(
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch, for the throughput.")] = 32,
     threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the best there is.")] = None,
+    deploy: Annotated[bool, typer.Option("--deploy", help="Also as ONNX, OpenVINO and int8 files.")] = False,
 ) -> None:
     """Size, speed and quality of any models, side by side."""
     from rich.console import Console
@@ -55,7 +56,13 @@ def compare(
 
     with Console(stderr=True).status("loading") as status:
         table = compare_models(
-            models, data=data, batch_size=batch_size, threads=threads, device=device, say=status.update
+            models,
+            data=data,
+            batch_size=batch_size,
+            threads=threads,
+            device=device,
+            deploy=deploy,
+            say=status.update,
         )
     Console().print(table.rich())
     if json:
@@ -199,6 +206,55 @@ def report(
     from tutelage.report.build import report as make_page
 
     print(make_page(runs, out))
+
+
+@app.command()
+def export(
+    what: Annotated[
+        str, typer.Argument(help="The directory of a run, or NAME@WEIGHTS.", metavar="RUN|MODEL")
+    ],
+    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also files in int8.")] = None,
+    data: Annotated[str | None, typer.Option(help="KIND:WHERE of a MODEL's images.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where; RUN/deploy, or MODEL's name.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, help="Points of top-1 that a file may lose; as the RUN says, or 1.")
+    ] = None,
+) -> None:
+    """Write ONNX and OpenVINO files of a model, and check them; exit code 1 where one fails."""
+    from rich.console import Console
+
+    from tutelage.deploy.named import export_named
+
+    with Console(stderr=True).status("loading") as status:
+        report = export_named(what, out, data=data, int8=int8, max_drop=max_drop, say=status.update)
+    Console().print(report.table.rich())
+    print(f"written to {report.directory}")
+    for name, reason in report.rejected.items():
+        print(f"{report.directory / 'rejected' / name}: {reason}", file=sys.stderr)
+    if report.rejected:
+        raise SystemExit(1)
+
+
+@app.command()
+def predict(
+    directory: Annotated[Path, typer.Argument(help="Written by `tutelage export`.")],
+    images: Annotated[list[Path], typer.Argument(help="Files, or folders to search through.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes an image.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="An object a line.")] = False,
+) -> None:
+    """Classify images with deployed files; needs no PyTorch. Exit code 2 where an image cannot be read."""
+    from tutelage.deploy.predictor import Predictor, find_images
+
+    predictor, failed = Predictor(directory), False
+    for image in find_images(images):
+        try:
+            (found,) = predictor(image, top)
+            print(found.json() if json else found.line(), flush=True)
+        except TutelageError as error:
+            failed = True
+            print(f"error: {error}", file=sys.stderr)
+    if failed:
+        raise SystemExit(2)
 
 
 @app.command()
