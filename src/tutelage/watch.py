@@ -8,13 +8,13 @@ import threading
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError
-from tutelage.report.facts import fingerprint, read_facts
+from tutelage.report.build import contents, find_runs
+from tutelage.report.facts import fingerprint
 from tutelage.report.page import encode, render_main, render_page
-from tutelage.report.sections import run_sections
-from tutelage.run import Run
 
 ADDRESS = "127.0.0.1"
 NAMES = {"127.0.0.1", "localhost"}  # what a browser on this machine calls it
@@ -40,10 +40,10 @@ class Content:
 
 
 class Page:
-    """The page of a run, made again when the run has written something since."""
+    """The page of a run, of its seeds or of a study, made again when something was written since."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._lock = threading.Lock()
         self._seen: object = None
         self._content: Content | None = None
@@ -51,34 +51,34 @@ class Page:
     def content(self) -> Content:
         """The page as of now."""
         with self._lock:
-            seen = fingerprint(self.run)
+            seen = [fingerprint(run) for run in find_runs([self.path])]
             if self._content is None or seen != self._seen:
                 self._content, self._seen = self._make(), seen
             return self._content
 
     def _make(self) -> Content:
-        facts = read_facts(self.run)
-        sections = run_sections(facts)
+        title, sections = contents(self.path)
         main = encode(render_main(sections))
-        page = encode(render_page(facts.name, sections, watch=FRESH))
+        page = encode(render_page(title, sections, watch=FRESH))
         return Content(page, main, f'"{hashlib.sha256(main).hexdigest()[:32]}"')
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one run's page on the loopback address.
+    """Serves one page on the loopback address.
 
     Args:
-        run: whose page.
+        path: of a run, or of a directory of them.
         port: 0 takes any that is free.
 
     Raises:
-        TutelageError: the port is taken.
+        TutelageError: there is no run, or the port is taken.
     """
 
     daemon_threads = True
 
-    def __init__(self, run: Run, port: int = 0) -> None:
-        self.page = Page(run)
+    def __init__(self, path: Path, port: int = 0) -> None:
+        find_runs([path])
+        self.page = Page(path)
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:

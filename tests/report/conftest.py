@@ -46,6 +46,7 @@ class Visits:
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
         )
         self.contexts.append(context)
+        context.set_default_timeout(60_000)  # a busy machine is slow, not wrong
         page = context.new_page()
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))

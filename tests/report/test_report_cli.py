@@ -57,4 +57,4 @@ def test_watch_of_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as ended:
         main(["watch", str(tmp_path)])
     assert ended.value.code == 2
-    assert "not a run directory" in capsys.readouterr().err
+    assert "neither a run directory" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_seeds_are_told_with_their_pooled_interval(tmp_path: Path, visit: Visits
     write_json(together.seeds, summary(runs))
     page = visit(report([root]).as_uri())
     seeds = read_json(together.seeds)
-    assert page.locator("p.verdict").inner_text() == seeds["sentence"]
+    assert page.locator("p.verdict").inner_text().replace("−", "-") == seeds["sentence"]
     start = next(p for p in seeds["pairs"] if p["old"] == "start")
     first = page.locator("#differences .canvas").first.evaluate("canvas => canvas.data[0]")
     assert first["x"] == [start["difference"]]

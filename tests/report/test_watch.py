@@ -19,7 +19,7 @@ SMALL = {"data": {"train": "digits", "limit": 200}, "train": {"epochs": 4}}
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(make_run(tmp_path, "going", stop="distill", overrides=SMALL))
+    server = Server(make_run(tmp_path, "going", stop="distill", overrides=SMALL).path)
     server.start()
     yield server
     server.stop()
@@ -47,8 +47,8 @@ def test_the_page_follows_its_run_and_keeps_its_place(server: Server, visit: Vis
     before = page.evaluate(view)
     page.evaluate("document.querySelector('#views').kept = true")
 
-    row = list(read_jsonl(server.page.run.metrics))[-1]
-    append_jsonl(server.page.run.metrics, row | {"epoch": 4, "val": row["val"] | {"top1": 99.5}})
+    row = list(read_jsonl(Run(server.page.path).metrics))[-1]
+    append_jsonl(Run(server.page.path).metrics, row | {"epoch": 4, "val": row["val"] | {"top1": 99.5}})
     until(page, "!document.querySelector('.progress').innerText.includes('epoch 3 of 4')", seconds=20)
     assert "and “choose” came next" in page.locator(".progress").inner_text()
     drawn = "document.querySelector('#training .canvas').data.find((t) => t.name === 'distilled, val').y"
@@ -59,7 +59,7 @@ def test_the_page_follows_its_run_and_keeps_its_place(server: Server, visit: Vis
 
 
 def test_the_page_says_when_its_server_is_gone(tmp_path: Path, browser: object) -> None:
-    server = Server(make_run(tmp_path, "ended", stop="preflight", overrides=SMALL))
+    server = Server(make_run(tmp_path, "ended", stop="preflight", overrides=SMALL).path)
     server.start()
     visits = Visits(browser)
     page = visits(server.url)
@@ -78,8 +78,8 @@ def test_what_has_not_changed_is_not_sent_again(server: Server) -> None:
     assert b"<html" not in first.read()
     again = ask(server, "/main", tag=tag)
     assert (again.status, again.read()) == (304, b"")
-    rows = list(read_jsonl(server.page.run.metrics))
-    append_jsonl(server.page.run.metrics, rows[-1] | {"epoch": 4})
+    rows = list(read_jsonl(Run(server.page.path).metrics))
+    append_jsonl(Run(server.page.path).metrics, rows[-1] | {"epoch": 4})
     assert ask(server, "/main", tag=tag).status == 200
 
 
@@ -121,4 +121,16 @@ def test_only_this_machine_is_listened_to(server: Server) -> None:
 
 def test_a_port_that_is_taken_is_one_line(server: Server) -> None:
     with pytest.raises(TutelageError, match=f"--port {server.server_port}"):
-        Server(Run(server.page.run.path), server.server_port)
+        Server(server.page.path, server.server_port)
+
+
+def test_a_study_is_followed_while_trials_are_added(tmp_path: Path, visit: Visits) -> None:
+    for trial in range(2):
+        make_run(tmp_path / "trials", f"trial-{trial}", stop="distill", overrides=SMALL)
+    server = Server(tmp_path)
+    server.start()
+    page = visit(server.url)
+    assert page.locator("#runs tbody tr").count() == 2
+    make_run(tmp_path / "trials", "trial-2", overrides=SMALL)
+    until(page, "document.querySelectorAll('#runs tbody tr').length === 3", seconds=20)
+    server.stop()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tutelage.errors import TutelageError
-from tutelage.report.facts import read_facts
-from tutelage.report.page import encode, render_page
+from tutelage.report.facts import Facts, read_facts
+from tutelage.report.page import Section, encode, render_page
 from tutelage.report.sections import run_sections
 from tutelage.report.several import several_sections
 from tutelage.run import Run, read_json, write_bytes
@@ -17,10 +16,8 @@ DIRECTORIES = ("*/recipe.yaml", "*/*/recipe.yaml")  # a study keeps its trials i
 
 
 def write_report(run: Run) -> Path:
-    """Make the run's page from what it has left so far, and return its path."""
-    facts = read_facts(run)
-    write_bytes(run.report, encode(render_page(facts.name, run_sections(facts))))
-    return run.report
+    """Make the run's page (or that of its seeds) from what it has left so far, and return the page's path."""
+    return _write(run.report, *contents(run.path))
 
 
 def report(paths: Sequence[Path], out: Path | None = None) -> Path:
@@ -28,30 +25,37 @@ def report(paths: Sequence[Path], out: Path | None = None) -> Path:
 
     Args:
         paths: run directories, or directories of them.
-        out: where the page of several runs is written; None: into the directory given, or here if there
-            are more than one.
+        out: where the page of several paths is written; None: into the current directory.
 
     Returns:
         Where the page is.
 
     Raises:
-        TutelageError: a path is no run and holds none, or `out` is given for one run's page.
+        TutelageError: a path is no run and holds none, or `out` is given for one path's page.
     """
-    runs = find_runs(paths)
-    if len(paths) == 1 and runs[0].path == paths[0]:
+    if len(paths) == 1:
+        page = Run(paths[0]).report
         if out:
-            raise TutelageError(
-                f"--out {out}: the page of one run is {runs[0].report}; copy it where you like"
-            )
-        return write_report(runs[0])
-    folder = paths[0] if len(paths) == 1 else Path.cwd()
-    page = out or folder / "report.html"
-    title = paths[0].resolve().name if len(paths) == 1 else f"{len(runs)} runs side by side"
-    facts = [read_facts(run, predictions=False) for run in runs]
-    seeds = _seeds(paths[0]) if len(paths) == 1 else None
-    sections = several_sections(facts, title, page.parent, seeds)
-    write_bytes(page, encode(render_page(title, sections)))
-    return page
+            raise TutelageError(f"--out {out}: the page of {paths[0]} goes to {page}; copy it where you like")
+        return _write(page, *contents(paths[0]))
+    page = out or Path.cwd() / "report.html"
+    runs = find_runs(paths)
+    title = f"{len(runs)} runs side by side"
+    return _write(page, title, several_sections(_all_facts(runs), title, page.parent))
+
+
+def contents(path: Path) -> tuple[str, list[Section]]:
+    """Title and sections of the page of a run, of its seeds, or of a directory of runs.
+
+    Raises:
+        TutelageError: the path is no run and holds none.
+    """
+    runs, title = find_runs([path]), path.resolve().name
+    if [run.path for run in runs] == [path]:
+        return title, run_sections(read_facts(runs[0]))
+    seeds = Run(path).seeds
+    found = read_json(seeds) if seeds.exists() else None
+    return title, several_sections(_all_facts(runs), title, path, found)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
@@ -72,7 +76,10 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     return list(found.values())
 
 
-def _seeds(path: Path) -> dict[str, Any] | None:
-    """What was found over several seeds, where that is what lies here."""
-    seeds = Run(path).seeds
-    return read_json(seeds) if seeds.exists() else None
+def _all_facts(runs: Sequence[Run]) -> list[Facts]:
+    return [read_facts(run, predictions=False) for run in runs]
+
+
+def _write(path: Path, title: str, sections: Sequence[Section]) -> Path:
+    write_bytes(path, encode(render_page(title, sections)))
+    return path

@@ -33,10 +33,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Embedded:
-    """A figure as the page's script reads it."""
+    """A figure as the page's script reads it, and the style that bounds its width."""
 
     height: int
-    max_width: int | None
+    widths: str
     json: Markup
 
 
@@ -45,7 +45,8 @@ def embed(figure: go.Figure) -> Embedded:
     text = plotly.io.to_json(figure, validate=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return Embedded(figure.layout.height, (figure.layout.meta or {}).get("max_width"), Markup(text))
+    widths = (f"{name.replace('_', '-')}: {pixels}px" for name, pixels in (figure.layout.meta or {}).items())
+    return Embedded(figure.layout.height, "; ".join(widths), Markup(text))
 
 
 def render_section(id: str, title: str, template: str, **context: Any) -> Section:
@@ -110,7 +111,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"colour": colour, "role_name": role_name, "caption_id": _caption_id}
+    environment.filters["minus"] = _minus
     return environment
+
+
+def _minus(sentence: str) -> str:
+    """Numbers with a proper minus sign."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", sentence)
 
 
 def _caption_id(caption: str) -> str:

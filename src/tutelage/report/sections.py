@@ -93,7 +93,8 @@ def _verdict(facts: Facts) -> Section:
 
 def _who(facts: Facts) -> str:
     recipe = facts.recipe
-    student, teacher = ((recipe.get(k) or {}).get("model", "?") for k in ("student", "teacher"))
+    models = ((recipe.get(who) or {}).get("model", "?") for who in ("student", "teacher"))
+    student, teacher = map(tables.short_model, models)
     return f"{student}, taught by {teacher}, on {(recipe.get('data') or {}).get('train', '?')}"
 
 
@@ -264,7 +265,7 @@ def _classes(facts: Facts) -> Section:
         "classes.html.j2",
         change=embed(plots.class_changes(changes, names)) if moved else None,
         sizes=str(smallest) if smallest == largest else f"{smallest} to {largest}",
-        point=" to ".join(dict.fromkeys(f"{100 / n:.2g}" for n in (largest, smallest))),
+        point=" to ".join(dict.fromkeys(f"{100 / n:.3g}" for n in (largest, smallest))),
         change_sheet=tables.class_changes(changes, names),
         confusion=embed(plots.confusion(matrix[chosen][:, chosen], called)),
         shown=len(chosen),
@@ -394,7 +395,7 @@ def _rates(preflight: dict[str, Any]) -> str:
 def _record(facts: Facts) -> Section:
     versions = dict(facts.versions or {})
     machine = versions.pop("machine", None) or {}
-    command, started = versions.pop("command", ""), versions.pop("started", "")
+    command, started, _ = (versions.pop(key, "") for key in ("command", "started", "seeds"))
     return render_section(
         "record",
         "Recipe, versions, machine, times",

@@ -12,7 +12,7 @@ from tutelage.flat import flat
 from tutelage.report import plots
 from tutelage.report.facts import Facts
 from tutelage.report.page import Section, embed, missing, render_section
-from tutelage.report.tables import ABSENT, Cell, Sheet, duration, number, signed, value
+from tutelage.report.tables import ABSENT, Cell, Sheet, duration, number, short_model, signed, value
 
 UNTOLD = ("name", "track", "export", "targets.directory")  # keys that change nothing in what is compared
 
@@ -29,10 +29,10 @@ def several_sections(
         seeds: of ``seeds.json``, where the runs are one recipe's seeds.
     """
     names = run_names(runs)
-    order = sorted(runs, key=_rank)
+    order = list(runs) if seeds else sorted(runs, key=_rank)
     return [
         _head(order, names, title, seeds),
-        _table(order, names, folder),
+        _table(order, names, folder, best=not seeds),
         _differences(order, names, seeds),
         _tradeoff(order, names),
         _curves(order, names),
@@ -81,7 +81,7 @@ def _head(
     )
 
 
-def _table(runs: Sequence[Facts], names: Mapping[Path, str], folder: Path) -> Section:
+def _table(runs: Sequence[Facts], names: Mapping[Path, str], folder: Path, best: bool) -> Section:
     lines = [_line(facts, names[facts.run.path], folder) for facts in runs]
     columns = [
         "Run",
@@ -93,7 +93,9 @@ def _table(runs: Sequence[Facts], names: Mapping[Path, str], folder: Path) -> Se
         "Against control, points",
     ]
     columns += ["Test top-1, %", "Start, %", "Teacher, %", "Training time"]
-    sheet = Sheet(columns, lines, words=frozenset({1, 2}), strong=frozenset({0} if runs[0].kept else ()))
+    sheet = Sheet(
+        columns, lines, words=frozenset({1, 2}), strong=frozenset({0} if best and runs[0].kept else ())
+    )
     return render_section("runs", "Every run", "several_runs.html.j2", sheet=sheet)
 
 
@@ -148,10 +150,10 @@ def _tradeoff(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
     rows: dict[str, Mapping[str, Any]] = {}
     for facts in runs:
         for row in facts.rows:
-            shared = row["role"] in {"teacher", "start"}
-            name = f"{row['role']}: {row['model']}" if shared else f"{names[facts.run.path]}: {row['role']}"
-            if row["role"] != "control":
-                rows.setdefault(name.removesuffix(": distilled"), row)
+            role = row["role"]
+            whose = short_model(row["model"]) if role in {"teacher", "start"} else names[facts.run.path]
+            if role != "control":
+                rows.setdefault(whose if role == "distilled" else f"{whose}, {role}", row)
     found = {
         cost: plots.tradeoff(list(rows.values()), cost, list(rows)) for cost in ("latency_ms", "size_mb")
     }

@@ -190,7 +190,14 @@ def signed(value: float, digits: int = 2) -> str:
 
 def _model(row: Mapping[str, Any]) -> Cell:
     role = row.get("role") or ""
-    return Cell(role_name(role) if role else row["model"], None, row["model"] if role else "", role)
+    return Cell(
+        role_name(role) if role else row["model"], None, short_model(row["model"]) if role else "", role
+    )
+
+
+def short_model(name: str) -> str:
+    """NAME of NAME@WEIGHTS: the weights are often a long path, and stand under the checks."""
+    return name.partition("@")[0]
 
 
 def _heading(title: str) -> str:

@@ -12,10 +12,10 @@ from tutelage.report.style import BLUE, LINE, NAMES, VERMILION, colour, figure, 
 
 SHARES = {
     "both_right": ("both right", "#3FB595"),
-    "both_wrong_same": ("both wrong, same class", "#A9DCC9"),
+    "both_wrong_same": ("same mistake", "#A9DCC9"),
     "only_model_right": ("only this model right", "#6AAED6"),
     "only_teacher_right": ("only the teacher right", "#E8955A"),
-    "both_wrong_apart": ("both wrong, different classes", "#B4B9BF"),
+    "both_wrong_apart": ("different mistakes", "#B4B9BF"),
 }
 MATRIX_SIDE, CELL_SIDE = 570, 30  # pixels, at most
 
@@ -113,7 +113,11 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
     cells = [[int(matrix[i, j]) if i != j else None for j in range(size)] for i in range(size)]
     full = [text(n) for n in names]
     side = min(MATRIX_SIDE, CELL_SIDE * size)
-    fig = figure(height=side + 120, margin={"l": 8, "r": 8, "t": 8, "b": 8}, meta={"max_width": side + 210})
+    fig = figure(
+        height=side + 120,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        meta={"max_width": side + 210, "min_width": min(side + 210, 560)},
+    )
     most = max((cell for line in cells for cell in line if cell), default=1)
     bar = {
         "title": {"text": "images", "font": {"size": 12}},

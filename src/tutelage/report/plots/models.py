@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 COSTS = {"latency_ms": ("latency", "ms"), "size_mb": ("size", "MB")}
 LOG_FROM = 3.0  # times the smallest cost
-MOST_LABELS = 10
+MOST_LABELS, LONGEST_LABEL = 10, 28  # and its characters
 MOST_TICKS = 6  # side by side on a phone
 PLOT_HEIGHT, PLOT_WIDTH = 320, 290  # pixels between the axes of the trade-off on a phone
 LETTER_WIDTH = 6.4  # pixels, of its labels
@@ -168,7 +168,7 @@ def _label(fig: go.Figure, names: Sequence[str], places: Sequence[tuple[float, f
     """
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
     for (x, y), name, trace in zip(places, names, fig.data[1:], strict=True):
-        width = LETTER_WIDTH * len(name)
+        width = LETTER_WIDTH * min(len(name), LONGEST_LABEL)
         options = [(side, down) for down in (0, 17, -17, 34, -34, 51, -51) for side in (1, -1)]
         boxes = {option: _label_box(x, y, width, *option) for option in options}
         free = [
@@ -181,7 +181,7 @@ def _label(fig: go.Figure, names: Sequence[str], places: Sequence[tuple[float, f
         fig.add_annotation(
             x=math.log10(trace.x[0]) if fig.layout.xaxis.type == "log" else trace.x[0],
             y=trace.y[0],
-            text=text(name),
+            text=text(name, LONGEST_LABEL),
             ax=16 * side,
             ay=down,
             xanchor="left" if side > 0 else "right",

@@ -1,43 +1,81 @@
 "use strict";
 (() => {
   const config = { displayModeBar: false, responsive: true, doubleClick: false, showTips: false };
-  const NARROW = 500;
   const root = document.documentElement;
   const PRINT_WIDTH = 680; // CSS pixels between the margins of A4
 
   // What depends on the scheme: Plotly's own defaults are for white paper.
-  const theme = (annotations) => {
+  const PAPER = { "--ink": "#1a1e23", "--bg": "#ffffff", "--panel": "#f5f6f7", "--line": "#dfe3e7" };
+  const onScreen = () => {
     const style = getComputedStyle(root);
-    const value = (name) => style.getPropertyValue(name).trim();
+    return Object.fromEntries(Object.keys(PAPER).map((name) => [name, style.getPropertyValue(name).trim()]));
+  };
+
+  const theme = (scheme, annotations) => {
     const changes = {
-      "font.color": value("--ink"),
-      "hoverlabel.bgcolor": value("--panel"),
-      "hoverlabel.bordercolor": value("--line"),
-      "hoverlabel.font.color": value("--ink"),
+      "font.color": scheme["--ink"],
+      "hoverlabel.bgcolor": scheme["--panel"],
+      "hoverlabel.bordercolor": scheme["--line"],
+      "hoverlabel.font.color": scheme["--ink"],
     };
     annotations.forEach((annotation, index) => {
-      if (!annotation.bordercolor) changes[`annotations[${index}].bgcolor`] = value("--bg");
+      if (!annotation.bordercolor) changes[`annotations[${index}].bgcolor`] = scheme["--bg"];
     });
     return changes;
   };
 
   const canvases = () => [...document.querySelectorAll(".canvas")];
   const drawn = () => canvases().filter((canvas) => canvas.data);
-  const colour = (canvas, more = {}) =>
-    Plotly.relayout(canvas, { ...theme(canvas.layout.annotations || []), ...more });
+  const colour = (canvas, scheme = onScreen(), more = {}) =>
+    Plotly.relayout(canvas, { ...theme(scheme, canvas.layout.annotations || []), ...more });
 
-  // On a phone the legend has two columns, and the plot is as much higher.
-  const makeRoom = (canvas, data, layout) => {
-    const entries = data.filter((trace) => trace.showlegend !== false).length;
-    if (entries < 2 || layout.showlegend === false) return;
-    layout.legend = { ...layout.legend, entrywidth: 0.5, entrywidthmode: "fraction", font: { size: 11 } };
-    layout.height += 16 * Math.ceil(entries / 2);
-    canvas.style.height = `${layout.height}px`;
+  // --- legends, as lists of the page: Plotly's own do not wrap well on a phone
+
+  const DASHES = { dash: "6 4", dot: "2 3", dashdot: "7 3 2 3" };
+  const GLYPHS = { star: "★", "circle-open": "○", square: "■", diamond: "◆" };
+  const plain = (name) => name.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
+
+  const line = (trace) => {
+    const drawing = (name, attributes) => {
+      const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+      Object.entries(attributes).forEach(([key, value]) => element.setAttribute(key, value));
+      return element;
+    };
+    const svg = drawing("svg", { width: 26, height: 10, "aria-hidden": "true" });
+    const { color, width = 2, dash } = trace.line;
+    svg.append(drawing("line", {
+      x1: 0, x2: 26, y1: 5, y2: 5, stroke: color, "stroke-width": width, "stroke-dasharray": DASHES[dash] || "none",
+    }));
+    return svg;
+  };
+
+  const glyph = (trace) => {
+    const mark = document.createElement("span");
+    mark.ariaHidden = "true";
+    mark.style.color = trace.marker.color;
+    mark.textContent = trace.type === "bar" ? "■" : GLYPHS[trace.marker.symbol] || "●";
+    return mark;
+  };
+
+  const legend = (canvas, data, layout) => {
+    const named = data.filter((trace) => trace.name && trace.showlegend !== false && trace.type !== "heatmap");
+    if (layout.showlegend === false || named.length < 2) return;
+    const list = document.createElement("ul");
+    list.className = "legend";
+    named.sort((a, b) => (a.legendrank ?? 1000) - (b.legendrank ?? 1000));
+    for (const trace of named) {
+      const entry = document.createElement("li");
+      const isLine = (trace.mode || "").includes("lines");
+      entry.append(isLine ? line(trace) : glyph(trace), plain(trace.name));
+      list.append(entry);
+    }
+    canvas.closest("figure").insertBefore(list, canvas.parentElement);
+    layout.showlegend = false;
   };
 
   const draw = (canvas) => {
-    const { data, layout } = JSON.parse(canvas.parentElement.querySelector("script").textContent);
-    if (canvas.clientWidth < NARROW) makeRoom(canvas, data, layout);
+    const { data, layout } = JSON.parse(canvas.closest("figure").querySelector("script").textContent);
+    legend(canvas, data, layout);
     Plotly.newPlot(canvas, data, layout, config);
     colour(canvas);
   };
@@ -89,11 +127,11 @@
     drawn().forEach((canvas) => {
       const share = canvas.clientWidth / document.querySelector("main").clientWidth;
       const width = Math.round(PRINT_WIDTH * (share > 0.9 ? 1 : Math.max(share, 0.31)));
-      colour(canvas, { "font.color": "#1a1e23", autosize: false, width });
+      colour(canvas, PAPER, { autosize: false, width });
     });
   });
   addEventListener("afterprint", () => {
-    drawn().forEach((canvas) => colour(canvas, { width: null, autosize: true }));
+    drawn().forEach((canvas) => colour(canvas, onScreen(), { width: null, autosize: true }));
   });
 
   // --- a page that is served while its run goes
