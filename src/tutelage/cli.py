@@ -259,16 +259,15 @@ def predict(
 
 @app.command()
 def watch(
-    run: Annotated[Path, typer.Argument(help="The directory of a run, going or not.")],
+    run: Annotated[Path, typer.Argument(help="The directory of a run or a study, going or not.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 0,
 ) -> None:
     """Serve a run's page to this machine's browsers; it follows the run. Ctrl-C ends it."""
     from contextlib import suppress
 
-    from tutelage.run import Run
     from tutelage.watch import Server
 
-    server = Server(Run.open(run), port)
+    server = Server(run, port)
     print(f"{server.url} follows {run}; Ctrl-C ends it", flush=True)
     with suppress(KeyboardInterrupt):
         server.serve_forever()
@@ -284,7 +283,9 @@ def _distill(recipe: Recipe, run: Run, progress: str) -> None:
     from tutelage.seeds import distill_seeds
     from tutelage.train import Interrupted
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # between stages too, a kill is told how to go on
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # between stages too, a kill is told how to go on
     reporter = _progress(progress if new_accelerator().is_main_process else "none")
     seeds = entry(run.versions, "seeds")
     try:
