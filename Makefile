@@ -30,5 +30,11 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: setup
+	for pair in lite2-lite0 b3-b1 small; do $(BIN)/python -m benchmarks.speed --pair $$pair || exit 1; done
+	$(BIN)/python -m benchmarks.study
+	$(BIN)/python -m benchmarks.loading
+	$(BIN)/python -m benchmarks.growth
+
 clean:
 	rm -rf .venv runs

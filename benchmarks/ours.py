@@ -1,0 +1,131 @@
+"""tutelage's own training loop, live, cached and with labels only, and the student's bare step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.scene import ALPHA, CLASSES, CROP_SCALE, LR, TEMPERATURE, WEIGHT_DECAY, Clock, Pair
+from tutelage import precision
+from tutelage.context import Context, new_accelerator
+from tutelage.data.imagecache import cache_side, cached
+from tutelage.data.loading import BadImages
+from tutelage.data.sources import open_source
+from tutelage.data.splits import Part, whole
+from tutelage.progress import Silent
+from tutelage.recipe import LossRecipe, Recipe, TargetsRecipe, TrainRecipe, ViewRecipe
+from tutelage.run import Run
+from tutelage.task import Task
+from tutelage.teacher import TargetSource, Teacher, cached_teacher
+from tutelage.train import Stage, train
+
+CPU = torch.device("cpu")
+
+
+class Watch(Silent):
+    """Tells a clock of each step of a stage."""
+
+    clock = Clock()
+
+    def begin(self, stage: str, steps: int) -> None:
+        self.clock = Clock()
+
+    def step(self, losses: dict[str, float], images: int) -> None:
+        self.clock.tick(images)
+
+
+@dataclass
+class Ours:
+    """What tutelage prepares once for a pair, as a run does: probed precisions, decoded images, targets."""
+
+    pair: Pair
+    photographs: Path
+    place: Path
+
+    def __post_init__(self) -> None:
+        self.student, self.teacher = self.pair.load("student"), self.pair.load("teacher")
+        self.recipe = Recipe(
+            view=ViewRecipe(crop_scale=CROP_SCALE),
+            loss=LossRecipe(temperature=TEMPERATURE, weight=1 - ALPHA, label_weight=ALPHA),
+            train=TrainRecipe(
+                epochs=1, batch_size=self.pair.batch, lr=LR, weight_decay=WEIGHT_DECAY, ema=0, warmup_epochs=0
+            ),
+            targets=TargetsRecipe(mode="cached"),
+        )
+        size = self.pair.batch
+        student_rates = precision.probe_training(self.student.module, self.student.input, size, CPU)
+        teacher_rates = precision.probe_inference(self.teacher.module, self.teacher.input, size, CPU)
+        self.precision = {
+            "student": precision.faster(student_rates),
+            "teacher": precision.faster(teacher_rates),
+        }
+        self.watch = Watch()
+        self.context = Context(
+            Run(self.place), new_accelerator(), self.watch, 0, BadImages(0), self.precision["student"]
+        )
+        started = time.perf_counter()
+        self.part = self._decoded()
+        self.seconds = {"decoding": time.perf_counter() - started}
+        self.live = Teacher([self.teacher], CPU, self.precision["teacher"])
+        started = time.perf_counter()
+        self.kept = cached_teacher(self.live, self.part, self.recipe, self.context)
+        self.seconds["filling"] = time.perf_counter() - started
+
+    def _decoded(self) -> Part:
+        files = whole(open_source(f"folder:{self.photographs}"))
+        side = cache_side([self.student.input, self.teacher.input], self.recipe.view)
+        return cached(files, side, self.place / "images", 20_000)
+
+    def block(self, teacher: TargetSource | None) -> Callable[[], float]:
+        """An epoch of the loop; without a teacher, with labels only."""
+        one = Part(self.part.images, self.part.indices[:2], self.part.classes)  # to evaluate: not timed
+        name = "distill" if teacher else "control"
+
+        def run() -> float:
+            (self.context.run.checkpoints / f"{name}.safetensors").unlink(missing_ok=True)
+            self.context.run.metrics.unlink(missing_ok=True)
+            stage = Stage(
+                name,
+                self.student,
+                self.recipe.train,
+                self.recipe.view,
+                Task(self.recipe.loss, distil=teacher is not None),
+                self.part,
+                one,
+                np.arange(CLASSES),
+                teacher=teacher,
+                val_targets=torch.zeros(2, self.student.num_classes),
+            )
+            train(stage, self.context)
+            return self.watch.clock.rate
+
+        return run
+
+    def bare(self) -> Callable[[], float]:
+        """The student's labels-only step on images that are there already."""
+        student = self.pair.load("student")
+        optimizer = torch.optim.AdamW(student.module.parameters(), LR, weight_decay=WEIGHT_DECAY)
+        size = self.pair.batch
+        images = torch.randn(size, 3, student.input.height, student.input.width)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels, steps = torch.arange(size) % CLASSES, max(1, len(self.part) // size)
+        student.module.train()
+
+        def run() -> float:
+            clock = Clock()
+            for _ in range(steps):
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.precision["student"] == "bf16"):
+                    output = student.module(images)
+                F.cross_entropy(output.float(), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                clock.tick(size)
+            return clock.rate
+
+        return run
