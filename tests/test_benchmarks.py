@@ -3,7 +3,6 @@
 import time
 
 import pytest
-
 from benchmarks.scene import Clock, alternate, summary
 
 
