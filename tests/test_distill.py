@@ -41,7 +41,13 @@ def test_all_four_rows_have_their_figures(finished: Run) -> None:
 
 def test_the_run_directory_is_that_of_the_design(finished: Run) -> None:
     assert finished.report.stat().st_size < 8e6
-    for path in (finished.recipe, finished.preflight, finished.metrics, finished.student, finished.candidates):
+    for path in (
+        finished.recipe,
+        finished.preflight,
+        finished.metrics,
+        finished.student,
+        finished.candidates,
+    ):
         assert path.is_file()
     assert load_recipe(finished.recipe).name == "finished"
     stages = [row["stage"] for row in read_jsonl(finished.metrics)]
@@ -121,7 +127,14 @@ def test_a_weak_teacher_stops_the_run_unless_allowed(tiny: dict, tmp_path: Path)
 
 
 def test_mixup_cutmix_and_l2sp_go_through(tiny: dict, tmp_path: Path) -> None:
-    tiny["view"] |= {"mixup": 0.8, "cutmix": 1.0, "rotation": 10, "blur": 0.1, "greyscale": 0.1, "cutout": 0.2}
+    tiny["view"] |= {
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "rotation": 10,
+        "blur": 0.1,
+        "greyscale": 0.1,
+        "cutout": 0.2,
+    }
     tiny["train"] |= {"l2_sp": 0.01, "epochs": 1, "head_warmup_epochs": 1, "layer_decay": 0.8}
     tiny |= {"control": False, "track": ["tensorboard"]}
     run = run_tiny(tiny, tmp_path, "mixed")
@@ -183,3 +196,11 @@ def test_the_default_recipe_spells_out_everything(finished: Run) -> None:
     import yaml
 
     assert set(yaml.safe_load(finished.recipe.read_text())) == set(Recipe.model_fields)
+
+
+def test_the_deployed_files_are_rows_of_the_table(tiny: dict, tmp_path: Path) -> None:
+    tiny |= {"control": False, "export": {"enabled": True, "int8": False}}
+    run = run_tiny(tiny, tmp_path, "deployed")
+    rows = {row["role"]: row for row in read_json(run.comparison)["rows"]}
+    assert rows["onnx"]["top1"] == pytest.approx(rows["distilled"]["top1"], abs=1e-4)
+    assert (run.deploy / "labels.txt").read_text().split() == [str(d) for d in range(10)]

@@ -90,6 +90,9 @@ def distill(
     control: Annotated[
         bool, typer.Option(help="Also train with labels only, to tell what the teacher adds.")
     ] = True,
+    with_files: Annotated[
+        bool, typer.Option("--export", help="Also deployed files, checked; exit code 1 where one fails.")
+    ] = False,
     seeds: Annotated[
         int, typer.Option(min=1, help="Repeat with so many seeds: mean, sd, pooled interval.")
     ] = 1,
@@ -108,6 +111,7 @@ def distill(
         "train.lr": lr,
         "name": name,
         "control": None if control else False,
+        "export.enabled": with_files or None,
     }
     words = list(words or [])
     path = Path(words.pop(0)) if words and "=" not in words[0] else None
@@ -297,6 +301,8 @@ def _distill(recipe: Recipe, run: Run, progress: str) -> None:
         reporter.say(f"stopped; everything is kept: go on with `tutelage resume {run.path}`")
         raise SystemExit(130) from None
     show(run, reporter)
+    if (run.deploy / "rejected").exists():
+        raise SystemExit(1)
 
 
 def _progress(kind: str) -> Progress:

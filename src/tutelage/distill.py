@@ -133,6 +133,8 @@ def distill(recipe: Recipe, run: Run, progress: Progress, shared: Path | None = 
         result = measure(work, control, choice)
         explain(work)
         if accelerator.is_main_process:
+            if recipe.export.enabled:
+                deploy(run, progress)
             write_digests(run)
             page = write_report(run)
             tracker.on_end([page, run.recipe, run.comparison, run.diagnosis, run.student], work.student)
@@ -572,6 +574,15 @@ def explain(work: Work) -> None:
     if work.context.writes:
         findings = diagnose(Figures.of(work.run))
         write_json(work.run.diagnosis, {"findings": [finding.record() for finding in findings]})
+
+
+def deploy(run: Run, progress: Progress) -> None:
+    """Write the kept student's deployed files, with rows of their own in the table."""
+    from tutelage.deploy.named import export_run  # the extra `deploy` is needed here only
+
+    report = export_run(run, say=progress.say)
+    for name, reason in report.rejected.items():
+        progress.say(f"{name} is not fit to be deployed: {reason}")
 
 
 def _teacher_on_val(work: Work) -> tuple[Predictions, Quality]:
