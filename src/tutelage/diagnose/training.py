@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tutelage.diagnose.figures import Figures, Finding, Severity, Try
+from tutelage.diagnose.teaching import contradicted_labels
 from tutelage.recipe import Recipe
 
 PATIENCE = 2  # epochs after the best that have to pass before it counts as over
@@ -50,7 +51,11 @@ def high_lr(figures: Figures) -> Iterator[Finding]:
     if not rows or not figures.able or "loss" not in start:
         return
     fall = start["top1"] - rows[0]["val"]["top1"]
-    if fall < max(FALL, 2 * figures.still) or rows[0]["val"]["loss"] <= start["loss"]:
+    if (
+        _other_cause(figures)
+        or fall < max(FALL, 2 * figures.still)
+        or rows[0]["val"]["loss"] <= start["loss"]
+    ):
         return
     recovered = next((r["epoch"] for r in rows if r["val"]["top1"] > start["top1"] + figures.still), None)
     severity: Severity = "problem" if recovered is None else "note"
@@ -86,7 +91,8 @@ def few_epochs(figures: Figures) -> Iterator[Finding]:
     better = last["top1"] - before["top1"]
     fall = _share_lost(before["loss"], last["loss"])
     at_its_best = last["loss"] <= min(row["val"]["loss"] for row in rows)
-    if not at_its_best or better <= figures.still or fall < IMPROVING:
+    recovering = figures.able and last["top1"] < figures.start_val()["top1"] - figures.still
+    if recovering or not at_its_best or better <= figures.still or fall < IMPROVING:
         return
     yield Finding(
         "too few epochs",
@@ -160,6 +166,13 @@ def skipped_steps(figures: Figures) -> Iterator[Finding]:
 def _train_loss(row: dict[str, Any]) -> float:
     """What also stands in val's loss: without the pull to the start."""
     return row["loss"]["total"] - row["loss"].get("l2_sp", 0.0)
+
+
+def _other_cause(figures: Figures) -> bool:
+    """Whether a fall of val is explained already: by BatchNorm's statistics, or by labels that are wrong."""
+    mended = figures.candidate("last-recalibrated")
+    whole = mended is not None and mended["val"]["top1"] >= figures.start_val()["top1"] - figures.still
+    return whole or any(finding.severity == "problem" for finding in contradicted_labels(figures))
 
 
 def _share_lost(before: float, after: float) -> float:
