@@ -38,6 +38,7 @@ from tutelage.train import _rewrite_metrics
 SECONDS = 20  # after which a case counts as hanging
 COUNTS = {"recipe": 100, "weights": 50, "checkpoint": 30, "image": 60, "metrics": 20, "json": 20, "cache": 20}
 NASTY = [
+    *(False, 0.5, 3, 64, "auto", "no", [0.5, 1.0], "digits", "test_resnet@none"),  # some of which are fine
     *(
         None,
         True,
@@ -183,6 +184,8 @@ class Bench:
         else:
             path.write_bytes(bytes_mutated(yaml.safe_dump(TINY).encode(), chance))
         recipe = load_recipe(path)
+        if recipe.name is None:
+            recipe = recipe.model_copy(update={"name": f"fuzz-{chance.getrandbits(64)}"})
         begin(recipe, self.runs, "fuzz")
         make_splits(recipe.data)
 
