@@ -193,3 +193,14 @@ def test_the_pair_of_half_precision_checkpoints() -> None:
     model = load_model(f"tf_efficientnet_lite0@{PAIR / 'student-tf_efficientnet_lite0.safetensors'}")
     assert (model.num_classes, model.class_ids) == (200, None)
     assert model.module.get_parameter("classifier.weight").dtype == torch.float32
+
+
+def test_a_transformer_saved_at_another_resolution_comes_back_at_it(tmp_path):
+    model = set_resolution(load_model("test_vit@none", num_classes=10), 64)
+    path = tmp_path / "student.safetensors"
+    save_weights(model.module, path, model.metadata())
+    again = load_model(f"test_vit@{path}")
+    images = torch.randn(2, 3, 64, 64)
+    assert again.input.height == 64
+    with torch.no_grad():
+        assert torch.allclose(again.module(images), model.module(images), atol=1e-6)

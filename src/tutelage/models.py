@@ -173,6 +173,7 @@ def _with_weights(spec: str, name: str, weights: Weights, dropout: float | None)
         skeleton = _names_of(name)
         weights = replace(weights, tensors=unwrap(weights.tensors, skeleton))
     module = _build(name, num_classes=_head_size(name, weights), dropout=dropout)
+    _resize(module, weights)
     fit(module, weights)
     return _with_metadata(_model(spec, name, module, weights.origin, pretrained=True), weights)
 
@@ -230,9 +231,9 @@ def _with_metadata(model: Model, weights: Weights) -> Model:
         return model
     try:
         ids, names = (json.loads(stored.get(key, "null")) for key in ("class_ids", "class_names"))
-        spec = InputSpec.from_dict(json.loads(stored["input"])) if "input" in stored else model.input
     except (ValueError, TypeError, RecursionError) as error:
-        raise TutelageError(f"{weights.origin}: its metadata is damaged ({error})") from None
+        raise _damaged(weights, error) from None
+    spec = _stored_input(weights) or model.input
     if ids is not None and len(ids) != model.num_classes:
         raise TutelageError(f"{weights.origin}: names {len(ids)} classes, its head has {model.num_classes}")
     return replace(
@@ -251,3 +252,28 @@ def _with_new_head(
     head = {key: value for key, value in module.state_dict().items() if key.startswith(last)}
     module.load_state_dict(kept | head)
     return replace(model, module=_ready(module), class_ids=class_ids, class_names=None)
+
+
+def _stored_input(weights: Weights) -> InputSpec | None:
+    """How a tutelage file's model wants its pictures."""
+    if not {"timm", "input"} <= weights.metadata.keys():
+        return None
+    try:
+        return InputSpec.from_dict(json.loads(weights.metadata["input"]))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _damaged(weights, error) from None
+
+
+def _damaged(weights: Weights, error: Exception) -> TutelageError:
+    return TutelageError(f"{weights.origin}: its metadata is damaged ({error})")
+
+
+def _resize(module: nn.Module, weights: Weights) -> None:
+    """Position embeddings are of one resolution: that which they were saved at."""
+    spec, resize = _stored_input(weights), getattr(module, "set_input_size", None)
+    if spec is None or not callable(resize):
+        return
+    try:
+        resize(img_size=(spec.height, spec.width))
+    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
+        raise _damaged(weights, error) from None
