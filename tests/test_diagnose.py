@@ -365,6 +365,21 @@ def test_problems_come_first_and_lines_say_what_to_try() -> None:
     assert any(line.startswith("  try train.lr=3e-05: ") for line in text)
 
 
+def test_nothing_is_to_be_tried_that_the_recipe_has_already() -> None:
+    def keys(recipe: dict[str, Any]) -> list[str]:
+        finding = found(
+            figures(recipe, answers=answers(distilled=changed(START, won=50, lost=200))),
+            "the teacher does harm",
+        )
+        assert finding is not None
+        return [t.key for t in finding.attempts]
+
+    assert "teacher.resolution" in keys({})
+    assert "teacher.resolution" not in keys({"teacher": {"resolution": "best"}})
+    assert "loss.temperature" not in keys({"loss": {"temperature": 1.0}})
+    assert "loss.temperature" in keys({"loss": {"temperature": 2.0}})
+
+
 def test_by_class_counts_and_orders() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2, -1])
     old, new = np.array([0, 0, 1, 1, 1, 0, 0]), np.array([1, 1, 0, 1, 1, 2, 1])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import yaml
 
 from tutelage.diagnose import outcome, teaching, training
 from tutelage.diagnose.figures import Figures, Finding
+from tutelage.flat import flat
 
 CHECKS: tuple[Callable[[Figures], Iterable[Finding]], ...] = (
     outcome.seen_val,
@@ -35,4 +40,11 @@ def diagnose(figures: Figures) -> list[Finding]:
     """
     found = [finding for check in CHECKS for finding in check(figures)]
     found += outcome.unexplained(figures, found)
-    return sorted(found, key=lambda finding: ORDER[finding.severity])
+    present = flat(figures.recipe.model_dump(mode="json"))
+    return sorted((_without(f, present) for f in found), key=lambda finding: ORDER[finding.severity])
+
+
+def _without(finding: Finding, present: Mapping[str, Any]) -> Finding:
+    """Nothing is to be tried that the recipe has already."""
+    new = [t for t in finding.attempts if present.get(t.key) != yaml.safe_load(t.value)]
+    return replace(finding, attempts=tuple(new))
