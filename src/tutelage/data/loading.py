@@ -233,7 +233,11 @@ class _Views(_Crops):
         image = self.part.image(position)
         seed = view_seed(self.seed, self.part.id(position), self.view_index)
         view = self.policy.draw(image.size, seed)
-        return [view.pixels(image, spec) for spec in self.specs]
+        looks = [(s.height, s.width, s.interpolation, s.mean if view.cutout else None) for s in self.specs]
+        rendered = {
+            look: view.pixels(image, s) for look, s in dict(zip(looks, self.specs, strict=True)).items()
+        }
+        return [rendered[look] for look in looks]  # models that want the same pixels get them rendered once
 
 
 def as_it_is(batch: Any) -> Any:
