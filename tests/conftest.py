@@ -3,7 +3,9 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster on one thread, and sums keep their order
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tiny models are faster on one thread, and sums keep their order
 
 from pathlib import Path
 
@@ -13,7 +15,12 @@ import torch
 torch.set_num_threads(1)
 
 TINY = {
-    "teacher": {"model": "test_resnet@none", "resolution": 32, "crop_pct": 1.0, "fit": {"epochs": 2, "lr": 3e-3}},
+    "teacher": {
+        "model": "test_resnet@none",
+        "resolution": 32,
+        "crop_pct": 1.0,
+        "fit": {"epochs": 2, "lr": 3e-3},
+    },
     "student": {"model": "test_efficientnet@none", "resolution": 32, "crop_pct": 1.0},
     "data": {"train": "digits", "limit": 240, "workers": 0},
     "view": {"crop_scale": [0.7, 1.0], "flip": 0.0},

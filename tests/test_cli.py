@@ -88,7 +88,9 @@ def test_images_that_cannot_be_decoded_stop_the_run_at_the_limit(
     assert ".png" in line
 
 
-def test_teacher_and_student_with_different_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_teacher_and_student_with_different_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Both heads cover the data, but they are not the same head."""
     from tutelage.models import load_model, replace_head, save_weights
 
@@ -127,7 +129,9 @@ def test_no_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "not a run directory" in refused(["resume", str(tmp_path)], capsys)
 
 
-def test_an_existing_run_directory_is_refused_or_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_run_directory_is_refused_or_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     kept = tmp_path / "runs" / "mine" / "thing"
     kept.write_text("precious")
@@ -163,7 +167,10 @@ def test_distil_as_a_user_runs_it(tmp_path: Path) -> None:
     words = distil(tmp_path, "--teacher", "test_resnet@none", "--student", "test_vit@none", "--name", "mine")
     words[words.index("none", words.index("--progress"))] = "json"
     done = subprocess.run(
-        [sys.executable, "-m", "tutelage", *words, "data.limit=160"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tutelage", *words, "data.limit=160"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
