@@ -377,8 +377,9 @@ def _probe_resolutions(work: Work) -> list[dict[str, Any]]:
 def _probed(work: Work, who: str, model: Model) -> list[dict[str, Any]]:
     part = resolutions.sample(work.splits.val)
     model.module.to(work.device)
-    found = resolutions.probe(model, who, lambda there: _on(work, there, part))
-    best = resolutions.best(found, who, work.recipe.choose.metric)
+    metric = work.recipe.choose.metric
+    found = resolutions.probe(model, who, lambda there: _on(work, there, part), metric)
+    best = resolutions.best(found, who, metric)
     figures = ", ".join(
         f"{row['resolution']} px: {row['top1']:.2f}" for row in found if row["top1"] is not None
     )

@@ -29,9 +29,12 @@ IMAGES = 1000  # of val: the differences sought are points, not tenths
 
 def neighbours(own: int) -> list[int]:
     """The own resolution in pixels and a few around it, ascending: multiples of what divides it."""
+    return [r for r in (own + k * _step(own) for k in range(-BELOW, ABOVE + 1)) if r >= LEAST or r == own]
+
+
+def _step(own: int) -> int:
     unit = next(unit for unit in UNITS if own % unit == 0 and (unit <= own / STEP or unit == 1))
-    step = max(1, round(own / STEP / unit)) * unit
-    return [r for r in (own + k * step for k in range(-BELOW, ABOVE + 1)) if r >= LEAST or r == own]
+    return max(1, round(own / STEP / unit)) * unit
 
 
 def reach(spec: InputSpec) -> InputSpec:
@@ -52,22 +55,31 @@ def at(model: Model, resolution: int) -> Model:
     return set_resolution(replace(model, module=copy.deepcopy(model.module)), resolution)
 
 
-def probe(model: Model, who: str, weigh: Callable[[Model], Quality]) -> list[dict[str, Any]]:
-    """A model's figures at its own and a few neighbouring resolutions.
+def probe(model: Model, who: str, weigh: Callable[[Model], Quality], metric: str) -> list[dict[str, Any]]:
+    """A model's figures at its own and a few neighbouring resolutions, and on downwards while that is better.
+
+    A checkpoint that does not say at which resolution it was trained is used at its architecture's, which may be
+    far too high.
 
     Args:
         model: as it is to be used.
         who: what it is called in the records.
         weigh: figures on val of a model at its `input`'s resolution.
+        metric: `top1` or `nll`.
 
     Returns:
-        `who`, `resolution`, `top1` and `nll` each; figures are None where the network cannot work.
+        `who`, `resolution`, `top1` and `nll` each, ascending; figures are None where the network cannot work.
     """
-    found = []
-    for resolution in neighbours(model.input.height):
+    own = model.input.height
+
+    def at_resolution(resolution: int) -> dict[str, Any]:
         quality = _weighed(model, resolution, weigh)
         figures = {"top1": quality.top1, "nll": quality.nll} if quality else {"top1": None, "nll": None}
-        found.append({"who": who, "resolution": resolution, **figures})
+        return {"who": who, "resolution": resolution, **figures}
+
+    found = [at_resolution(resolution) for resolution in neighbours(own)]
+    while (lowest := found[0]["resolution"]) == best(found, who, metric) and lowest - _step(own) >= LEAST:
+        found.insert(0, at_resolution(lowest - _step(own)))
     return found
 
 
