@@ -21,9 +21,10 @@ from tutelage.distill import begin, distill
 from tutelage.errors import TutelageError
 from tutelage.progress import Silent
 from tutelage.recipe import load_recipe
-from tutelage.run import Run, read_jsonl
+from tutelage.run import Run, read_json, read_jsonl
 from tutelage.study import MAX_DEATHS, StudyFiles, _Worker, run_study
 from tutelage.study_recipe import load_study
+from tutelage.train import Interrupted
 
 DIGITS = Path(__file__).parents[1] / "recipes" / "digits-study.yaml"
 QUICK = ["data.limit=100", "teacher.fit.epochs=1", "train.epochs=1", "control=false", "train.ema=0",
@@ -168,6 +169,23 @@ def test_a_trial_that_kills_its_processes_is_given_up(tmp_path: Path) -> None:
     assert "died" in trial.user_attrs["reason"]
 
 
+def test_a_trial_that_is_stopped_politely_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Interrupted
+
+    path = small(tmp_path)
+    monkeypatch.setattr("tutelage.study.distill", stop)
+    for _ in range(MAX_DEATHS + 1):  # being stopped is no death
+        with pytest.raises(Interrupted):
+            run_study(load_study(path), tmp_path, Silent(), "test")
+    claim, held = worker(path, tmp_path)._next()
+    assert claim
+    assert (claim.name, held) == ("one", 0)
+    assert load_recipe(Run(tmp_path / "small" / "trials" / "000-one").recipe).name == "000-one"
+
+
 def test_searched_values_do_not_depend_on_who_asks(tmp_path: Path) -> None:
     search = {
         "train.lr": {"low": 1e-4, "high": 1e-2, "log": True},
@@ -226,7 +244,7 @@ def test_a_line_torn_by_a_full_disk_is_taken_away(tmp_path: Path) -> None:
 
 
 def test_what_is_shared_is_what_a_run_alone_comes_to(tmp_path: Path, tiny: dict) -> None:
-    tiny["train"] |= {"epochs": 1}
+    tiny["train"] |= {"epochs": 1, "precision": "auto"}
     tiny["data"] |= {"limit": 100}
     variants = [{"name": "warm", "loss.temperature": 1.0}, {"name": "hot", "loss.temperature": 4.0}]
     path = write(tmp_path / "sharing.yaml", {"base": tiny, "variants": variants})
@@ -237,6 +255,8 @@ def test_what_is_shared_is_what_a_run_alone_comes_to(tmp_path: Path, tiny: dict)
 
     trial = Run(files.trials / "001-hot")
     recipe = load_recipe(trial.recipe)
+    chosen = read_json(Run(files.base).preflight)["precision"]["chosen"]
+    assert recipe.train.precision == chosen  # measured once for all trials
     alone = begin(recipe, tmp_path / "alone", "test")
     distill(recipe, alone, Silent())
     for mine, its in ((alone.student, trial.student), (alone.control, trial.control)):
@@ -244,6 +264,18 @@ def test_what_is_shared_is_what_a_run_alone_comes_to(tmp_path: Path, tiny: dict)
         assert all(tensor.equal(other[name]) for name, tensor in one.items())
     stages = [row["stage"] for row in read_jsonl(trial.metrics)]
     assert stages == ["teacher-fit", "teacher-fit", "control", "distill"]
+
+
+def test_the_shipped_studies_are_sound() -> None:
+    """Every variant of each is a recipe, and the overfitting study tries every kind of remedy."""
+    plans = {path.stem: load_study(path) for path in DIGITS.parent.glob("*-study.yaml")}
+    assert plans["digits-study"].trials == TRIALS
+    keys = {key for variant in plans["overfitting-study"].variants for key in variant.overrides}
+    assert keys >= {
+        "train.weight_decay", "train.l2_sp", "view.crop_scale", "view.rotation", "view.blur", "view.greyscale",
+        "student.dropout", "train.epochs", "train.lr", "loss.label_weight", "loss.temperature",
+        "train.from_scratch",
+    }  # fmt: skip
 
 
 # --- bad input
