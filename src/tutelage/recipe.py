@@ -45,6 +45,10 @@ class FitRecipe(Component):
     mixed: bool = False  # mixup and cutmix of the view, off by default: soft targets want a sharp teacher
 
 
+# YAML 1.1 reads a bare no as false
+Fit = Annotated[FitRecipe | Literal["auto", "no"], BeforeValidator(lambda fit: "no" if fit is False else fit)]
+
+
 class TeacherRecipe(Component):
     """Who teaches."""
 
@@ -54,7 +58,7 @@ class TeacherRecipe(Component):
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = (
         None  # of the evaluation crop; null: the model's own
     )
-    fit: FitRecipe | Literal["auto", "no"] = "auto"  # auto: fitted where its head is new to the data
+    fit: Fit = "auto"  # auto: fitted where its head is new to the data
 
 
 class StudentRecipe(Component):
@@ -66,7 +70,7 @@ class StudentRecipe(Component):
         None  # of the evaluation crop; null: the model's own
     )
     dropout: Fraction | None = None  # in the head; null: the model's own
-    head_fit: FitRecipe | Literal["auto", "no"] = "auto"  # a new head alone, before anything is compared
+    head_fit: Fit = "auto"  # a new head alone, before anything is compared
 
 
 class DataRecipe(Component):
