@@ -26,7 +26,7 @@ def test_a_name_that_is_a_path_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_run_that_exists_is_not_written_over(tmp_path: Path) -> None:
-    Run.create(tmp_path, "one")
+    write_json(Run.create(tmp_path, "one").versions, {})
     with pytest.raises(TutelageError, match="this run exists; go on with `tutelage resume"):
         Run.create(tmp_path, "one")
 

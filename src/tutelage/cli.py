@@ -157,10 +157,8 @@ def quickstart(
     from tutelage.run import Run
 
     recipe = quickstart_recipe().model_copy(update={"name": name})
-    done = runs / name
-    _distill(
-        recipe, Run.open(done) if done.exists() else begin(recipe, runs, "tutelage quickstart"), progress
-    )
+    done = Run(runs / name)
+    _distill(recipe, done if done.versions.exists() else begin(recipe, runs, "tutelage quickstart"), progress)
 
 
 @app.command()

@@ -1,0 +1,60 @@
+"""Predictions: each image once, and only those that could be decoded every time are held against one another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.stages import network, small_context, small_splits
+
+from tutelage.data.decode import UnreadableImage
+from tutelage.data.sources import ImageSet
+from tutelage.errors import TutelageError
+from tutelage.evaluate import Predictions, in_common, predict_logits
+
+
+class Spoilt(ImageSet):
+    """Digits, some of which cannot be decoded."""
+
+    def __init__(self, source: ImageSet, spoilt: set[int]) -> None:
+        super().__init__(source.name, source.origin, list(source.ids), source.classes, source.labels)
+        self.source, self.spoilt = source, spoilt
+
+    def image(self, index: int) -> Image.Image:
+        if index in self.spoilt:
+            raise UnreadableImage(self.ids[index], "truncated")
+        return self.source.image(index)
+
+
+def test_an_unreadable_image_is_left_out_and_the_others_are_as_they_were(tmp_path: Path) -> None:
+    part = small_splits().test
+    model = network("test_efficientnet", 0)
+    context = small_context(tmp_path, max_bad=1)
+    whole = predict_logits(model.module, model.input, part, context.accelerator, workers=0)
+    spoilt = replace(part, images=Spoilt(part.images, {int(part.indices[3])}))
+    some = predict_logits(model.module, model.input, spoilt, context.accelerator, workers=0, bad=context.bad)
+    assert some.index.tolist() == [i for i in whole.index.tolist() if i != 3]
+    common = in_common([whole, some])
+    assert common[0].index.equal(common[1].index)
+    torch.testing.assert_close(common[0].logits, common[1].logits)
+
+
+def test_what_was_read_once_but_not_again_takes_no_part() -> None:
+    one = Predictions(torch.arange(4.0)[:, None], torch.tensor([0, 1, 2, 3]))
+    other = Predictions(torch.tensor([[10.0], [13.0]]), torch.tensor([0, 3]))
+    first, second = in_common([one, other])
+    assert first.index.tolist() == second.index.tolist() == [0, 3]
+    assert first.logits.flatten().tolist() == [0, 3]
+    assert second.logits.flatten().tolist() == [10, 13]
+
+
+def test_a_part_of_which_nothing_can_be_decoded_ends_in_one_line(tmp_path: Path) -> None:
+    part = small_splits().test
+    model = network("test_efficientnet", 0)
+    context = small_context(tmp_path, max_bad=len(part))
+    spoilt = replace(part, images=Spoilt(part.images, set(part.indices.tolist())))
+    with pytest.raises(TutelageError, match="none of the images can be decoded"):
+        predict_logits(model.module, model.input, spoilt, context.accelerator, workers=0, bad=context.bad)
