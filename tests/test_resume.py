@@ -20,7 +20,7 @@ from tests.killing import ONE_THREAD, STATIONS, Ended, Moment, tutelage
 
 from tutelage.run import Run, read_json, read_jsonl
 
-KILLS, CHAINS = 20, 4
+KILLS, CHAINS = 20, 3
 TIMED = {"latency_ms", "latency_p10", "latency_p90", "images_per_s", "seconds", "conditions"}
 
 
@@ -104,7 +104,7 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def random_moments(calls: dict[str, int]) -> list[list[Moment]]:
-    """20 of them in 4 runs, at least two in every station."""
+    """20 of them in 3 runs, at least two in every station."""
     chance = random.Random(20)
     stations = [*STATIONS, *STATIONS]
     stations += chance.choices(STATIONS, k=KILLS - len(stations))
@@ -122,6 +122,9 @@ def test_twenty_kills_at_random_moments_change_nothing(
         root.mkdir()
         for moment in chain:
             ended = start_or_go_on(recipe, root, moment)
+            if ended.code == 0:  # a resumed run had fewer calls left than that
+                moment = Moment("measure", moment.calls % calls["measure"] + 1)
+                ended = go_on(root, moment)
             assert ended.code == -signal.SIGKILL, ended.output
             print(
                 f"run {number}: killed in {moment.station}, at call {moment.calls} of {calls[moment.station]}"
