@@ -1,14 +1,16 @@
 """Small real runs on the digits, each made to have something wrong; made once a session, whoever asks first."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 from tests.fitted import fit
 
-from tutelage import proof
 from tutelage.data.splits import Splits, make_splits
 from tutelage.distill import begin, distill
 from tutelage.progress import Silent
@@ -32,7 +34,7 @@ KINDS: dict[str, dict[str, str]] = {
 
 @cache
 def real_run(kind: str, root: Path) -> Run:
-    """One of `KINDS`, finished. Speed is not their subject, so no clock runs."""
+    """One of `KINDS`, finished."""
     models = networks(root)
     tree: dict[str, Any] = {
         "name": kind,
@@ -58,12 +60,19 @@ def real_run(kind: str, root: Path) -> Run:
         tree["teacher"]["model"] = models["start"]
     recipe = _with(tree, KINDS[kind])
     run = begin(recipe, root, "test")
-    timed, proof.timed = proof.timed, lambda rows, *_, **__: list(rows)
-    try:
+    with quick():
         distill(recipe, run, Silent())
-    finally:
-        proof.timed = timed
     return run
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Without clocks and pages, which are not the subject."""
+    with (
+        patch("tutelage.proof.timed", lambda rows, *_, **__: list(rows)),
+        patch("tutelage.distill.write_report"),
+    ):
+        yield
 
 
 @cache

@@ -292,6 +292,18 @@ def test_an_unsure_teacher_is_not_to_be_softened_further() -> None:
     assert found(figures({"loss": {"temperature": 4.0, "name": "dist"}}, smoothed), name) is None
 
 
+@pytest.mark.parametrize(("label_weight", "severity"), [(0.5, "problem"), (0.0, "note")])
+def test_labels_that_a_good_teacher_contradicts_are_told(label_weight: float, severity: str) -> None:
+    sound = figures({"loss": {"temperature": 1.0, "label_weight": label_weight}})
+    shuffled = {"top1": 6.0, "nll": 9.0, "n": 500}
+    teacher = {**sound.preflight["teacher"], "train": shuffled}
+    finding = found(
+        replace(sound, preflight={**sound.preflight, "teacher": teacher}), "labels contradict the teacher"
+    )
+    assert finding is not None
+    assert finding.severity == severity
+
+
 # --- what came of it
 
 
@@ -395,15 +407,15 @@ FOUND = {
     "wild": {"lr too high", "forgetting"},
     "shuffled": {"labels contradict the teacher"},
     "seen": {"val seen in pretraining", "temperature too high for this teacher"},
-    "drift": {"BatchNorm drift", "no headroom"},
+    "drift": {"BatchNorm drift", "no headroom", "views hide the object"},
 }
 ABSENT = {
     "gentle": {"lr too high", "forgetting", "BatchNorm drift", "labels contradict the teacher"}
     | {"val seen in pretraining", "temperature too high for this teacher"},
     "wild": {"saturated teacher", "labels contradict the teacher", "temperature too high for this teacher"},
-    "shuffled": {"lr too high", "val seen in pretraining"},
-    "seen": {"saturated teacher", "lr too high", "no headroom"},
-    "drift": {"lr too high", "saturated teacher", "val seen in pretraining"},
+    "shuffled": {"lr too high", "val seen in pretraining", "views hide the object"},
+    "seen": {"saturated teacher", "lr too high", "no headroom", "views hide the object"},
+    "drift": {"lr too high", "labels contradict the teacher", "saturated teacher", "val seen in pretraining"},
 }
 
 

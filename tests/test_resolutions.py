@@ -6,9 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.real_runs import networks
+from tests.real_runs import networks, quick
 
-from tutelage import proof
 from tutelage.distill import begin, distill
 from tutelage.errors import TutelageError
 from tutelage.measure.quality import Quality
@@ -172,11 +171,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         }
     )
     made = begin(recipe, root, "test")
-    timed, proof.timed = proof.timed, lambda rows, *_, **__: list(rows)
-    try:
+    with quick():
         distill(recipe, made, Silent())
-    finally:
-        proof.timed = timed
     return made
 
 
@@ -214,9 +210,6 @@ def test_a_run_that_goes_on_teaches_at_the_same_resolution(run: Run) -> None:
     again.path.mkdir()
     write_json(again.preflight, record)
     again.recipe.write_text(run.recipe.read_text())
-    timed, proof.timed = proof.timed, lambda rows, *_, **__: list(rows)
-    try:
+    with quick():
         result = distill(load_recipe(run.recipe), again, Silent())
-    finally:
-        proof.timed = timed
     assert next(row for row in result["rows"] if row["role"] == "teacher")["resolution"] == pinned

@@ -55,6 +55,8 @@ from tutelage.trackers import open_trackers
 from tutelage.train import Interrupted, Stage, Trained, stop_requests, train
 from tutelage.versions import versions
 
+TRAIN_IMAGES = 500  # of which the teacher's answers are held against the labels
+
 
 @dataclass
 class Work:
@@ -350,7 +352,7 @@ def _check(work: Work) -> None:
     )
     record = {
         "teacher": _who(work.teachers[0], teacher, _sureness(work, said))
-        | {"precision": work.teacher_precision},
+        | {"precision": work.teacher_precision, "train": _teacher_on_train(work)},
         "student": _who(work.student, student),
         "val": {"n": student.n},
         "chance_top1": 100 / len(work.heads.class_ids),
@@ -406,6 +408,15 @@ def _sureness(work: Work, said: Predictions) -> dict[str, float]:
         "confidence": soft_targets.confidence(said.logits),
         "best_temperature": soft_targets.best_temperature(said.logits, _labels(work, work.splits.val, said)),
     }
+
+
+def _teacher_on_train(work: Work) -> dict[str, float] | None:
+    """Whether the training labels are what the teacher sees in the plain images; None without labels."""
+    part = resolutions.sample(work.splits.train, TRAIN_IMAGES)
+    if not (part.labels >= 0).any():
+        return None
+    figures = _on(work, work.teachers[0], part)
+    return {"top1": figures.top1, "nll": figures.nll, "n": figures.n}
 
 
 def _who(model: Model, figures: Quality, more: dict[str, float] | None = None) -> dict[str, Any]:

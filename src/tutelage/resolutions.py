@@ -90,9 +90,9 @@ def best(records: Sequence[Mapping[str, Any]], who: str, metric: str) -> int:
     return max(sorted(merits), key=merits.__getitem__)
 
 
-def sample(part: Part) -> Part:
-    """At most 1,000 images, spread over all classes though they lie sorted by class."""
-    places = np.linspace(0, len(part) - 1, min(IMAGES, len(part))).round().astype(int)
+def sample(part: Part, images: int = IMAGES) -> Part:
+    """At most so many images, spread over all classes though they lie sorted by class."""
+    places = np.linspace(0, len(part) - 1, min(images, len(part))).round().astype(int)
     return replace(part, indices=part.indices[places])
 
 

@@ -21,6 +21,7 @@ CHECKS: tuple[Callable[[Figures], Iterable[Finding]], ...] = (
     teaching.no_headroom,
     teaching.unfitted_teacher,
     teaching.contradicted_labels,
+    teaching.hiding_views,
     teaching.saturated_teacher,
     teaching.flat_temperature,
     teaching.diverging_goals,
