@@ -115,7 +115,7 @@ def _comparison(facts: Facts) -> Section:
 def _measured_on(facts: Facts) -> str:
     row = facts.rows[0]
     conditions = row.get("conditions") or {}
-    words = {"device": "on {}", "threads": "with {} threads", "batch_size": "images/s in batches of {}"}
+    words = {"device": "on {}", "threads": "threads: {}", "batch_size": "images/s in batches of {}"}
     said = [f"Measured on {row['n']:,} test images" if row.get("n") else "Measured on the test images"]
     said += [
         pattern.format(conditions[key]) for key, pattern in words.items() if conditions.get(key) is not None

@@ -109,7 +109,7 @@ def _single(stages: Stages, key: str, title: str, digits: str) -> go.Figure:
     fig = figure(height=270)
     for stage, rows in stages.items():
         _line(fig, stage, rows, "", lambda r: r.get(key), "solid", digits=digits)
-    fig.update_yaxes(title=title, rangemode="tozero")
+    fig.update_yaxes(title=title, rangemode="tozero", exponentformat="e" if key == "lr" else "SI")
     return fig
 
 
