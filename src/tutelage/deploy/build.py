@@ -157,23 +157,29 @@ def head_labels(model: Model, part: Part) -> np.ndarray:
 
 
 class _FileModule(nn.Module):
-    """Compiled for batches of 1 and of `batch_size`, which are timed, and for any other size."""
+    """Compiled for batches of 1 and of `batch_size`; what does not fill a batch is padded."""
 
     def __init__(self, path: Path, arithmetic: Arithmetic, batch_size: int, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.memory_format = torch.contiguous_format
+        self._batch_size = batch_size
         self._open = lambda batch: open_session(
             path, batch=batch, arithmetic=arithmetic, threads=torch.get_num_threads()
         )
-        self._fixed = {1, batch_size} if path.suffix == ".xml" else set()
-        self._sessions: dict[int | None, Session] = {}
+        self._sessions: dict[int, Session] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        batch = len(images) if len(images) in self._fixed else None
-        if batch not in self._sessions:
-            self._sessions[batch] = self._open(batch)
-        return torch.from_numpy(self._sessions[batch](images.numpy()))
+        if len(images) == 1:
+            return self._run(images, 1)
+        size = self._batch_size
+        return torch.cat([self._run(images[i : i + size], size) for i in range(0, len(images), size)])
+
+    def _run(self, images: Tensor, size: int) -> Tensor:
+        if size not in self._sessions:
+            self._sessions[size] = self._open(size)
+        padded = nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
+        return torch.from_numpy(self._sessions[size](padded.numpy()))[: len(images)]
 
 
 def _present(directory: Path) -> tuple[Variant, ...]:

@@ -1,0 +1,366 @@
+"""The deployed directory: what is in it, what was checked, and what happens to a file that fails."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from tests.deploy.conftest import DATA, Exported
+
+from tutelage.cli import main
+from tutelage.compare import compare
+from tutelage.data.loading import eval_loader, normalise
+from tutelage.deploy import check, export
+from tutelage.deploy.build import VARIANTS, head_labels
+from tutelage.deploy.card import Card
+from tutelage.deploy.check import Parity, complaint
+from tutelage.deploy.export import export_model
+from tutelage.deploy.lineup import images_of
+from tutelage.deploy.runtime import open_session
+from tutelage.deploy.synthetic import synthetic_part
+from tutelage.errors import TutelageError
+from tutelage.measure.table import Row, Table
+from tutelage.models import load_model
+from tutelage.recipe import Recipe, dump_recipe
+from tutelage.run import Run, write_json, write_text
+
+FILES = {"model.onnx", "model-int8.onnx", "model.xml", "model.bin", "model-int8.xml", "model-int8.bin"}
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+# --- what is written
+
+
+def test_the_directory_is_whole_and_nothing_stands_beside_it(exported: Exported) -> None:
+    assert names(exported.path) == FILES | {"labels.txt", "preprocess.json", "deploy.json"}
+    assert names(exported.path.parent) == {"deploy", "student.safetensors", "teacher.safetensors"}
+    assert exported.report.rejected == {}
+
+
+def test_files_carry_their_card_and_no_path_of_this_machine(exported: Exported) -> None:
+    card = Card.read(exported.path)
+    assert card.labels == card.class_ids == tuple("0123456789")
+    assert card.input == exported.model.input
+    assert card.provenance["run"] == "digits"
+    assert card.provenance["weights"] == exported.model.origin
+    for name in ("model.onnx", "model-int8.onnx"):
+        session = onnxruntime.InferenceSession(exported.path / name)
+        assert session.get_modelmeta().custom_metadata_map == card.properties()
+        assert b"site-packages" not in (exported.path / name).read_bytes()
+    for name in ("model.xml", "model-int8.xml"):
+        model = openvino.Core().read_model(exported.path / name)
+        found = {key: model.get_rt_info(["tutelage", key]).value for key in card.properties()}
+        assert found == card.properties()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.xml", "model-int8.xml", "model-int8.onnx"])
+def test_any_batch_size_gives_the_same_logits(exported: Exported, name: str) -> None:
+    images = np.random.default_rng(0).standard_normal((5, 3, 32, 32), dtype=np.float32)
+    whole = open_session(exported.path / name)(images)
+    one = open_session(exported.path / name, batch=1)
+    assert whole.shape == (5, 10)
+    np.testing.assert_allclose(np.concatenate([one(image[None]) for image in images]), whole, atol=1e-4)
+
+
+def test_logits_are_pytorchs(exported: Exported) -> None:
+    spec, module = exported.model.input, exported.model.module
+    batch = next(iter(eval_loader(exported.splits.test, [spec], 60, 0)))
+    images = normalise(batch["images"][0], spec)
+    with torch.inference_mode():
+        truth = module(images).numpy()
+    for name in ("model.onnx", "model.xml"):
+        np.testing.assert_allclose(open_session(exported.path / name)(images.numpy()), truth, atol=1e-3)
+
+
+def test_int8_is_smaller_and_keeps_what_the_network_knows(exported: Exported) -> None:
+    size = {name: (exported.path / name).stat().st_size for name in FILES}
+    assert size["model-int8.bin"] < 0.35 * size["model.bin"]
+    assert size["model-int8.onnx"] < 0.5 * size["model.onnx"]
+    rows = {row.role: row for row in exported.report.rows}
+    assert rows["onnx"].top1 is not None
+    assert rows["int8"].top1 is not None
+    assert rows["onnx"].top1 > 60
+    assert rows["int8"].top1 >= rows["onnx"].top1 - 5
+
+
+# --- what was measured
+
+
+def test_the_record_has_rows_checks_and_factors_like_for_like(exported: Exported) -> None:
+    record = json.loads((exported.path / "deploy.json").read_text())
+    roles = [check["role"] for check in record["checks"]]
+    assert roles == [v.role for v in VARIANTS if v.role in roles]  # bf16 where the CPU has it
+    assert {"onnx", "openvino", "int8", "onnx-int8"} <= set(roles)
+    by_name = {row["role"]: row for row in record["rows"]}
+    assert list(by_name) == ["teacher", *(f"teacher {r}" for r in roles), "", *roles]
+    mine, theirs, first = by_name["int8"], by_name["teacher int8"], by_name["teacher"]
+    assert mine["like"]["size_mb"] == pytest.approx(theirs["size_mb"] / mine["size_mb"])
+    assert mine["like"]["latency_ms"] == pytest.approx(theirs["latency_ms"] / mine["latency_ms"])
+    assert mine["change"]["size_mb"] == pytest.approx(first["size_mb"] / mine["size_mb"])
+    assert mine["like"]["size_mb"] < mine["change"]["size_mb"]
+    assert mine["paired"]["n"] == mine["n"] == len(exported.splits.test)
+    files = sum((exported.path / f"model-int8.{end}").stat().st_size for end in ("xml", "bin"))
+    assert mine["size_mb"] == pytest.approx(files / 2**20)
+    for one in record["checks"]:
+        assert one["n"] == len(exported.splits.test)
+        if one["role"] in {"onnx", "openvino"}:
+            assert one["difference"] < 1e-3
+            assert one["agreement"] == 100
+
+
+def test_top1_of_the_float_files_is_pytorchs(exported: Exported) -> None:
+    rows = {row.role: row for row in exported.report.table.rows}
+    assert rows["onnx"].top1 == rows["openvino"].top1 == rows[""].top1
+
+
+def test_what_is_reported_on_was_not_calibrated_on() -> None:
+    material, test = images_of("digits")
+    assert test is not None
+    assert not set(material.calibration.ids) & set(test.ids)
+    assert len(material.calibration) == 300
+    assert len(test) == 1797 - 300
+    assert np.bincount(material.calibration.labels).min() >= 28  # evenly over the classes
+    again, _ = images_of("digits")
+    assert again.calibration.digest() == material.calibration.digest()
+
+
+def test_synthetic_pictures_are_the_same_each_time() -> None:
+    first, second = (np.asarray(synthetic_part(3).image(2)) for _ in range(2))
+    assert (first == second).all()
+    assert (first != np.asarray(synthetic_part(3).image(1))).any()
+    assert first.std() > 20
+
+
+# --- what fails
+
+
+EXACT, INT8 = VARIANTS[0], VARIANTS[-1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "parity", "top1", "words"),
+    [
+        (EXACT, Parity(9e-4, 5, 100, 10), 90, ""),
+        (EXACT, Parity(2e-3, 5, 100, 10), 90, "logits differ"),
+        (EXACT, Parity(2e-3, 50, 100, 10), 90, ""),  # of large logits so much is rounding
+        (EXACT, Parity(float("nan"), 5, 100, 10), 90, "not finite"),
+        (INT8, Parity(3, 5, 99, 10), 89.1, ""),
+        (INT8, Parity(3, 5, 99, 10), 88.9, "loses 1.10 points of top-1 against PyTorch on 10 images"),
+        (INT8, Parity(3, 5, 99, 10), None, ""),  # random weights have no accuracy to lose
+        (INT8, Parity(float("inf"), 5, 99, 10), None, "not finite"),
+    ],
+)  # fmt: skip
+def test_limits(variant: object, parity: Parity, top1: float | None, words: str) -> None:
+    before = Row("m", top1=None if top1 is None else 90.0, n=10)
+    found = complaint(variant, parity, before, Row("m", top1=top1, n=10), 1.0)  # type: ignore[arg-type]
+    assert found.startswith(words) if words == "" else words in found
+    assert bool(found) == bool(words)
+
+
+def test_a_file_that_fails_is_put_aside_and_the_command_says_so(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "TOLERANCE", 0.0)
+    monkeypatch.setattr(check, "RELATIVE", -1.0)
+    out = tmp_path / "out"
+    shutil.copytree(exported.path, out)
+    code, _, err = run(capsys, "export", exported.spec, "--no-int8", "--data", "digits", "--out", str(out))
+    assert code == 1
+    assert "rejected/model.onnx: logits differ from PyTorch's by up to" in err
+    assert names(out / "rejected") == {"model.onnx", "model.xml", "model.bin"}
+    assert names(out) == {"rejected", "labels.txt", "preprocess.json", "deploy.json"}  # no stale file either
+    assert "logits differ" in json.loads((out / "deploy.json").read_text())["rejected"]["model.onnx"]
+    assert run(capsys, "predict", str(out), "x.png")[::2] == (
+        2,
+        f"error: {out}: has no model file, nothing for any runtime; export again\n",
+    )
+
+
+def test_an_export_that_breaks_leaves_the_old_files(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(exported.path, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def breaks(model: object, stage: Path, *_: object) -> None:
+        (stage / "model.onnx").write_bytes(b"half")
+        raise TutelageError("stop")
+
+    monkeypatch.setattr(export, "build", breaks)
+    with pytest.raises(TutelageError, match="stop"):
+        export_model(exported.model, out, int8=False)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert names(tmp_path) == {"out"}
+
+
+def test_pretrained_weights_are_not_calibrated_on_made_up_images(exported: Exported, tmp_path: Path) -> None:
+    with pytest.raises(TutelageError, match="int8 needs images to calibrate on; name some with --data"):
+        export_model(exported.model, tmp_path / "out")
+
+
+def test_a_missing_package_is_named_with_the_remedy(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "nncf", None)
+    code, _, err = run(
+        capsys, "export", exported.spec, "--data", "digits", "--out", str(tmp_path / "out")
+    )  # fmt: skip
+    assert code == 2
+    assert err.strip().splitlines()[-1] == (
+        "error: exporting needs nncf, which is not installed: run `pip install tutelage[deploy]`"
+    )
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["runs/nothing"], "runs/nothing: no such run directory"),
+        (["test_efficientnett@none"], "did you mean 'test_efficientnet'?"),
+        (["test_efficientnet@none", "--data", "folder:no/such"], "no/such"),
+        (["test_efficientnet@none", "--max-drop", "-1"], "greater than or equal to 0"),
+        (["test_efficientnet@none", "--no-int8", "--out", "/proc/no/out"], "/proc/no"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "export", *arguments)
+    assert code == 2
+    assert line in err
+    assert "Traceback" not in err
+
+
+# --- quantisation that looks at accuracy
+
+
+class Fragile(torch.nn.Module):
+    """Its int8 grid is spread by one huge channel, and what tells the classes apart falls between."""
+
+    num_classes = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 1)
+        self.second = torch.nn.Conv2d(4, 4, 1)
+        with torch.no_grad():
+            self.first.weight.zero_()
+            self.first.bias.zero_()
+            self.first.weight[:3, :, 0, 0] = torch.eye(3)
+            self.first.weight[3, :, 0, 0] = 4000.0
+            self.second.weight.zero_()
+            self.second.bias.zero_()
+            self.second.weight[:3, :3, 0, 0] = torch.eye(3)
+            self.second.weight[3, 3, 0, 0] = 1 / 4000 / 3
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(images))).mean((2, 3))
+
+
+def test_layers_go_back_to_float_where_plain_int8_loses_too_much(tmp_path: Path) -> None:
+    from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
+    from tutelage.deploy.quantise import Pictures, quantise
+    from tutelage.inputs import InputSpec, normalised
+
+    require_deploy()
+    spec = InputSpec(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    card = Card("fragile", spec, tuple("abcd"), tuple("abcd"))
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    onnx = to_onnx(Fragile().eval(), spec)
+    save_onnx(onnx, tmp_path / "model.onnx", card)
+    model = to_openvino(tmp_path / "model.onnx")
+    labels = open_session(tmp_path / "model.onnx")(normalised(pixels, spec)).argmax(1)
+    pictures = Pictures(pixels, labels)
+    shares = []
+    for judges in (None, pictures):
+        quantised = quantise(model, pictures, spec, judges, max_drop=1.0)
+        save_openvino(quantised, tmp_path / "int8.xml", card)
+        shares.append(
+            (open_session(tmp_path / "int8.xml")(normalised(pixels, spec)).argmax(1) == labels).mean()
+        )
+    assert shares[0] < 0.9
+    assert shares[1] >= 0.99
+
+
+# --- runs, and models side by side
+
+
+def test_a_runs_table_gains_its_files(exported: Exported, tmp_path: Path) -> None:
+    run_ = Run.create(tmp_path, "digits")
+    recipe = Recipe.model_validate(
+        {
+            "teacher": exported.teacher,
+            "student": "test_efficientnet@none",
+            "data": DATA.model_dump(),
+            "export": {"int8": False},
+        }
+    )
+    write_text(run_.recipe, dump_recipe(recipe))
+    shutil.copy(exported.spec.partition("@")[2], run_.student)
+    write_json(run_.preflight, {"teacher": {"resolution": 32}})
+    old = [
+        Row(exported.teacher, "teacher", resolution=32, params_m=0.1, conditions={"device": "cpu"}),
+        Row("s", "distilled", resolution=32, params_m=None, latency_ms=1e9, conditions={"device": "cuda"}),
+        Row("model.xml", "openvino"),  # of an earlier export
+    ]
+    write_json(run_.comparison, {"rows": Table(old).records(), "verdict": {"sentence": "kept"}})
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run_.path)])
+    assert not ended.value.code
+    content = json.loads(run_.comparison.read_text())
+    roles = [row["role"] for row in content["rows"]]
+    assert content["verdict"] == {"sentence": "kept"}
+    assert roles[:3] == ["teacher", "distilled", "onnx"]
+    assert roles.count("openvino") == 1
+    rows = dict(zip(roles, content["rows"], strict=True))
+    assert rows["distilled"]["latency_ms"] == 1e9  # timed elsewhere
+    assert rows["onnx"]["like"]["size_mb"] > 0
+    assert rows["onnx"]["n"] == len(exported.splits.test)
+    assert run_.digests.is_file()
+    assert Card.read(run_.deploy).provenance["run"] == "digits"
+
+
+def test_random_models_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.json"
+    specs = ["test_resnet@none", "test_efficientnet@none"]
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *specs, "--deploy", "--batch-size", "2", "--json", str(out)])
+    text = capsys.readouterr().out
+    assert not ended.value.code
+    rows = {row["model"]: row for row in json.loads(out.read_text())}
+    small, big = rows["test_efficientnet@none int8"], rows["test_resnet@none int8"]
+    assert small["like"]["size_mb"] == pytest.approx(big["size_mb"] / small["size_mb"])
+    assert not big["like"]
+    assert small["top1"] is None
+    assert small["why"]["top1"] == "the weights are random (@none)"
+    assert "its answers mean NOTHING" in text
+    assert "like for like" in text
+
+
+def test_a_gpu_is_refused_for_deployed_files() -> None:
+    with pytest.raises(TutelageError, match="measured on the CPU"):
+        compare(["test_efficientnet@none"], deploy=True, device="cuda")
+
+
+def test_labels_are_matched_by_name(exported: Exported) -> None:
+    part = exported.splits.test
+    assert (head_labels(exported.model, part) == part.labels).all()
+    turned = load_model(exported.spec)
+    object.__setattr__(turned, "class_ids", tuple("9876543210"))
+    assert (head_labels(turned, part) == 9 - part.labels).all()
+    object.__setattr__(turned, "class_ids", tuple("abcdefghij"))
+    assert (head_labels(turned, part) == -1).all()

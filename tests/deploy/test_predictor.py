@@ -1,0 +1,271 @@
+"""The predictor: the same answers as PyTorch on any picture, no torch, one line for what is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from tests.deploy.conftest import Exported
+from timm.data import create_transform
+
+import tutelage
+from tutelage.cli import main
+from tutelage.deploy import predictor as predictor_module
+from tutelage.deploy.card import Card
+from tutelage.deploy.predictor import Predictor, find_images
+from tutelage.errors import TutelageError
+from tutelage.models import Model
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colours with an edge: resizing it wrongly shows."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
+    image = small.resize((width, height), Image.Resampling.BICUBIC)
+    image.paste((255, 10, 30), (width // 3, height // 4, width // 2, height // 2))
+    return image
+
+
+def rotated(path: Path) -> Image.Image:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    photo(71, 45).save(path, exif=exif)
+    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+
+
+def see_through(path: Path) -> Image.Image:
+    image = photo(50, 61)
+    alpha = Image.linear_gradient("L").resize(image.size)
+    image.putalpha(alpha)
+    image.save(path)
+    white = np.full((61, 50, 3), 255.0)
+    share = np.asarray(alpha, float)[..., None] / 255
+    mixed = np.asarray(image.convert("RGB"), float) * share + white * (1 - share)
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def saved(image: Image.Image, path: Path) -> Image.Image:
+    """What a reader that knows nothing of this project makes of the file."""
+    image.save(path)
+    return Image.open(path).convert("RGB")
+
+
+PICTURES: dict[str, tuple[str, Callable[[Path], Image.Image]]] = {
+    "odd": ("odd.png", lambda p: saved(photo(37, 91), p)),
+    "wide": ("wide.jpg", lambda p: saved(photo(301, 33), p)),
+    "tiny": ("tiny.png", lambda p: saved(photo(3, 2), p)),
+    "grey": ("grey.jpg", lambda p: saved(photo(53, 40).convert("L"), p)),
+    "palette": ("palette.gif", lambda p: saved(photo(53, 40).convert("P"), p)),
+    "cmyk": ("cmyk.jpg", lambda p: saved(photo(64, 48).convert("CMYK"), p)),
+    "rgba": ("rgba.png", see_through),
+    "exif": ("exif.jpg", rotated),
+}
+
+
+def pytorch(model: Model, image: Image.Image) -> np.ndarray:
+    spec = model.input
+    transform = create_transform(
+        (3, spec.height, spec.width), is_training=False, interpolation=spec.interpolation, mean=spec.mean,
+        std=spec.std, crop_pct=spec.crop_pct, crop_mode=spec.crop_mode,
+    )  # fmt: skip
+    with torch.inference_mode():
+        return model.module(transform(image)[None])[0].numpy()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("kind", PICTURES)
+def test_it_says_what_pytorch_says(exported: Exported, tmp_path: Path, kind: str, runtime: str) -> None:
+    name, make = PICTURES[kind]
+    upright = make(tmp_path / name)
+    predictor = Predictor(exported.path, runtime=runtime, precision="fp32")  # type: ignore[arg-type]
+    truth = pytorch(exported.model, upright)
+    assert np.abs(predictor.logits(tmp_path / name) - truth).max() < 1e-2
+    (found,) = predictor(tmp_path / name, top=3)
+    probabilities = torch.from_numpy(truth).softmax(0).numpy()
+    assert [guess.index for guess in found.guesses] == list(np.argsort(-probabilities)[:3])
+    assert [guess.probability for guess in found.guesses] == pytest.approx(
+        sorted(probabilities)[:-4:-1], abs=1e-2
+    )
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_every_crop_is_pytorchs(exported: Exported, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "deploy"
+    shutil.copytree(exported.path, out)
+    spec = replace(exported.model.input, crop_mode=mode, crop_pct=0.8, interpolation="bilinear")
+    replace(Card.read(out), input=spec).write(out)
+    image = photo(57, 90)
+    image.save(tmp_path / "image.png")
+    truth = pytorch(replace(exported.model, input=spec), image)
+    assert np.abs(Predictor(out, precision="fp32").logits(tmp_path / "image.png") - truth).max() < 1e-2
+
+
+def test_files_folders_arrays_and_pictures_are_one(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "photos/inner").mkdir(parents=True)
+    image = photo(40, 40)
+    image.save(tmp_path / "photos/inner/b.png")
+    image.save(tmp_path / "photos/a.PNG")
+    (tmp_path / "photos/notes.txt").write_text("not an image")
+    predictor = tutelage.Predictor(exported.path)
+    found = predictor([tmp_path / "photos", np.asarray(image), np.stack([np.asarray(image)] * 2), image])
+    assert len(found) == 6
+    assert [Path(one.source).name for one in found] == ["a.PNG", "b.png", "array", "array", "array", "image"]
+    assert len({(one.label, round(one.probability, 6)) for one in found}) == 1
+    assert sum(guess.probability for guess in predictor(image, top=99)[0].guesses) == pytest.approx(1)
+    assert len(predictor(image, top=99)[0].guesses) == 10
+
+
+def test_a_picture_of_the_callers_is_left_as_it_is(exported: Exported, tmp_path: Path) -> None:
+    rotated(tmp_path / "exif.jpg")
+    image = Image.open(tmp_path / "exif.jpg")
+    before = image.size
+    predictor = Predictor(exported.path)
+    assert predictor(image)[0].guesses == predictor(tmp_path / "exif.jpg")[0].guesses
+    assert image.size == before
+
+
+def test_int8_is_chosen_first_and_what_is_installed(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Predictor(exported.path).file.name == "model-int8.xml"
+    assert Predictor(exported.path, precision="fp32").file.name == "model.xml"
+    monkeypatch.setattr(predictor_module, "has_runtime", lambda suffix: suffix == ".onnx")
+    assert Predictor(exported.path).file.name == "model-int8.onnx"
+    monkeypatch.setattr(predictor_module, "has_runtime", lambda suffix: False)
+    with pytest.raises(
+        TutelageError, match=r"openvino is not installed; run `pip install tutelage\[deploy\]`"
+    ):
+        Predictor(exported.path)
+
+
+def test_it_needs_no_torch(exported: Exported, tmp_path: Path) -> None:
+    photo(40, 40).save(tmp_path / "a.png")
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['timm'] = None\n"
+        "from tutelage.cli import main; import tutelage.deploy.predictor, tutelage\n"
+        f"main(['predict', {str(exported.path)!r}, {str(tmp_path)!r}, '--json', '--top', '2'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["source"].endswith("a.png")
+    assert len(found["guesses"]) == 2
+    assert set(found["guesses"][0]) == {"label", "class_id", "index", "probability"}
+
+
+# --- what can be wrong
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], list[str]]:
+    """Exit code, lines of stdout, lines of stderr."""
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out.splitlines(), err.splitlines()
+
+
+@pytest.fixture
+def copy(exported: Exported, tmp_path: Path) -> Path:
+    photo(40, 40).save(tmp_path / "good.png")
+    return Path(shutil.copytree(exported.path, tmp_path / "deploy"))
+
+
+def test_bad_images_are_named_and_the_others_done(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "empty.jpg").touch()
+    files = [tmp_path / name for name in ("cut.png", "text.jpg", "good.png", "empty.jpg")]
+    code, out, err = run(capsys, copy, *files, "--top", "1")
+    assert code == 2
+    assert [line.partition(":")[0] for line in out] == [str(tmp_path / "good.png")]
+    assert [line.split(": ")[:2] for line in err] == [
+        ["error", str(tmp_path / name)] for name in ("cut.png", "text.jpg", "empty.jpg")
+    ]
+    assert all("cannot be decoded" in line for line in err)
+
+
+@pytest.mark.parametrize("name", ["model-int8.xml", "model-int8.bin", "model.onnx", "model-int8.onnx"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_a_truncated_model_file(
+    copy: Path, tmp_path: Path, name: str, keep: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: int(keep * len(content))])
+    if name.endswith(".onnx"):
+        for other in copy.glob("model*"):
+            if other.name != name:
+                other.unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(copy), str(tmp_path / "good.png")])
+    out, err = capfd.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {copy / name.replace('.bin', '.xml')}: damaged model file (")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: (d / "labels.txt").unlink(), "labels.txt: missing; a deployed directory needs it"),
+        (lambda d: (d / "labels.txt").write_text("a\nb\n"), "labels.txt: has 2 lines, the model has 10 classes"),
+        (lambda d: (d / "labels.txt").write_bytes(b"\xff\xfe"), "labels.txt: cannot be read"),
+        (lambda d: (d / "preprocess.json").unlink(), "preprocess.json: missing"),
+        (lambda d: (d / "preprocess.json").write_text("{"), "preprocess.json: damaged"),
+        (lambda d: (d / "preprocess.json").write_text("[]"), "preprocess.json: of another version"),
+        (lambda d: (d / "preprocess.json").write_text('{"format": 1}'), "preprocess.json: damaged (KeyError"),
+        (lambda d: (d / "model-int8.bin").unlink(), "model-int8.bin: missing; it belongs to model-int8.xml"),
+        (lambda d: [f.unlink() for f in d.glob("model*")], "has no model file"),
+        (lambda d: shutil.rmtree(d), "no such directory; give one written by `tutelage export`"),
+    ],
+)  # fmt: skip
+def test_a_spoilt_directory(
+    copy: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], object],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoil(copy)
+    code, out, err = run(capsys, copy, tmp_path / "good.png")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert err[0].startswith("error: ")
+    assert words in err[0]
+
+
+def test_labels_of_another_model(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = Card.read(copy)
+    replace(card, labels=card.labels[:9], class_ids=card.class_ids[:9]).write(copy)
+    code, _, err = run(capsys, copy, tmp_path / "good.png")
+    assert code == 2
+    assert "gives 10 logits, labels.txt has 9 lines" in err[0]
+
+
+def test_paths_that_lead_nowhere(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run(capsys, copy, tmp_path / "no.png")[2] == [f"error: {tmp_path}/no.png: no such image or folder"]
+    assert run(capsys, copy, tmp_path / "empty")[2][0].startswith(f"error: {tmp_path}/empty: no images here")
+    assert list(find_images([tmp_path / "good.png"])) == [tmp_path / "good.png"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
+)
+def test_arrays_that_are_no_pictures(exported: Exported, array: np.ndarray) -> None:
+    with pytest.raises(TutelageError, match="give uint8 pixels"):
+        Predictor(exported.path)(array)
