@@ -61,6 +61,14 @@ def test_a_start_that_was_kept_is_said_to_be_kept() -> None:
     )
     assert result["outcome"] == "no different"
     assert "worse than the labels-only control" in result["sentence"]
+    assert "its start" not in result["sentence"]  # it is the start
+
+
+def test_a_start_that_was_kept_without_an_opponent_is_a_whole_sentence() -> None:
+    sentence = verdict({"start": pair(0, 0)}, "start")["sentence"]
+    assert (
+        sentence == "No trained candidate beat the start on val, so the start is kept, on 1,000 test images."
+    )
 
 
 def test_every_opponent_is_named_in_one_order_and_the_outcome_is_that_against_the_start() -> None:

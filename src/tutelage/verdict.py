@@ -30,12 +30,15 @@ def verdict(pairs: Mapping[str, Paired], kept: str) -> dict[str, Any]:
         pairs: the kept student against `start`, `control` and `teacher`, on test.
         kept: name of the candidate that was kept.
     """
-    parts = [_against(role, pairs[role]) for role in OPPONENTS if role in pairs]
+    opponents = [role for role in OPPONENTS if role in pairs and not role == kept == "start"]
+    parts = [_against(role, pairs[role]) for role in opponents]
     first = (
         f"The kept student ({kept}) is "
         if kept != "start"
-        else "No trained candidate beat the start on val, so the start is kept; it is "
+        else "No trained candidate beat the start on val, so the start is kept"
     )
+    if kept == "start" and parts:
+        first += "; it is "
     return {
         "sentence": f"{first}{'; '.join(parts)}, on {pairs['start'].n:,} test images.",
         "outcome": outcome(pairs["start"]),
