@@ -166,6 +166,7 @@ def test_distil_as_a_user_runs_it(tmp_path: Path) -> None:
 
     words = distil(tmp_path, "--teacher", "test_resnet@none", "--student", "test_vit@none", "--name", "mine")
     words[words.index("none", words.index("--progress"))] = "json"
+    words.append("--watch")
     done = subprocess.run(
         [sys.executable, "-m", "tutelage", *words, "data.limit=160"],
         capture_output=True,
@@ -173,6 +174,7 @@ def test_distil_as_a_user_runs_it(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "http://127.0.0.1:" in done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     table = next(event for event in events if event["event"] == "table")
     assert [row["role"] for row in table["rows"]] == ["teacher", "start", "control", "distilled"]

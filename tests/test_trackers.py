@@ -139,12 +139,14 @@ def test_mlflow_goes_on_with_the_same_run(run: Run, monkeypatch: pytest.MonkeyPa
     assert found.info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("store", ["sqlite:///{}/team.db", "file://{}/mlruns"])
 def test_mlflow_writes_where_the_environment_says(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/team.db"
+    uri = store.format(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 refuses plain files without
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team")
     tracker = open_trackers(["mlflow"], run)
@@ -152,6 +154,10 @@ def test_mlflow_writes_where_the_environment_says(
     client = MlflowClient(uri)
     (found,) = client.search_runs([client.get_experiment_by_name("team").experiment_id])
     assert found.data.params["train.epochs"] == "2"
+    row = {"stage": "distill", "epoch": 1, "step": 5, "loss": {"total": 1.25}, "val": {"top1": 40.0}}
+    tracker.on_epoch(row)
+    figures = client.get_run(found.info.run_id).data.metrics
+    assert {1.25, 40.0} <= set(figures.values())
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,9 @@ def distill(
     with_files: Annotated[
         bool, typer.Option("--export", help="Also deployed files, checked; exit code 1 where one fails.")
     ] = False,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Serve the run's page to this machine's browsers while it goes.")
+    ] = False,
     seeds: Annotated[
         int, typer.Option(min=1, help="Repeat with so many seeds: mean, sd, pooled interval.")
     ] = 1,
@@ -116,7 +119,14 @@ def distill(
     words = list(words or [])
     path = Path(words.pop(0)) if words and "=" not in words[0] else None
     recipe = load_recipe(path, [*words, *(f"{k}={v}" for k, v in flags.items() if v is not None)])
-    _distill(recipe, begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds), progress)
+    run = begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds)
+    if watching:
+        from tutelage.watch import Server
+
+        server = Server(run.path)
+        server.start()
+        print(f"{server.url} follows {run.path}", file=sys.stderr, flush=True)
+    _distill(recipe, run, progress)
 
 
 @app.command()
