@@ -16,10 +16,10 @@ run: setup
 	$(BIN)/tutelage quickstart
 
 test: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	tests/each.sh -m 'not slow'
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	tests/each.sh -m slow
 
 lint: setup
 	$(BIN)/ruff check .
