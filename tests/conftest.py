@@ -9,8 +9,14 @@ os.environ.setdefault(
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# what lands must not hang on luck: new examples are searched for at home
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 torch.set_num_threads(1)
 

@@ -49,7 +49,9 @@ def quality(logits: Tensor, labels: Tensor) -> Quality:
     top1, top5 = (
         multiclass_accuracy(logits, labels, classes, average="micro", top_k=min(k, classes)) for k in (1, 5)
     )
-    ece = multiclass_calibration_error(logits.softmax(1), labels, classes, n_bins=BINS, norm="l1")
+    # torchmetrics gives a confidence of exactly 1 a bin of its own; it belongs into the last one
+    probabilities = logits.softmax(1).clamp(max=1 - 2**-24)
+    ece = multiclass_calibration_error(probabilities, labels, classes, n_bins=BINS, norm="l1")
     return Quality(
         top1=_percent(top1, len(labels)),
         top5=_percent(top5, len(labels)),
