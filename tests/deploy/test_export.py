@@ -18,11 +18,14 @@ from tutelage.deploy import check, export
 from tutelage.deploy.build import VARIANTS, head_labels
 from tutelage.deploy.card import Card
 from tutelage.deploy.check import Parity, complaint
+from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
 from tutelage.deploy.export import export_model
 from tutelage.deploy.lineup import images_of
+from tutelage.deploy.quantise import Pictures, quantise
 from tutelage.deploy.runtime import open_session
 from tutelage.deploy.synthetic import synthetic_part
 from tutelage.errors import TutelageError
+from tutelage.inputs import InputSpec, normalised
 from tutelage.measure.table import Row, Table
 from tutelage.models import load_model
 from tutelage.recipe import Recipe, dump_recipe
@@ -272,10 +275,6 @@ class Fragile(torch.nn.Module):
 
 
 def test_layers_go_back_to_float_where_plain_int8_loses_too_much(tmp_path: Path) -> None:
-    from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
-    from tutelage.deploy.quantise import Pictures, quantise
-    from tutelage.inputs import InputSpec, normalised
-
     require_deploy()
     spec = InputSpec(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
     card = Card("fragile", spec, tuple("abcd"), tuple("abcd"))
@@ -294,6 +293,47 @@ def test_layers_go_back_to_float_where_plain_int8_loses_too_much(tmp_path: Path)
         )
     assert shares[0] < 0.9
     assert shares[1] >= 0.99
+
+
+class Attention(torch.nn.Module):
+    """Linear attention, as EfficientViT has it: products of activations, and a division by one."""
+
+    num_classes = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = torch.nn.Conv2d(3, 12, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(images).flatten(2).relu().chunk(3, 1)
+        mixed = v @ (k.transpose(1, 2) @ q)
+        return (mixed / (mixed[:, :1] + 1)).mean(2)
+
+
+def test_products_of_activations_stay_in_float(tmp_path: Path) -> None:
+    """In int8 OpenVINO computes them from memory that it never wrote."""
+    require_deploy()
+    spec = InputSpec(8, 8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    card = Card("attention", spec, tuple("abcd"), tuple("abcd"))
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    onnx = to_onnx(Attention().eval(), spec)
+    save_onnx(onnx, tmp_path / "model.onnx", card)
+    pictures = Pictures(pixels, np.full(30, -1))
+    quantised = quantise(to_openvino(tmp_path / "model.onnx"), pictures, spec, None, 1.0)
+    kinds = [
+        [source.get_node().get_type_name() for source in operation.input_values()]
+        for operation in quantised.get_ops()
+        if operation.get_type_name() == "MatMul"
+    ]
+    assert len(kinds) == 2
+    assert "FakeQuantize" not in {kind for pair in kinds for kind in pair}
+    assert "FakeQuantize" in {operation.get_type_name() for operation in quantised.get_ops()}
+    graph = quantise(onnx, pictures, spec, None, 1.0).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    assert len(products) == 2
+    assert "DequantizeLinear" not in {made_by[name] for node in products for name in node.input}
+    assert "DequantizeLinear" in made_by.values()
 
 
 # --- runs, and models side by side

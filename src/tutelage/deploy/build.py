@@ -120,8 +120,7 @@ def build(
             f"{model.spec}: int8, calibrated on {len(calibration.pixels)} of {material.calibration.images.name}"
         )
         quantised = quantise(openvino, calibration, model.input, judges, material.max_drop)
-        # float16 holds what int8 leaves over: biases and scales
-        save_openvino(quantised, directory / "model-int8.xml", card, halve=True)
+        save_openvino(quantised, directory / "model-int8.xml", card)
         quantised = quantise(onnx, calibration, model.input, judges, material.max_drop)
         save_onnx(quantised, directory / "model-int8.onnx", card)
     return Deployed(model, directory, card, _present(directory))

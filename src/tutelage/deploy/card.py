@@ -36,12 +36,12 @@ class Card:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def properties(self) -> dict[str, str]:
-        """As flat text, for the metadata of a model file."""
+        """As flat text, for the metadata of a model file: lists one entry a line, the rest JSON."""
         return {
             "model": self.model,
             "input": json.dumps(self.input.to_dict()),
-            "labels": json.dumps(self.labels, ensure_ascii=False),
-            "class_ids": json.dumps(self.class_ids, ensure_ascii=False),
+            "labels": "\n".join(self.labels),
+            "class_ids": "\n".join(self.class_ids),
             "provenance": json.dumps(dict(self.provenance), ensure_ascii=False),
         }
 

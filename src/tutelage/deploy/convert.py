@@ -91,12 +91,12 @@ def to_openvino(onnx_file: Path) -> Any:
         return openvino.convert_model(onnx_file)
 
 
-def save_openvino(model: Any, path: Path, card: Card, *, halve: bool = False) -> None:
-    """Write ``path`` (.xml) and its ``.bin``, with the card in ``rt_info``; halve: float weights as float16."""
+def save_openvino(model: Any, path: Path, card: Card) -> None:
+    """Write ``path`` (.xml) and its ``.bin``, with the card in ``rt_info``."""
     openvino: Any = importlib.import_module("openvino")
     for key, value in card.properties().items():
         model.set_rt_info(value, [NAMESPACE, key])
-    openvino.save_model(model, path, compress_to_fp16=halve)
+    openvino.save_model(model, path, compress_to_fp16=False)
     # half of the XML is indentation, as much as a tenth of a small int8 model
     path.write_bytes(re.sub(rb">\s+<", b"><", path.read_bytes()))
 
