@@ -137,7 +137,8 @@ def test_int8_is_chosen_first_and_what_is_installed(
     assert Predictor(exported.path).file.name == "model-int8.xml"
     assert Predictor(exported.path, precision="fp32").file.name == "model.xml"
     monkeypatch.setattr(predictor_module, "has_runtime", lambda suffix: suffix == ".onnx")
-    assert Predictor(exported.path).file.name == "model-int8.onnx"
+    assert Predictor(exported.path).file.name == "model.onnx"
+    assert Predictor(exported.path, precision="int8").file.name == "model-int8.onnx"
     monkeypatch.setattr(predictor_module, "has_runtime", lambda suffix: False)
     with pytest.raises(
         TutelageError, match=r"openvino is not installed; run `pip install tutelage\[deploy\]`"

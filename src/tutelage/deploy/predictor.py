@@ -21,12 +21,12 @@ Runtime = Literal["openvino", "onnxruntime"]
 Precision = Literal["int8", "fp32"]
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
-# In order of preference: int8 is here only where it passed the checks of the export.
+# In order of preference: int8 is here only where it passed the checks, but ONNX Runtime is often slower in it.
 FILES: tuple[tuple[str, Runtime, Precision], ...] = (
     ("model-int8.xml", "openvino", "int8"),
-    ("model-int8.onnx", "onnxruntime", "int8"),
     ("model.xml", "openvino", "fp32"),
     ("model.onnx", "onnxruntime", "fp32"),
+    ("model-int8.onnx", "onnxruntime", "int8"),
 )
 
 
@@ -85,7 +85,7 @@ class Predictor:
     Args:
         directory: written by ``tutelage export``.
         runtime: ``openvino`` or ``onnxruntime``; None: what is installed, OpenVINO first.
-        precision: ``int8`` or ``fp32``; None: int8 where the directory has it.
+        precision: ``int8`` or ``fp32``; None: int8 in OpenVINO, fp32 in ONNX Runtime, where both are there.
 
     Raises:
         TutelageError: a file is missing or damaged, or no runtime is installed.
