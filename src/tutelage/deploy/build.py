@@ -172,13 +172,18 @@ class _FileModule(nn.Module):
         if len(images) == 1:
             return self._run(images, 1)
         size = self._batch_size
+        if len(images) <= size:
+            return self._run(images, size)
         return torch.cat([self._run(images[i : i + size], size) for i in range(0, len(images), size)])
 
     def _run(self, images: Tensor, size: int) -> Tensor:
         if size not in self._sessions:
             self._sessions[size] = self._open(size)
-        padded = nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
-        return torch.from_numpy(self._sessions[size](padded.numpy()))[: len(images)]
+        # without torch: its threads would spin on for a while, beside the runtime's
+        given = images.numpy()
+        if len(given) < size:
+            given = np.concatenate([given, np.zeros((size - len(given), *given.shape[1:]), given.dtype)])
+        return torch.from_numpy(self._sessions[size](given)[: len(images)])
 
 
 def _present(directory: Path) -> tuple[Variant, ...]:
