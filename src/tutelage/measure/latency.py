@@ -31,15 +31,22 @@ class Latency:
 
 
 def alternating_latency(
-    calls: Mapping[str, Call], *, rounds: int = 50, warmup: int = 5, seconds: float = 60.0
+    calls: Mapping[str, Call],
+    *,
+    rounds: int = 50,
+    warmup: int = 5,
+    seconds: float = 60.0,
+    settled: bool = True,
 ) -> dict[str, Latency]:
-    """Time calls in turns: each round runs every call once, in an order that moves on by one.
+    """Time calls in turns: each round runs every call, in an order that moves on by one.
 
     Args:
         calls: by name; each returns when its work is done (on a GPU it has to wait for it).
         rounds: timed calls of each.
         warmup: rounds before, which are not counted.
         seconds: no further round is begun after so long, once three are timed.
+        settled: each timed call follows an untimed one. Else a small model is timed while it fetches its weights
+            back from where the big one before it drove them out of the caches: its time would depend on the table.
     """
     names = list(calls)
     for _ in range(warmup):
@@ -52,6 +59,8 @@ def alternating_latency(
             break
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
+            if settled:
+                calls[name]()
             times[name].append(_milliseconds(calls[name]))
     return {name: _summary(taken) for name, taken in times.items()}
 

@@ -43,7 +43,11 @@ def timed(
     """
     one = alternating_latency({str(place): call for place, call in enumerate(singles)})
     many = alternating_latency(
-        {str(place): call for place, call in enumerate(batches)}, rounds=10, warmup=1, seconds=30.0
+        {str(place): call for place, call in enumerate(batches)},
+        rounds=10,
+        warmup=1,
+        seconds=30.0,
+        settled=False,
     )
     return [
         replace(
