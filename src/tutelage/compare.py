@@ -153,8 +153,8 @@ def _speed_note(row: Row) -> str:
     measured = row.conditions
     return (
         f"speed on {measured['device']} with {measured['threads']} threads, models in turns: latency of one "
-        f"image, median of {measured['rounds']} rounds; images/s in batches of {measured['batch_size']}, "
-        f"median of {measured['batch_rounds']} rounds"
+        f"image, median of {measured['rounds']} calls; images/s in batches of {measured['batch_size']}, "
+        f"median of {measured['batch_rounds']} calls"
     )
 
 

@@ -10,11 +10,11 @@ from tutelage.measure.latency import alternating_latency, forward_call
 def test_calls_take_turns_and_begin_in_turn() -> None:
     said: list[str] = []
     calls = {name: lambda name=name: said.append(name) for name in "abc"}
-    alternating_latency(calls, rounds=3, warmup=1, settled=False)
+    alternating_latency(calls, rounds=3, warmup=1, settling=0, burst=1)
     assert "".join(said) == "abc" + "abc" + "bca" + "cab"
 
 
-def test_a_timed_call_follows_an_untimed_one_of_the_same_model() -> None:
+def test_the_first_calls_of_a_turn_are_not_timed() -> None:
     said: list[str] = []
 
     def call(name: str) -> None:
@@ -23,28 +23,31 @@ def test_a_timed_call_follows_an_untimed_one_of_the_same_model() -> None:
         said.append(name)
 
     calls = {name: lambda name=name: call(name) for name in "ab"}
-    assert max(took.p90_ms for took in alternating_latency(calls, rounds=5, warmup=0).values()) < 5
-    assert "".join(said[:8]) == "aabbbbaa"
+    found = alternating_latency(calls, rounds=3, warmup=0, settling=1, burst=2)
+    assert max(took.p90_ms for took in found.values()) < 5
+    assert {took.rounds for took in found.values()} == {6}
+    assert "".join(said[:12]) == "aaabbbbbbaaa"
 
 
 def test_warmup_is_not_counted() -> None:
-    pauses = iter([0.05, *[0.0] * 6])
-    latency = alternating_latency({"a": lambda: time.sleep(next(pauses))}, rounds=3, warmup=1)["a"]
+    pauses = iter([0.05, 0.0, 0.0, 0.0])
+    calls = {"a": lambda: time.sleep(next(pauses))}
+    latency = alternating_latency(calls, rounds=3, warmup=1, settling=0, burst=1)["a"]
     assert latency.rounds == 3
     assert latency.p90_ms < 40
 
 
 def test_percentiles_are_of_the_calls() -> None:
     pauses = iter([0.0, 0.01, 0.01, 0.01, 0.03])
-    latency = alternating_latency({"a": lambda: time.sleep(next(pauses))}, rounds=5, warmup=0, settled=False)[
-        "a"
-    ]
+    calls = {"a": lambda: time.sleep(next(pauses))}
+    latency = alternating_latency(calls, rounds=5, warmup=0, settling=0, burst=1)["a"]
     assert latency.p10_ms < latency.median_ms < latency.p90_ms
     assert latency.median_ms >= 10
 
 
 def test_stops_when_time_is_up_but_not_before_three_rounds() -> None:
-    latency = alternating_latency({"a": lambda: time.sleep(0.002)}, rounds=1000, warmup=0, seconds=0.0)["a"]
+    calls = {"a": lambda: time.sleep(0.002)}
+    latency = alternating_latency(calls, rounds=1000, warmup=0, seconds=0.0, burst=1)["a"]
     assert latency.rounds == 3
 
 

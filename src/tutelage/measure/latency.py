@@ -33,20 +33,25 @@ class Latency:
 def alternating_latency(
     calls: Mapping[str, Call],
     *,
-    rounds: int = 50,
-    warmup: int = 5,
+    rounds: int = 15,
+    warmup: int = 3,
     seconds: float = 60.0,
-    settled: bool = True,
+    settling: int = 3,
+    burst: int = 4,
 ) -> dict[str, Latency]:
-    """Time calls in turns: each round runs every call, in an order that moves on by one.
+    """Time calls in turns: in each round every call has its turn, in an order that moves on by one.
+
+    A turn is some untimed calls and then a few timed ones. Without the first, a small model would be timed while
+    it fetches its weights back from where the big one before it drove them out of the caches, and while that
+    one's threads still spin: its time would depend on who else is in the table.
 
     Args:
         calls: by name; each returns when its work is done (on a GPU it has to wait for it).
-        rounds: timed calls of each.
-        warmup: rounds before, which are not counted.
+        rounds: turns of each.
+        warmup: calls of each before the first round, which are not counted.
         seconds: no further round is begun after so long, once three are timed.
-        settled: each timed call follows an untimed one. Else a small model is timed while it fetches its weights
-            back from where the big one before it drove them out of the caches: its time would depend on the table.
+        settling: untimed calls that begin a turn.
+        burst: timed calls of a turn.
     """
     names = list(calls)
     for _ in range(warmup):
@@ -59,9 +64,9 @@ def alternating_latency(
             break
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
-            if settled:
+            for _ in range(settling):
                 calls[name]()
-            times[name].append(_milliseconds(calls[name]))
+            times[name] += [_milliseconds(calls[name]) for _ in range(burst)]
     return {name: _summary(taken) for name, taken in times.items()}
 
 

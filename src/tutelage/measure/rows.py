@@ -47,7 +47,8 @@ def timed(
         rounds=10,
         warmup=1,
         seconds=30.0,
-        settled=False,
+        settling=0,
+        burst=1,
     )
     return [
         replace(
