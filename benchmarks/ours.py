@@ -18,6 +18,7 @@ from tutelage.data.imagecache import cache_side, cached
 from tutelage.data.loading import BadImages
 from tutelage.data.sources import open_source
 from tutelage.data.splits import Part, whole
+from tutelage.depthwise import quick_depthwise
 from tutelage.progress import Silent
 from tutelage.recipe import LossRecipe, Recipe, TargetsRecipe, TrainRecipe, ViewRecipe
 from tutelage.run import Run
@@ -120,7 +121,8 @@ class Ours:
         def run() -> float:
             clock = Clock()
             for _ in range(steps):
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.precision["student"] == "bf16"):
+                bf16 = self.precision["student"] == "bf16"
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16), quick_depthwise(CPU):
                     output = student.module(images)
                 F.cross_entropy(output.float(), labels).backward()
                 optimizer.step()

@@ -35,6 +35,7 @@ from tutelage.data.loading import normalise, train_loader
 from tutelage.data.mix import draw_mix
 from tutelage.data.splits import Part
 from tutelage.data.views import ViewPolicy
+from tutelage.depthwise import quick_depthwise
 from tutelage.errors import TutelageError
 from tutelage.evaluate import predict_logits
 from tutelage.losses import dominant_labels
@@ -209,7 +210,7 @@ class _Loop:
         batch = self._batch(raw)
         self.schedule.step_update(at.updates)
         _copy(self.module.buffers(), self.before_step)
-        with self.context.autocast():
+        with self.context.autocast(), quick_depthwise(self.accelerator.device):
             parts = self.stage.task(self.wrapped, batch)
         figures = self._figures(parts, batch)
         images = len(batch.labels) * self.accelerator.num_processes

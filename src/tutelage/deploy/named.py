@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.splits import Splits, make_splits
+from tutelage.data.sources import open_for_evaluation
+from tutelage.data.splits import Part, Splits, make_splits, whole
 from tutelage.deploy.build import VARIANTS, Say
 from tutelage.deploy.export import DeployReport, export_model
 from tutelage.deploy.lineup import images_of
@@ -56,13 +57,14 @@ def export_named(
         raise TutelageError(f"{what}: no such run directory")
     default = ExportRecipe()
     drop = default.max_drop if max_drop is None else max_drop
-    material, test = images_of(data, drop)
+    int8 = default.int8 if int8 is None else int8
+    material, test = _images(data, int8)
     return export_model(
         load_model(what),
         out or Path(f"{name}-deploy"),
-        calibration=material.calibration if data else None,
+        calibration=material,
         test=test,
-        int8=default.int8 if int8 is None else int8,
+        int8=int8,
         max_drop=drop,
         say=say,
     )
@@ -131,6 +133,16 @@ def _timed_alike(row: Row, speeds: dict[str, Row | None]) -> Row:
         return row
     changes: dict[str, Any] = {name: getattr(fresh, name) for name in SPEED}
     return replace(row, **changes)
+
+
+def _images(data: str | None, int8: bool) -> tuple[Part | None, Part | None]:
+    """To calibrate int8 on, and to report on: all of them where nothing is calibrated."""
+    if not data:
+        return None, None
+    if not int8:
+        return None, whole(open_for_evaluation(data))
+    material, test = images_of(data)
+    return material.calibration, test
 
 
 def _name(spec: str) -> str:

@@ -47,7 +47,7 @@ def timed(
         rounds=10,
         warmup=1,
         seconds=30.0,
-        settling=0,
+        settling=1,
         burst=1,
     )
     return [
