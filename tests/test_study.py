@@ -251,7 +251,7 @@ def test_what_is_shared_is_what_a_run_alone_comes_to(tmp_path: Path, tiny: dict)
     run_study(load_study(path), tmp_path, Silent(), "test")
     files = StudyFiles(tmp_path / "sharing")
     assert len(list(files.shared.glob("teacher-fit-*.safetensors"))) == 1
-    assert len(list(files.shared.glob("control-*.safetensors"))) == 1  # no temperature in it
+    assert len(list(files.shared.glob("control-*.safetensors"))) == 2  # as trained and as chosen: no temperature in it
 
     trial = Run(files.trials / "001-hot")
     recipe = load_recipe(trial.recipe)
@@ -264,6 +264,9 @@ def test_what_is_shared_is_what_a_run_alone_comes_to(tmp_path: Path, tiny: dict)
         assert all(tensor.equal(other[name]) for name, tensor in one.items())
     stages = [row["stage"] for row in read_jsonl(trial.metrics)]
     assert stages == ["teacher-fit", "teacher-fit", "control", "distill"]
+    both = [read_json(Run(files.trials / name).speed) for name in ("000-warm", "001-hot")]
+    assert both[0] == both[1]  # measured once
+    assert read_json(trial.comparison)["rows"][0]["latency_ms"] == both[0]["rows"][0]["latency_ms"]
 
 
 def test_the_shipped_studies_are_sound() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tutelage import batchnorm, precision, preflight, resolutions
@@ -48,7 +49,7 @@ from tutelage.recipe import (
 )
 from tutelage.report.build import write_report
 from tutelage.run import Run, entry, read_json, write_digests, write_json, write_text
-from tutelage.sharing import made_once, state_digest, train_once
+from tutelage.sharing import made_once, stage_key, state_digest, train_once
 from tutelage.task import Task
 from tutelage.teacher import TargetSource, Teacher, cached_teacher
 from tutelage.trackers import open_trackers
@@ -452,60 +453,78 @@ def _use_precision(work: Work, student: precision.Precision, teacher: precision.
 # --- training
 
 
-def train_control(work: Work) -> Choice | None:
+def train_control(work: Work) -> State | None:
     """The same student, views and budget with hard labels only, and the same choice on val."""
-    return _train_and_choose(work, "control") if work.recipe.control else None
+    if not work.recipe.control:
+        return None
+    work.student.module.load_state_dict(work.start)
+    stage = _stage(work, "control", work.splits.train)
+    key = {"stage": stage_key(stage, work.context), "choose": work.recipe.choose.model_dump(mode="json")}
+    trained = train_once(stage, work.context)
+    with made_once(work.context, work.run.control, lambda: key) as there:
+        if there:
+            return load_file(work.run.control)
+        kept = _choose(work, trained).kept
+        work.student.module.load_state_dict(kept.state)
+        _save(work, work.student, work.run.control)
+    return kept.state
 
 
 def train_student(work: Work) -> Choice:
     """Distil, choose on val, and keep the choice as the run's student."""
-    return _train_and_choose(work, "distill")
-
-
-def _train_and_choose(work: Work, name: str) -> Choice:
-    recipe, student = work.recipe, work.student
-    distil = name == "distill"
+    student, splits = work.student, work.splits
     student.module.load_state_dict(work.start)
+    part = join(splits.train, splits.unlabelled) if splits.unlabelled else splits.train
+    stage = replace(
+        _stage(work, "distill", part),
+        teacher=_targets(work, part),
+        val_targets=_spread(_teacher_on_val(work)[0], len(splits.val)),
+    )
+    trained = train(stage, work.context)
+    choice = _choose(work, trained)
+    evidence = _evidence(work, stage, trained, choice)
+    student.module.load_state_dict(choice.kept.state)
+    _save(work, student, work.run.student)
+    if work.recipe.preflight.probe_resolutions:
+        choice = replace(choice, resolutions=_probed(work, "distilled", student))
+    if work.context.writes:
+        write_json(work.run.candidates, {**choice.record(), "training": evidence})
+    return choice
+
+
+def _stage(work: Work, name: str, part: Part) -> Stage:
+    """Of the student, from where it stands; with a task that distils, unless it is the control's."""
+    recipe = work.recipe
     task = Task(
         recipe.loss,
-        distil=distil,
+        distil=name == "distill",
         l2_sp=recipe.train.l2_sp,
         start={name: tensor.to(work.device) for name, tensor in work.start.items()},
     )
-    splits = work.splits
-    part = join(splits.train, splits.unlabelled) if distil and splits.unlabelled else splits.train
-    stage = Stage(
+    return Stage(
         name,
-        student,
+        work.student,
         recipe.train,
         recipe.view,
         task,
         part,
-        splits.val,
+        work.splits.val,
         work.heads.index,
-        teacher=_targets(work, part) if distil else None,
         views=recipe.targets.views,
-        val_targets=_spread(_teacher_on_val(work)[0], len(splits.val)) if distil else None,
     )
-    trained = train(stage, work.context) if distil else train_once(stage, work.context)
-    choice = choose(
+
+
+def _choose(work: Work, trained: Trained) -> Choice:
+    recipe, student = work.recipe.choose, work.student
+    # between random and trained weights there is nothing worth weighing
+    interpolate = recipe.interpolate and student.pretrained
+    return choose(
         work.start,
         trained.states,
         weigh=lambda state: _weigh(work, student, state),
         mend=lambda state: _mend(work, state),
-        recipe=recipe.choose.model_copy(
-            # between random and trained weights there is nothing worth weighing
-            update={"interpolate": recipe.choose.interpolate and student.pretrained}
-        ),
+        recipe=recipe.model_copy(update={"interpolate": interpolate}),
     )
-    evidence = _evidence(work, stage, trained, choice) if distil else {}
-    student.module.load_state_dict(choice.kept.state)
-    _save(work, student, work.run.student if distil else work.run.control)
-    if distil and recipe.preflight.probe_resolutions:
-        choice = replace(choice, resolutions=_probed(work, "distilled", student))
-    if distil and work.context.writes:
-        write_json(work.run.candidates, {**choice.record(), "training": evidence})
-    return choice
 
 
 def _targets(work: Work, part: Part) -> TargetSource:
@@ -554,14 +573,14 @@ def _mend(work: Work, state: State) -> State:
 # --- figures
 
 
-def measure(work: Work, control: Choice | None, choice: Choice) -> dict[str, Any]:
+def measure(work: Work, control: State | None, choice: Choice) -> dict[str, Any]:
     """The table and the verdict on test."""
     student = work.student
     teacher_state = state_of(work.teachers[0].module)
     contestants = [
         Contestant("teacher", work.teachers[0], teacher_state),
         Contestant("start", student, work.start),
-        *([Contestant("control", student, control.kept.state)] if control else []),
+        *([Contestant("control", student, control)] if control else []),
         Contestant("distilled", student, choice.kept.state),
         *_at_best_resolution(work, choice),
     ]

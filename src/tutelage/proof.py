@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -21,7 +22,8 @@ from tutelage.measure.paired import Paired, paired
 from tutelage.measure.rows import graded, sized, timed
 from tutelage.measure.table import Row, Table
 from tutelage.models import Model
-from tutelage.run import write_bytes, write_json
+from tutelage.run import entry, write_bytes, write_json
+from tutelage.sharing import made_once
 from tutelage.verdict import verdict
 
 TOP = 5
@@ -99,13 +101,29 @@ def _pairs(said: dict[str, Tensor], labels: np.ndarray) -> dict[str, Paired]:
 def _timed_rows(contestants: Sequence[Contestant], context: Context) -> list[Row]:
     """Size and speed, measured once an architecture: the students differ in their weights only.
 
-    One process measures, while the others wait and so take no time from it.
+    One process measures, while the others wait and so take no time from it. Trials of a study, whose weights differ
+    only, take the first one's figures, so that none is ranked by a lucky measurement.
     """
     rows = [Row(one.model.spec) for one in contestants]
     if context.writes:
-        rows = _measured_rows(contestants, context.accelerator.device)
+        with made_once(context, context.run.speed, lambda: _speed_key(contestants, context)) as there:
+            if there:
+                rows = [Row.from_dict(row) for row in entry(context.run.speed, "rows")]
+            else:
+                rows = _measured_rows(contestants, context.accelerator.device)
+                write_json(context.run.speed, {"rows": Table(rows).records()})
     context.accelerator.wait_for_everyone()
     return rows
+
+
+def _speed_key(contestants: Sequence[Contestant], context: Context) -> dict[str, Any]:
+    return {
+        "rows": [
+            [one.role, one.model.spec, one.model.origin, one.model.input.to_dict(), one.model.num_classes]
+            for one in contestants
+        ],
+        "machine": [context.accelerator.device.type, torch.get_num_threads(), platform.node()],
+    }
 
 
 def _measured_rows(contestants: Sequence[Contestant], device: torch.device) -> list[Row]:

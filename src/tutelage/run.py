@@ -37,6 +37,7 @@ class Run:
         self.control = path / "control.safetensors"
         self.student = path / "student.safetensors"
         self.candidates = path / "candidates.json"
+        self.speed = path / "speed.json"
         self.comparison = path / "comparison.json"
         self.seeds = path / "seeds.json"
         self.predictions = path / "predictions.npz"

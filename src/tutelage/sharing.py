@@ -25,11 +25,11 @@ INCIDENTAL = {"checkpoint_minutes", "max_bad_steps"}  # settings of the loop tha
 
 
 @contextmanager
-def made_once(context: Context, mine: Path, key: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+def made_once(context: Context, mine: Path, key: Callable[[], Mapping[str, Any]]) -> Iterator[bool]:
     """Bring a file of the run from the store, or leave it there once the body has made it.
 
-    The body runs in either case and is to go on from the file where it is there. Without a store
-    (`context.shared`) nothing else happens. A lock is held meanwhile; it falls when its process dies.
+    The body is told whether it was brought, runs in either case, and is to go on from the file where it is there.
+    Without a store (`context.shared`) nothing else happens. A lock is held meanwhile; it falls when its process dies.
 
     Args:
         context: of the run.
@@ -37,23 +37,23 @@ def made_once(context: Context, mine: Path, key: Callable[[], Mapping[str, Any]]
         key: what decides its content, JSON-able.
     """
     if context.shared is None:
-        yield
+        yield False
         return
     text = json.dumps(key(), sort_keys=True)
     place = context.shared / f"{mine.stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}{mine.suffix}"
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_name(f"{place.name}.lock")):
-        if place.exists():
+        if brought := place.exists():
             _link(place, mine)
-        yield
-        if not place.exists():
+        yield brought
+        if not brought:
             _link(mine, place)
 
 
 def train_once(stage: Stage, context: Context) -> Trained:
     """`train` a stage without a teacher, or take it from a run that began it alike."""
     mine = context.run.checkpoints / f"{stage.name}.safetensors"
-    with made_once(context, mine, lambda: _stage_key(stage, context)):
+    with made_once(context, mine, lambda: stage_key(stage, context)):
         return train(stage, context)
 
 
@@ -66,7 +66,8 @@ def state_digest(state: State) -> str:
     return digest.hexdigest()
 
 
-def _stage_key(stage: Stage, context: Context) -> dict[str, Any]:
+def stage_key(stage: Stage, context: Context) -> dict[str, Any]:
+    """What decides the outcome of a stage without a teacher; asked before it is trained."""
     module = stage.model.module
     return {
         "stage": stage.name,
