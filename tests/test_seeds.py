@@ -26,6 +26,8 @@ def test_two_seeds_train_apart_and_report_on_the_same_images(tiny: dict, tmp_pat
     tops = [row["top1"] for each in (one, other) for row in read_json(each.comparison)["rows"]][2::3]
     assert result["top1"]["distilled"]["mean"] == pytest.approx(np.mean(tops))
     assert result == read_json(run.seeds)
+    assert read_json(one.speed) == read_json(other.speed)  # of one architecture: measured once
+    assert not run.cache.exists()
     before = one.student.stat().st_mtime_ns
     distill_seeds(recipe, run, 2, Silent())
     assert one.student.stat().st_mtime_ns == before

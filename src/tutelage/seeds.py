@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,7 +21,8 @@ def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> d
     """Distil once a seed in ``run/seed-K``, and write ``seeds.json``: mean, sd and pooled intervals.
 
     Only the training seed changes; the split of the data stays, so that all seeds report on the same images.
-    Runs that are finished are not done again.
+    What does not depend on it (decoded images, pre-flight, speeds) is made once. Runs that are finished are not
+    done again.
     """
     runs = []
     writes = new_accelerator().is_main_process
@@ -32,12 +34,13 @@ def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> d
             write_json(one.versions, read_json(run.versions))
         progress.say(f"seed {train.seed} ({number + 1} of {seeds})")
         if not one.digests.exists():
-            distill(recipe.model_copy(update={"train": train}), one, progress)
+            distill(recipe.model_copy(update={"train": train}), one, progress, shared=run.cache)
         runs.append(one)
     result = summary(runs)
     if writes:
         write_json(run.seeds, result)
         write_digests(run)
+        shutil.rmtree(run.cache, ignore_errors=True)
     return result
 
 
