@@ -152,7 +152,7 @@ def _count(calls: dict[str, int], moment: Moment | None) -> None:
         nonlocal station, left, reached
         if event == "call":
             code = frame.f_code
-            if code.co_name in STATIONS and code.co_filename.endswith("tutelage/distill.py"):
+            if code.co_name in STATIONS and "tutelage/stations/" in code.co_filename:
                 station = code.co_name
                 calls[station] = 0
                 reached = reached or bool(moment and station == moment.station)

@@ -251,7 +251,8 @@ def test_what_is_shared_is_what_a_run_alone_comes_to(tmp_path: Path, tiny: dict)
     run_study(load_study(path), tmp_path, Silent(), "test")
     files = StudyFiles(tmp_path / "sharing")
     assert len(list(files.shared.glob("teacher-fit-*.safetensors"))) == 1
-    assert len(list(files.shared.glob("control-*.safetensors"))) == 2  # as trained and as chosen: no temperature in it
+    controls = list(files.shared.glob("control-*.safetensors"))
+    assert len(controls) == 2  # as trained and as chosen: no temperature in it
 
     trial = Run(files.trials / "001-hot")
     recipe = load_recipe(trial.recipe)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage.distill import Work, begin, fit_head, prepare, train_student
+from tutelage.distill import begin
 from tutelage.errors import TutelageError
 from tutelage.inference import for_inference
 from tutelage.inputs import InputSpec
@@ -16,6 +16,10 @@ from tutelage.models import Model, load_model, set_resolution
 from tutelage.progress import Silent
 from tutelage.recipe import parse_recipe
 from tutelage.run import Run, read_json, read_jsonl
+from tutelage.stations.fit import fit_head
+from tutelage.stations.learn import train_student
+from tutelage.stations.prepare import prepare
+from tutelage.stations.work import Work
 from tutelage.teacher import Teacher, cached_teacher
 
 CPU = torch.device("cpu")

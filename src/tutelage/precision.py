@@ -15,6 +15,7 @@ from tutelage.inputs import InputSpec
 
 Precision = Literal["fp32", "bf16"]
 ROUNDS = 3
+HOPELESS = 3.0  # times as long in the first round; without bf16 in the CPU the probe would take minutes
 WORTH_IT = 1.1  # a smaller gain is not worth bf16's rounding, and would make the choice a matter of noise
 
 
@@ -63,12 +64,14 @@ def _images(spec: InputSpec, batch_size: int, device: torch.device) -> Tensor:
 
 def _alternate(step: Callable[[], None], batch_size: int, device: torch.device) -> dict[Precision, float]:
     seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
-    for _ in range(ROUNDS + 1):  # the first warms up
+    for number in range(ROUNDS + 1):  # the first warms up
         for precision, times in seconds.items():
+            if number and precision == "bf16" and times[0] > HOPELESS * seconds["fp32"][0]:
+                continue
             started = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 step()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)
-    return {precision: batch_size / median(times[1:]) for precision, times in seconds.items()}
+    return {precision: batch_size / median(times[1:] or times) for precision, times in seconds.items()}

@@ -31,13 +31,16 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from tutelage.distill import check, distill, fit_head, fit_teachers, prepare
+from tutelage.distill import distill
 from tutelage.errors import TutelageError
 from tutelage.flat import flat
 from tutelage.progress import Progress
 from tutelage.ranking import Entry, Ranking, Reached, ranking
 from tutelage.recipe import Recipe, dump_recipe, load_recipe, read_yaml
 from tutelage.run import Run, entry, write_json, write_text
+from tutelage.stations.check import check
+from tutelage.stations.fit import fit_head, fit_teachers
+from tutelage.stations.prepare import prepare
 from tutelage.study_recipe import Plan, value_of
 from tutelage.train import Interrupted
 from tutelage.versions import versions
