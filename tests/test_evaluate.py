@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from tests.stages import network, small_context, small_splits
+from torch import Tensor, nn
 
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.sources import ImageSet
 from tutelage.errors import TutelageError
-from tutelage.evaluate import Predictions, in_common, predict_logits
+from tutelage.evaluate import BATCH, Predictions, in_common, predict_logits
 
 
 class Spoilt(ImageSet):
@@ -58,3 +63,22 @@ def test_a_part_of_which_nothing_can_be_decoded_ends_in_one_line(tmp_path: Path)
     spoilt = replace(part, images=Spoilt(part.images, set(part.indices.tolist())))
     with pytest.raises(TutelageError, match="none of the images can be decoded"):
         predict_logits(model.module, model.input, spoilt, context.accelerator, workers=0, bad=context.bad)
+
+
+class KillsItsLoader(nn.Module):
+    """As the system does when memory runs out, while the main process computes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        for child in multiprocessing.active_children():
+            assert child.pid
+            os.kill(child.pid, signal.SIGKILL)
+        time.sleep(10)  # torch tells of it in here
+        return images.flatten(1)
+
+
+def test_a_loader_process_that_dies_meanwhile_ends_in_one_line(tmp_path: Path) -> None:
+    part = small_splits().test
+    part = replace(part, indices=part.indices.repeat(-(-2 * BATCH // len(part))))  # it has more to do
+    accelerator = small_context(tmp_path).accelerator
+    with pytest.raises(TutelageError, match=r"a loader process died.*data\.workers"):
+        predict_logits(KillsItsLoader(), network("test_efficientnet", 0).input, part, accelerator, workers=1)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tutelage.data.loading import BadImages, Workers, eval_loader, normalise
+from tutelage.data.loading import BadImages, Workers, dead_workers_named, eval_loader, normalise
 from tutelage.data.splits import Part
 from tutelage.errors import TutelageError
 from tutelage.inputs import InputSpec
@@ -33,6 +33,7 @@ class Predictions:
 
 
 @torch.no_grad()
+@dead_workers_named()
 def predict_logits(
     module: nn.Module,
     spec: InputSpec,

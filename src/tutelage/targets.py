@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.loading import BadImages, Workers, view_loader
+from tutelage.data.loading import BadImages, Workers, dead_workers_named, view_loader
 from tutelage.data.splits import Part
 from tutelage.data.views import ViewPolicy
 from tutelage.errors import TutelageError
@@ -392,6 +392,7 @@ def identity_of_data(part: Part, policy: ViewPolicy, seed: int) -> dict[str, Any
     }
 
 
+@dead_workers_named()
 def fill_from(
     cache: Cache,
     logits: Logits,

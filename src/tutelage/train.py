@@ -31,7 +31,7 @@ from tutelage.checkpoint import (
     unpack_optimizer,
 )
 from tutelage.context import Context
-from tutelage.data.loading import normalise, train_loader
+from tutelage.data.loading import dead_workers_named, normalise, train_loader
 from tutelage.data.mix import draw_mix
 from tutelage.data.splits import Part
 from tutelage.data.views import ViewPolicy
@@ -112,6 +112,7 @@ class Counters:
     seconds: float = 0.0
 
 
+@dead_workers_named()
 def train(stage: Stage, context: Context) -> Trained:
     """Train a stage to its end, from its checkpoint where there is one.
 

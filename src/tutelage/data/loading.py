@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +56,22 @@ class BadImages:
             )
 
 
+@contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Around what uses batches: torch tells of a dead worker in a signal handler, wherever the main process then is.
+
+    Raises:
+        TutelageError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise TutelageError(f"a loader process died ({reason}); try data.workers=0") from None
+
+
 class Batches:
     """An iterable of batches: a torch DataLoader, with unreadable images counted and dead workers named.
 
@@ -70,7 +87,7 @@ class Batches:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        try:
+        with dead_workers_named():
             for batch in self._loader:
                 if "error" in batch:
                     raise TutelageError(batch["error"])
@@ -78,11 +95,6 @@ class Batches:
                     self._bad.add(image_id, reason)
                 if len(batch["index"]):
                     yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            reason = " ".join(str(error).split())
-            raise TutelageError(f"a loader process died ({reason}); try data.workers=0") from None
 
 
 def train_loader(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.data.loading import BadImages, eval_loader, normalise
+from tutelage.data.loading import BadImages, dead_workers_named, eval_loader, normalise
 from tutelage.data.sources import open_for_evaluation, open_source, parts_of
 from tutelage.data.splits import Part, stratified, whole
 from tutelage.deploy.build import CALIBRATION, Deployed, Material, Say, Variant, as_model, build
@@ -184,6 +184,7 @@ def _entries(one: Deployed, batch_size: int, role: str | None) -> list[_Entry]:
 
 
 @torch.inference_mode()
+@dead_workers_named()
 def _answers(
     models: Sequence[Model], part: Part, batch_size: int, bad: BadImages | None
 ) -> dict[int, Predictions]:
