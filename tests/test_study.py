@@ -212,6 +212,11 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     assert found == {(None, None), *((lr, name) for lr in (0.1, 0.2) for name in ("kl", "dist", "dkd"))}
 
 
+def test_a_grid_of_nothing_adds_no_trial(tmp_path: Path) -> None:
+    plan = load_study(small(tmp_path, variants=[{"name": "base"}], sampler="grid"))
+    assert [v.name for v in plan.variants] == ["base"]
+
+
 def test_a_failed_trial_is_a_line_of_the_table(tmp_path: Path) -> None:
     path = small(tmp_path)
     found = run_study(load_study(path), tmp_path, Silent(), "test")

@@ -140,7 +140,7 @@ def load_study(
     for override in overrides:
         apply_override(tree, override)
     space = {key: _distribution(key, value, path) for key, value in file.search.items()}
-    grid = list(_grid(space, path)) if file.sampler == "grid" else []
+    grid = list(_grid(space, path)) if file.sampler == "grid" and space else []
     plan = Plan(
         name,
         parse_recipe(tree, source),
