@@ -64,6 +64,6 @@ def recalibrate(module: nn.Module, spec: InputSpec, part: Part, device: torch.de
 
 
 def _spread(part: Part) -> Part:
-    """Images of all classes, though they lie sorted by class."""
+    """Images of all classes, mixed: they lie sorted by class, and a batch of few classes varies too little."""
     places = np.linspace(0, len(part) - 1, min(IMAGES, len(part))).round().astype(int)
-    return replace(part, indices=part.indices[places])
+    return replace(part, indices=part.indices[np.random.default_rng(0).permutation(places)])
