@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.real_runs import networks, quick
 
+from tutelage.data.splits import sample
 from tutelage.distill import begin, distill
 from tutelage.errors import TutelageError
 from tutelage.measure.quality import Quality
 from tutelage.models import Model, load_model, set_resolution
 from tutelage.progress import Silent
 from tutelage.recipe import parse_recipe
-from tutelage.resolutions import IMAGES, at, best, neighbours, probe, reach, sample
+from tutelage.resolutions import IMAGES, at, best, neighbours, probe, reach
 from tutelage.run import Run, read_json, write_json
 
 
@@ -132,10 +133,10 @@ def test_a_large_val_is_sampled_over_all_classes() -> None:
 
     part = digits().train
     big = replace(part, indices=part.indices.repeat(3)[: 2 * IMAGES])
-    some = sample(big)
+    some = sample(big, IMAGES)
     assert len(some) == IMAGES
     assert set(some.labels) == set(range(10))
-    assert len(sample(part)) == len(part)
+    assert len(sample(part, IMAGES)) == len(part)
 
 
 # --- a real run

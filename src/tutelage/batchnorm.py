@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tutelage.data.loading import eval_loader, normalise
-from tutelage.data.splits import Part
+from tutelage.data.splits import Part, sample
 from tutelage.inputs import InputSpec
 
 IMAGES = 2048
@@ -56,14 +56,14 @@ def recalibrate(module: nn.Module, spec: InputSpec, part: Part, device: torch.de
     module.eval()
     for layer in layers:
         layer.train()
-    for batch in eval_loader(_spread(part), [spec], batch_size=BATCH, workers=0):
+    for batch in eval_loader(_mixed(part), [spec], batch_size=BATCH, workers=0):
         module(normalise(batch["images"][0], spec, device))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     module.eval()
 
 
-def _spread(part: Part) -> Part:
-    """Images of all classes, mixed: they lie sorted by class, and a batch of few classes varies too little."""
-    places = np.linspace(0, len(part) - 1, min(IMAGES, len(part))).round().astype(int)
-    return replace(part, indices=part.indices[np.random.default_rng(0).permutation(places)])
+def _mixed(part: Part) -> Part:
+    """Images of all classes in mixed order: a batch of few classes varies too little."""
+    some = sample(part, IMAGES)
+    return replace(some, indices=np.random.default_rng(0).permutation(some.indices))

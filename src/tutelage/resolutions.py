@@ -11,10 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from tutelage.choose import merit
-from tutelage.data.splits import Part
 from tutelage.errors import TutelageError
 from tutelage.inputs import InputSpec
 from tutelage.measure.quality import Quality
@@ -88,12 +85,6 @@ def best(records: Sequence[Mapping[str, Any]], who: str, metric: str) -> int:
     able = [r for r in records if r["who"] == who and r["top1"] is not None]
     merits = {int(r["resolution"]): merit(r, metric) for r in able}
     return max(sorted(merits), key=merits.__getitem__)
-
-
-def sample(part: Part, images: int = IMAGES) -> Part:
-    """At most so many images, spread over all classes though they lie sorted by class."""
-    places = np.linspace(0, len(part) - 1, min(images, len(part))).round().astype(int)
-    return replace(part, indices=part.indices[places])
 
 
 def _weighed(model: Model, resolution: int, weigh: Callable[[Model], Quality]) -> Quality | None:

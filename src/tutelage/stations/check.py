@@ -8,13 +8,14 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from tutelage import precision, preflight, resolutions
+from tutelage.data.splits import sample
 from tutelage.evaluate import Predictions
 from tutelage.measure import targets as soft_targets
 from tutelage.measure.quality import Quality
 from tutelage.models import Model, set_resolution
 from tutelage.run import entry, read_json, write_json
 from tutelage.sharing import made_once, state_digest
-from tutelage.stations.work import Work, figures_on, labels_of, teacher_on_val
+from tutelage.stations.work import Work, figures_on, labels_of, probed, teacher_on_val
 from tutelage.teacher import Teacher
 
 TRAIN_IMAGES = 500  # of which the teacher's answers are held against the labels
@@ -94,20 +95,6 @@ def _probe_resolutions(work: Work) -> list[dict[str, Any]]:
     return [row for who, model in models for row in probed(work, who, model)]
 
 
-def probed(work: Work, who: str, model: Model) -> list[dict[str, Any]]:
-    """A model's figures on val at neighbouring resolutions."""
-    part = resolutions.sample(work.splits.val)
-    model.module.to(work.device)
-    metric = work.recipe.choose.metric
-    found = resolutions.probe(model, who, lambda there: figures_on(work, there, part), metric)
-    best = resolutions.best(found, who, metric)
-    figures = ", ".join(
-        f"{row['resolution']} px: {row['top1']:.2f}" for row in found if row["top1"] is not None
-    )
-    work.context.progress.say(f"{who} is best at {best} px (top-1 on val at {figures})")
-    return found
-
-
 def _use_resolutions(work: Work, found: list[dict[str, Any]]) -> None:
     if work.recipe.teacher.resolution == "best":
         metric = work.recipe.choose.metric
@@ -133,7 +120,7 @@ def _sureness(work: Work, said: Predictions) -> dict[str, float]:
 
 def _teacher_on_train(work: Work) -> dict[str, float] | None:
     """Whether the training labels are what the teacher sees in the plain images; None without labels."""
-    part = resolutions.sample(work.splits.train, TRAIN_IMAGES)
+    part = sample(work.splits.train, TRAIN_IMAGES)
     if not (part.labels >= 0).any():
         return None
     figures = figures_on(work, work.teachers[0], part)

@@ -16,8 +16,7 @@ from tutelage.diagnose.evidence import of_training
 from tutelage.evaluate import Predictions
 from tutelage.run import write_json
 from tutelage.sharing import made_once, stage_key, train_once
-from tutelage.stations.check import probed
-from tutelage.stations.work import Work, said_on, save_model, spread, teacher_on_val, weigh
+from tutelage.stations.work import Work, probed, said_on, save_model, spread, teacher_on_val, weigh
 from tutelage.task import Task
 from tutelage.teacher import TargetSource, Teacher, cached_teacher
 from tutelage.train import Interrupted, Stage, Trained, stop_requests, train

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tutelage import precision
+from tutelage import precision, resolutions
 from tutelage.checkpoint import State
 from tutelage.context import Context
-from tutelage.data.splits import Part, Splits
+from tutelage.data.splits import Part, Splits, sample
 from tutelage.evaluate import Predictions, in_common, predict_logits
 from tutelage.heads import Heads
 from tutelage.losses import mean_teacher_logits
@@ -69,6 +70,20 @@ def weigh(work: Work, model: Model, state: State) -> dict[str, float]:
     model.module.load_state_dict(state)
     figures = figures_on(work, model, work.splits.val)
     return {"top1": figures.top1, "nll": figures.nll}
+
+
+def probed(work: Work, who: str, model: Model) -> list[dict[str, Any]]:
+    """A model's figures on val at neighbouring resolutions."""
+    part = sample(work.splits.val, resolutions.IMAGES)
+    model.module.to(work.device)
+    metric = work.recipe.choose.metric
+    found = resolutions.probe(model, who, lambda there: figures_on(work, there, part), metric)
+    best = resolutions.best(found, who, metric)
+    figures = ", ".join(
+        f"{row['resolution']} px: {row['top1']:.2f}" for row in found if row["top1"] is not None
+    )
+    work.context.progress.say(f"{who} is best at {best} px (top-1 on val at {figures})")
+    return found
 
 
 def labels_of(work: Work, part: Part, said: Predictions) -> Tensor:
