@@ -1,21 +1,51 @@
 #!/usr/bin/env bash
-# The suite, a process for each folder and file: with Hugging Face datasets, DataLoader workers and OpenVINO in one
-# interpreter, waiting for a child has ended in SIGSEGV. Where that kills a process all the same, it is run once more.
+# The suite in a few processes, as many at once as there are processors (a test works on one thread), the longest first.
+# Not in one: with Hugging Face datasets, DataLoader workers and OpenVINO in one interpreter, waiting for a child has
+# ended in SIGSEGV. Where that kills a process all the same, it is run once more. Not in many: each imports torch.
 set -u
-failed=""
-for group in tests/data tests/deploy tests/losses tests/measure tests/report tests/test_*.py; do
-  .venv/bin/python -m pytest "$@" "$group"
+cd "$(dirname "$0")/.."
+failed=$(mktemp)
+trap 'rm -f "$failed"' EXIT
+export failed
+
+run_group() {  # "FILES AND FOLDERS" [ARGUMENT OF PYTEST...]
+  local group=$1 code output
+  shift
+  # shellcheck disable=SC2086
+  output=$(.venv/bin/python -m pytest "$@" $group 2>&1)
   code=$?
   if [ $code -eq 139 ]; then
-    echo "$group: the interpreter crashed (SIGSEGV); once more"
-    .venv/bin/python -m pytest "$@" "$group"
+    output+=$'\nthe interpreter crashed (SIGSEGV); once more\n'$(.venv/bin/python -m pytest "$@" $group 2>&1)
     code=$?
   fi
+  printf '%s\n' "--- $group" "$output"
   if [ $code -ne 0 ] && [ $code -ne 5 ]; then  # 5: nothing selected
-    failed="$failed $group"
+    printf ' %s' "$group" >>"$failed"
   fi
+}
+export -f run_group
+
+apart=(
+  tests/test_resume.py
+  tests/report
+  tests/deploy
+  tests/test_study.py
+  tests/test_notebooks.py
+  "tests/test_train.py tests/test_teacher.py tests/test_targets.py"
+  tests/test_distill.py
+  tests/test_processes.py
+  tests/data
+  tests/test_trackers.py
+  tests/test_fuzz.py
+)
+rest="tests/losses tests/measure"
+for file in tests/test_*.py; do
+  [[ " ${apart[*]} " == *" $file "* ]] || rest+=" $file"
 done
-if [ -n "$failed" ]; then
-  echo "failed:$failed"
+groups=("${apart[0]}" "$rest" "${apart[@]:1}")
+printf '%s\0' "${groups[@]}" |
+  xargs -0 -P "$(getconf _NPROCESSORS_ONLN)" -I {} bash -c 'run_group "$@"' - {} "$@"
+if [ -s "$failed" ]; then
+  echo "failed:$(cat "$failed")"
   exit 1
 fi

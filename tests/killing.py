@@ -7,6 +7,7 @@ one that has imported everything, so that a start takes no seconds.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -23,7 +24,9 @@ SECONDS = 300  # after which a process counts as hanging
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["tutelage.cli", "tutelage.distill", "tutelage.seeds", "tests.killing"])
+_server.set_forkserver_preload(
+    ["tutelage.cli", "tutelage.distill", "tutelage.report.build", "sklearn.datasets", "tests.killing"]
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def _command(
 
     from tutelage.cli import main
 
+    gc.freeze()  # what was imported is not searched at each collection
     os.environ.update(environment)
     torch.set_num_threads(1)
     sys.argv = ["tutelage", *arguments]

@@ -110,17 +110,40 @@ def test_a_trained_state_that_is_another_s_copy_is_weighed_once() -> None:
     assert len(weighed) == 2
 
 
-def test_the_last_state_is_weighed_with_new_statistics_where_there_are_some() -> None:
-    recipe = ChooseRecipe(interpolate=False, soup=False)
+@pytest.mark.parametrize(
+    ("better", "kept"),
+    [(1.0, "last-recalibrated"), (-1.0, "last"), (0.0, "last")],
+    ids=["new", "old", "same"],
+)
+def test_all_but_the_start_are_weighed_with_old_and_with_new_statistics(better: float, kept: str) -> None:
+    weight = {"last": 2.0, "ema": 1.0}
+    choice = choose(
+        state(0.0),
+        {name: state(value) for name, value in weight.items()},
+        lambda s: {"top1": s["weight"].item(), "nll": 1.0},
+        lambda s: {**s, "weight": s["weight"] + better},
+        ChooseRecipe(interpolate=True, soup=True),
+    )
+    assert choice.kept.name == kept
+    plain = [c for c in choice.candidates if not c.recalibrated and c.name not in ("start", "soup")]
+    mended = {c.name: c for c in choice.candidates if c.recalibrated}
+    assert len(plain) >= 2 * 4
+    for candidate in plain:
+        other = mended[f"{candidate.name}-recalibrated"]
+        assert (other.source, other.alpha) == (candidate.source, candidate.alpha)
+        assert candidate.val["top1"] == pytest.approx(candidate.alpha * weight[candidate.source])
+        assert other.val["top1"] == pytest.approx(candidate.val["top1"] + better)
+
+
+def test_without_statistics_nothing_is_weighed_twice() -> None:
     choice = choose(
         state(0.0),
         {"last": state(1.0)},
         lambda s: {"top1": s["weight"].item(), "nll": 1.0},
-        lambda s: {**s, "weight": s["weight"] + 1},
-        recipe,
+        lambda s: s,
+        ChooseRecipe(),
     )
-    assert choice.kept.name == "last-recalibrated"
-    assert choice.kept.val["top1"] == 2.0
+    assert not any(c.recalibrated for c in choice.candidates)
 
 
 def test_equal_top1_goes_to_the_lower_nll_and_then_to_the_start() -> None:

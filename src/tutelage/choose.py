@@ -27,11 +27,12 @@ class Candidate:
     """One student that could be kept.
 
     Attributes:
-        name: e.g. `ema@0.50`, half way from the start to the moving average.
+        name: e.g. `ema@0.5`, half way from the start to the moving average.
         source: the trained state it comes from.
         alpha: 0 is the start, 1 the trained state; None for what lies on no way between them.
         val: its figures on val, at least `top1` and `nll`.
         state: its weights.
+        recalibrated: whether its BatchNorm statistics were measured anew.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Candidate:
     alpha: float | None
     val: dict[str, float]
     state: State
+    recalibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Choice:
                     "name": c.name,
                     "source": c.source,
                     "alpha": c.alpha,
+                    "recalibrated": c.recalibrated,
                     "val": {name: _jsonable(value) for name, value in c.val.items()},
                     "kept": c is self.kept,
                 }
@@ -72,7 +75,8 @@ class Choice:
 def choose(start: State, trained: dict[str, State], weigh: Weigh, mend: Mend, recipe: ChooseRecipe) -> Choice:
     """Weigh the start, the trained states, the ways between them, and their soup; keep the best.
 
-    The last state is weighed with recalibrated BatchNorm statistics too.
+    All but the start are weighed as they are and with recalibrated BatchNorm statistics: averages may need new ones,
+    while near a start that was pretrained on more images its own are the better ones.
 
     Args:
         start: the weights before training.
@@ -83,13 +87,13 @@ def choose(start: State, trained: dict[str, State], weigh: Weigh, mend: Mend, re
     """
     candidates = [Candidate("start", "start", 0.0, weigh(start), start)]
     for name, state in _distinct(trained).items():
-        candidates.append(Candidate(name, name, 1.0, weigh(state), state))
+        ends = _weighed(name, name, 1.0, state, weigh, mend)
+        candidates += ends
         if recipe.interpolate:
-            candidates += _between(candidates[0], candidates[-1], weigh, mend, recipe.metric)
-        if name == "last" and (mended := mend(state)) is not state:
-            candidates.append(Candidate("last-recalibrated", name, None, weigh(mended), mended))
+            candidates += _between(candidates[0], ends, weigh, mend, recipe.metric)
     if recipe.soup:
-        candidates += _soup([c for c in candidates if c.alpha in (0.0, 1.0)], weigh, mend, recipe.metric)
+        whole = [c for c in candidates if c.alpha in (0.0, 1.0) and not c.recalibrated]
+        candidates += _soup(whole, weigh, mend, recipe.metric)
     return Choice(recipe.metric, best_of(candidates, recipe.metric), candidates)
 
 
@@ -133,18 +137,31 @@ def _same(one: State, other: State) -> bool:
     return all(tensor.equal(other[name]) for name, tensor in one.items())
 
 
-def _between(start: Candidate, trained: Candidate, weigh: Weigh, mend: Mend, metric: str) -> list[Candidate]:
+def _weighed(
+    name: str, source: str, alpha: float | None, state: State, weigh: Weigh, mend: Mend
+) -> list[Candidate]:
+    """A state as it is and, where it has statistics to mend, with these measured anew."""
+    candidates = [Candidate(name, source, alpha, weigh(state), state)]
+    if (mended := mend(state)) is not state:
+        candidates.append(Candidate(f"{name}-recalibrated", source, alpha, weigh(mended), mended, True))
+    return candidates
+
+
+def _between(
+    start: Candidate, ends: list[Candidate], weigh: Weigh, mend: Mend, metric: str
+) -> list[Candidate]:
     """A coarse grid from start to trained, and two finer points around its best."""
+    trained = ends[0]
 
-    def at(alpha: float) -> Candidate:
-        state = mend(interpolate(start.state, trained.state, alpha))
-        return Candidate(f"{trained.name}@{alpha:.3g}", trained.name, alpha, weigh(state), state)
+    def at(alpha: float) -> list[Candidate]:
+        state = interpolate(start.state, trained.state, alpha)
+        return _weighed(f"{trained.name}@{alpha:.3g}", trained.name, alpha, state, weigh, mend)
 
-    grid = [at(alpha) for alpha in COARSE]
-    best = best_of([start, *grid, trained], metric)
+    grid = [candidate for alpha in COARSE for candidate in at(alpha)]
+    best = best_of([start, *grid, *ends], metric)
     assert best.alpha is not None
     finer = [alpha for alpha in (best.alpha - FINE_STEP, best.alpha + FINE_STEP) if 0 < alpha < 1]
-    return grid + [at(alpha) for alpha in finer]
+    return grid + [candidate for alpha in finer for candidate in at(alpha)]
 
 
 def _soup(candidates: Sequence[Candidate], weigh: Weigh, mend: Mend, metric: str) -> list[Candidate]:
@@ -152,11 +169,11 @@ def _soup(candidates: Sequence[Candidate], weigh: Weigh, mend: Mend, metric: str
     ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
     ingredients, soup = [ranked[0]], ranked[0]
     for candidate in ranked[1:]:
-        state = mend(average([c.state for c in [*ingredients, candidate]]))
-        figures = weigh(state)
-        if merit(figures, metric) >= merit(soup.val, metric):
-            ingredients.append(candidate)
-            soup = Candidate("soup", "+".join(c.name for c in ingredients), None, figures, state)
+        more = [*ingredients, candidate]
+        source, state = "+".join(c.name for c in more), average([c.state for c in more])
+        mixed = best_of(_weighed("soup", source, None, state, weigh, mend), metric)
+        if merit(mixed.val, metric) >= merit(soup.val, metric):
+            ingredients, soup = more, mixed
     return [soup] if len(ingredients) > 1 else []
 
 

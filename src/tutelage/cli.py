@@ -22,9 +22,22 @@ app = typer.Typer(
 )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from tutelage import __version__
+
+        print(f"tutelage {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _program() -> None:
-    """A callback keeps the commands' names even while there is only one of them."""
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and leave."),
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 Runs = Annotated[Path, typer.Option(help="Where run directories are made.")]

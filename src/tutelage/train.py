@@ -355,8 +355,9 @@ class _Loop:
         for parameter in self.module.parameters():
             parameter.requires_grad_(not head_only or id(parameter) in head)
         if head_only is not self.head_only:  # DistributedDataParallel takes what learns when it is made
+            if self.head_only is not None:
+                self.accelerator.free_memory()  # it would keep the one before
             self.head_only = head_only
-            self.accelerator.free_memory()
             self.wrapped = self.accelerator.prepare_model(self.module)
         self.wrapped.train()
         if stage.head_only or self.settings.frozen_batchnorm:

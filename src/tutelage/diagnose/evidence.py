@@ -44,7 +44,7 @@ def of_training(
         targets: (N, C) the teacher's logits on val.
     """
     start = choice.candidates[0]
-    best = best_of([c for c in choice.candidates if c.alpha == 1.0], choice.metric)
+    best = best_of([c for c in choice.candidates if c.alpha == 1.0 and not c.recalibrated], choice.metric)
     old, new = in_common([said(start.state), said(best.state)])
     truth = torch.from_numpy(labels)[old.index]
     parts = task.parts(old.logits, Batch(old.logits, truth, truth, 1.0, targets[old.index]))

@@ -212,9 +212,13 @@ def candidates(options: Sequence[Row], metric: str = "top1") -> go.Figure:
     """
     fig = figure(height=360)
     start = next((c for c in options if c["name"] == "start"), None)
-    for place, (source, members) in enumerate(_by_source(options).items()):
-        ways = [(c["alpha"], c["val"][metric], c["name"]) for c in ([start] if start else []) + members]
-        fig.add_trace(_way(source, sorted(ways), place))
+    groups = _by_source(options)
+    sources = list(dict.fromkeys(source for source, _ in groups))
+    for (source, recalibrated), members in groups.items():
+        begin = [start] if start and not recalibrated else []
+        ways = [(c["alpha"], c["val"][metric], c["name"]) for c in begin + members]
+        name = f"towards {source}" + (", BatchNorm recalibrated" if recalibrated else "")
+        fig.add_trace(_way(name, sorted(ways), sources.index(source), PURPLE if recalibrated else BLUE))
     for candidate in options:
         if candidate.get("alpha") is None:
             fig.add_hline(y=candidate["val"][metric], line={"color": PURPLE, "width": 1.5, "dash": "dashdot"})
@@ -235,23 +239,23 @@ def candidates(options: Sequence[Row], metric: str = "top1") -> go.Figure:
     return fig
 
 
-def _by_source(options: Sequence[Row]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
+def _by_source(options: Sequence[Row]) -> dict[tuple[str, bool], list[Row]]:
+    groups: dict[tuple[str, bool], list[Row]] = {}
     for option in options:
         if option["name"] != "start" and option.get("alpha") is not None:
-            groups.setdefault(option["source"], []).append(option)
+            groups.setdefault((option["source"], option.get("recalibrated", False)), []).append(option)
     return groups
 
 
-def _way(source: str, ways: Sequence[tuple[float, float, str]], place: int) -> go.Scatter:
+def _way(name: str, ways: Sequence[tuple[float, float, str]], place: int, colour: str) -> go.Scatter:
     return go.Scatter(
         x=[alpha for alpha, _, _ in ways],
         y=[figure for _, figure, _ in ways],
         text=[text(name) for _, _, name in ways],
         mode="lines+markers",
-        line={"color": BLUE, "width": 2, "dash": DASHES[place % 4]},
+        line={"color": colour, "width": 2, "dash": DASHES[place % 4]},
         marker={"size": 7, "symbol": SYMBOLS[place % 4]},
-        name=f"towards {text(source)}",
+        name=text(name),
         hovertemplate="%{text}: %{y:.3f}<extra></extra>",
     )
 
