@@ -8,9 +8,9 @@ failed=$(mktemp)
 trap 'rm -f "$failed"' EXIT
 export failed
 
-run_group() {  # "FILES AND FOLDERS" [ARGUMENT OF PYTEST...]
-  local group=$1 code output
-  shift
+run_group() {  # [ARGUMENT OF PYTEST...] "FILES AND FOLDERS"
+  local group="${*: -1}" code output
+  set -- "${@:1:$#-1}"
   # shellcheck disable=SC2086
   output=$(.venv/bin/python -m pytest "$@" $group 2>&1)
   code=$?
@@ -21,6 +21,7 @@ run_group() {  # "FILES AND FOLDERS" [ARGUMENT OF PYTEST...]
   printf '%s\n' "--- $group" "$output"
   if [ $code -ne 0 ] && [ $code -ne 5 ]; then  # 5: nothing selected
     printf ' %s' "$group" >>"$failed"
+    return 1
   fi
 }
 export -f run_group
@@ -43,9 +44,9 @@ for file in tests/test_*.py; do
   [[ " ${apart[*]} " == *" $file "* ]] || rest+=" $file"
 done
 groups=("${apart[0]}" "$rest" "${apart[@]:1}")
-printf '%s\0' "${groups[@]}" |
-  xargs -0 -P "$(getconf _NPROCESSORS_ONLN)" -I {} bash -c 'run_group "$@"' - {} "$@"
-if [ -s "$failed" ]; then
+# xargs also fails where a group's shell was killed before it could say so
+if ! printf '%s\0' "${groups[@]}" |
+  xargs -0 -n 1 -P "$(getconf _NPROCESSORS_ONLN)" bash -c 'run_group "$@"' - "$@"; then
   echo "failed:$(cat "$failed")"
   exit 1
 fi
