@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.ours import Ours
 from benchmarks.scene import CLASSES, Pair
-from tutelage.run import write_json
+from tutelage.core.files import write_json
 
 SIZES = (1_000, 4_000, 16_000)
 PAIR = Pair("test_resnet", "test_efficientnet", 32, batch=64)

@@ -15,23 +15,23 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.scene import CROP_SCALE, PAIRS, Clock, photographs
+from tutelage.core.files import write_json
+from tutelage.core.recipe import ViewRecipe
 from tutelage.data.imagecache import cache_side, cached
 from tutelage.data.loading import train_loader
-from tutelage.data.sources import open_source
-from tutelage.data.splits import Part, whole
+from tutelage.data.sources.base import open_source
+from tutelage.data.splits import Subset, whole
 from tutelage.data.views import ViewPolicy
-from tutelage.recipe import ViewRecipe
-from tutelage.run import write_json
 
 RECIPE = ViewRecipe(crop_scale=CROP_SCALE)
 BATCH = 32
 
 
-def rate(part: Part, workers: int, epoch: int) -> float:
+def rate(subset: Subset, workers: int, epoch: int) -> float:
     """Images/s of one epoch."""
-    spec, clock = PAIRS["lite2-lite0"].load("student").input, Clock()
+    spec, clock = PAIRS["lite2-lite0"].load("student").input_spec, Clock()
     loader = train_loader(
-        part, ViewPolicy(RECIPE), [spec], batch_size=BATCH, seed=0, epoch=epoch, workers=workers
+        subset, ViewPolicy(RECIPE), [spec], batch_size=BATCH, seed=0, epoch=epoch, workers=workers
     )
     for batch in loader:
         clock.tick(len(batch["index"]))
@@ -42,7 +42,7 @@ def measure(images: int, workers: list[int], rounds: int) -> list[dict[str, Any]
     """Both sources with each number of workers, in turns."""
     with tempfile.TemporaryDirectory() as directory:
         files = whole(open_source(f"folder:{photographs(Path(directory) / 'photographs', images)}"))
-        side = cache_side([PAIRS["lite2-lite0"].load("student").input], RECIPE)
+        side = cache_side([PAIRS["lite2-lite0"].load("student").input_spec], RECIPE)
         sources = {"jpeg": files, "decoded": cached(files, side, Path(directory) / "images", 20_000)}
         rates: dict[tuple[str, int], list[float]] = {(s, w): [] for s in sources for w in workers}
         for epoch in range(rounds):

@@ -12,19 +12,20 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.scene import ALPHA, CLASSES, CROP_SCALE, LR, TEMPERATURE, WEIGHT_DECAY, Clock, Pair
-from tutelage import precision
-from tutelage.context import Context, new_accelerator
+from tutelage.core.progress import Silent
+from tutelage.core.recipe import LossRecipe, Recipe, TargetsRecipe, TrainRecipe, ViewRecipe
+from tutelage.core.run_dir import Run
+from tutelage.core.runtime import Runtime
 from tutelage.data.imagecache import cache_side, cached
-from tutelage.data.loading import BadImages
-from tutelage.data.sources import open_source
-from tutelage.data.splits import Part, whole
-from tutelage.depthwise import quick_depthwise
-from tutelage.progress import Silent
-from tutelage.recipe import LossRecipe, Recipe, TargetsRecipe, TrainRecipe, ViewRecipe
-from tutelage.run import Run
-from tutelage.task import Task
-from tutelage.teacher import TargetSource, Teacher, cached_teacher
-from tutelage.train import Stage, train
+from tutelage.data.loading import Loading
+from tutelage.data.sources.base import open_source
+from tutelage.data.splits import Subset, whole
+from tutelage.distillation.objective import Objective
+from tutelage.distillation.stage import Stage
+from tutelage.distillation.teacher import TargetSource, Teacher, cached_teacher
+from tutelage.models import precision
+from tutelage.models.depthwise import quick_depthwise
+from tutelage.pipeline.context import Context
 
 CPU = torch.device("cpu")
 
@@ -60,32 +61,44 @@ class Ours:
             targets=TargetsRecipe(mode="cached"),
         )
         size = self.pair.batch
-        student_rates = precision.probe_training(self.student.module, self.student.input, size, CPU)
-        teacher_rates = precision.probe_inference(self.teacher.module, self.teacher.input, size, CPU)
+        student_rates = precision.probe_training(self.student.module, self.student.input_spec, size, CPU)
+        teacher_rates = precision.probe_inference(self.teacher.module, self.teacher.input_spec, size, CPU)
         self.precision = {
             "student": precision.faster(student_rates),
             "teacher": precision.faster(teacher_rates),
         }
         self.watch = Watch()
         self.context = Context(
-            Run(self.place), new_accelerator(), self.watch, 0, BadImages(0), self.precision["student"]
+            Run(self.place),
+            Runtime(Runtime.start().accelerator, self.precision["student"]),
+            self.watch,
+            Loading(0),
         )
         started = time.perf_counter()
-        self.part = self._decoded()
+        self.subset = self._decoded()
         self.seconds = {"decoding": time.perf_counter() - started}
         self.live = Teacher([self.teacher], CPU, self.precision["teacher"])
         started = time.perf_counter()
-        self.kept = cached_teacher(self.live, self.part, self.recipe, self.context)
+        self.kept = cached_teacher(
+            self.live,
+            self.subset,
+            self.recipe,
+            self.place / "targets",
+            self.context.loading,
+            self.watch,
+        )
         self.seconds["filling"] = time.perf_counter() - started
 
-    def _decoded(self) -> Part:
+    def _decoded(self) -> Subset:
         files = whole(open_source(f"folder:{self.photographs}"))
-        side = cache_side([self.student.input, self.teacher.input], self.recipe.view)
+        side = cache_side([self.student.input_spec, self.teacher.input_spec], self.recipe.view)
         return cached(files, side, self.place / "images", 20_000)
 
     def block(self, teacher: TargetSource | None) -> Callable[[], float]:
         """An epoch of the loop; without a teacher, with labels only."""
-        one = Part(self.part.images, self.part.indices[:2], self.part.classes)  # to evaluate: not timed
+        one = Subset(
+            self.subset.images, self.subset.indices[:2], self.subset.classes
+        )  # to evaluate: not timed
         name = "distill" if teacher else "control"
 
         def run() -> float:
@@ -96,14 +109,14 @@ class Ours:
                 self.student,
                 self.recipe.train,
                 self.recipe.view,
-                Task(self.recipe.loss, distil=teacher is not None),
-                self.part,
+                Objective(self.recipe.loss, distil=teacher is not None),
+                self.subset,
                 one,
                 np.arange(CLASSES),
                 teacher=teacher,
                 val_targets=torch.zeros(2, self.student.num_classes),
             )
-            train(stage, self.context)
+            self.context.train(stage)
             return self.watch.clock.rate
 
         return run
@@ -113,9 +126,9 @@ class Ours:
         student = self.pair.load("student")
         optimizer = torch.optim.AdamW(student.module.parameters(), LR, weight_decay=WEIGHT_DECAY)
         size = self.pair.batch
-        images = torch.randn(size, 3, student.input.height, student.input.width)
+        images = torch.randn(size, 3, student.input_spec.height, student.input_spec.width)
         images = images.contiguous(memory_format=torch.channels_last)
-        labels, steps = torch.arange(size) % CLASSES, max(1, len(self.part) // size)
+        labels, steps = torch.arange(size) % CLASSES, max(1, len(self.subset) // size)
         student.module.train()
 
         def run() -> float:

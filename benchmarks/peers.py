@@ -20,7 +20,7 @@ from benchmarks.scene import ALPHA, CROP_SCALE, LR, TEMPERATURE, WEIGHT_DECAY, C
 
 
 def _folder(pair: Pair, place: Path) -> ImageFolder:
-    mean, std = mean_std(pair.load("student").input)
+    mean, std = mean_std(pair.load("student").input_spec)
     steps = [
         transforms.RandomResizedCrop(pair.resolution, scale=CROP_SCALE),
         transforms.RandomHorizontalFlip(),
@@ -84,7 +84,7 @@ class Timm:
             verbose=False,
         )
         self.optimizer = create_optimizer_v2(student.module, opt="adamw", lr=LR, weight_decay=WEIGHT_DECAY)
-        mean, std = mean_std(student.input)
+        mean, std = mean_std(student.input_spec)
         self.loader: Any = create_loader(
             create_dataset("", root=str(place)),
             input_size=(3, pair.resolution, pair.resolution),

@@ -12,8 +12,9 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from tutelage.inputs import InputSpec
-from tutelage.models import Model, load_model, set_resolution
+from tutelage.data.input_spec import InputSpec
+from tutelage.models.source import Model
+from tutelage.models.timm import load_model, set_resolution
 
 CLASSES = 10
 LR, WEIGHT_DECAY, TEMPERATURE, ALPHA = 1e-5, 0.05, 2.0, 0.5  # ALPHA: of the hard labels, the rest is KL

@@ -19,8 +19,8 @@ from rich.table import Table
 from benchmarks.ours import Ours
 from benchmarks.peers import Plain, Timm, Torchdistill
 from benchmarks.scene import PAIRS, Pair, alternate, photographs, summary
-from tutelage.run import write_json
-from tutelage.versions import versions
+from tutelage.core.files import write_json
+from tutelage.pipeline.versions import versions
 
 BASE, LIMIT = "plain loop", "labels only"
 

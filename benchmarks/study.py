@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
-from tutelage.distill import begin, distill
-from tutelage.progress import Silent
-from tutelage.recipe import parse_recipe
-from tutelage.run import write_json
-from tutelage.study import run_study
-from tutelage.study_recipe import load_study
-from tutelage.versions import versions
+from tutelage.core.files import write_json
+from tutelage.core.progress import Silent
+from tutelage.core.recipe import parse_recipe
+from tutelage.pipeline.run import begin, distill
+from tutelage.pipeline.study.plan import load_study
+from tutelage.pipeline.study.worker import run_study
+from tutelage.pipeline.versions import versions
 
 BASE: dict[str, Any] = {
     "teacher": {"model": "tf_efficientnet_lite2@none", "resolution": 64, "crop_pct": 1.0, "fit": "no"},

@@ -27,21 +27,21 @@ run_group() {  # [ARGUMENT OF PYTEST...] "FILES AND FOLDERS"
 export -f run_group
 
 apart=(
-  tests/test_resume.py
+  tests/pipeline/test_resume.py
   tests/report
   tests/deploy
-  tests/test_study.py
+  tests/pipeline/test_study.py
   tests/test_notebooks.py
-  "tests/test_train.py tests/test_teacher.py tests/test_targets.py"
-  tests/test_distill.py
-  tests/test_processes.py
+  tests/distillation
+  tests/pipeline/test_run.py
+  tests/pipeline/test_processes.py
   tests/data
-  tests/test_trackers.py
+  tests/pipeline/test_trackers.py
   tests/test_fuzz.py
 )
-rest="tests/losses tests/measure"
-for file in tests/test_*.py; do
-  [[ " ${apart[*]} " == *" $file "* ]] || rest+=" $file"
+rest="tests/core tests/models tests/evaluation"
+for file in tests/*.py tests/pipeline/test_*.py; do
+  [[ $file == */test_* && " ${apart[*]} " != *" $file "* ]] && rest+=" $file"
 done
 groups=("${apart[0]}" "$rest" "${apart[@]:1}")
 # xargs also fails where a group's shell was killed before it could say so

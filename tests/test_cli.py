@@ -100,7 +100,8 @@ def test_teacher_and_student_with_different_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both heads cover the data, but they are not the same head."""
-    from tutelage.models import load_model, replace_head, save_weights
+    from tutelage.models.timm import load_model, replace_head
+    from tutelage.models.weights import save_weights
 
     names = ["cat", "dog", "cow"]
     files = []
@@ -120,7 +121,8 @@ def test_unreachable_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_checkpoint_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tutelage.models import load_model, save_weights
+    from tutelage.models.timm import load_model
+    from tutelage.models.weights import save_weights
 
     path = tmp_path / "other.safetensors"
     save_weights(load_model("test_resnet@none").module, path, {})
@@ -152,7 +154,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
 ) -> None:
     import errno
 
-    from tutelage import run as run_module
+    from tutelage.core import files as run_module
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

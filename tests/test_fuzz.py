@@ -22,18 +22,20 @@ import yaml
 from PIL import Image
 from tests.conftest import TINY
 
-from tutelage.check import check
-from tutelage.checkpoint import load_checkpoint, save_checkpoint
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import append_jsonl, entry, read_jsonl, write_json, write_text
+from tutelage.core.recipe import load_recipe
+from tutelage.core.records import write_stage_metrics
+from tutelage.core.run_dir import Run, write_digests
 from tutelage.data.decode import decode
 from tutelage.data.imagecache import cached
-from tutelage.data.sources import ImageSet
+from tutelage.data.sources.base import ImageSet
 from tutelage.data.splits import make_splits, whole
-from tutelage.distill import begin
-from tutelage.errors import TutelageError
-from tutelage.models import load_model, save_weights
-from tutelage.recipe import load_recipe
-from tutelage.run import Run, append_jsonl, entry, read_jsonl, write_digests, write_json, write_text
-from tutelage.train import _rewrite_metrics
+from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint
+from tutelage.models.timm import load_model
+from tutelage.models.weights import save_weights
+from tutelage.pipeline.run import begin
+from tutelage.pipeline.verify import check
 
 SECONDS = 20  # after which a case counts as hanging
 COUNTS = {"recipe": 100, "weights": 50, "checkpoint": 30, "image": 60, "metrics": 20, "json": 20, "cache": 20}
@@ -205,7 +207,7 @@ class Bench:
     def metrics(self, chance: random.Random) -> None:
         self.mutated(self.run.metrics, chance)
         rows = list(read_jsonl(self.run.metrics))
-        _rewrite_metrics(self.run, "distill", rows[:1])
+        write_stage_metrics(self.run.metrics, "distill", rows[:1])
 
     def json(self, chance: random.Random) -> None:
         path = self.mutated(chance.choice([self.run.preflight, self.run.digests]), chance)

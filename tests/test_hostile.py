@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 
 from tutelage.cli import main
+from tutelage.core.errors import TutelageError
 from tutelage.data.decode import UnreadableImage, decode
-from tutelage.data.sources import open_source
-from tutelage.errors import TutelageError
+from tutelage.data.sources.base import open_source
 
 
 class Trap:
@@ -71,7 +71,7 @@ def test_a_pickle_that_would_create_a_file_is_refused(
 
 
 def test_a_pickle_in_the_place_of_a_runs_checkpoint_is_refused(tmp_path: Path) -> None:
-    from tutelage.checkpoint import load_checkpoint
+    from tutelage.distillation.checkpoint import load_checkpoint
 
     victim, checkpoint = tmp_path / "victim", tmp_path / "distill.safetensors"
     checkpoint.write_bytes(pickle.dumps(Trap(victim)))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tutelage.errors import TutelageError
+from tutelage.core.errors import TutelageError
 
 if TYPE_CHECKING:
-    from tutelage.progress import Progress
-    from tutelage.recipe import Recipe
-    from tutelage.run import Run
+    from tutelage.core.progress import Progress
+    from tutelage.core.recipe import Recipe
+    from tutelage.core.run_dir import Run
 
 app = typer.Typer(
     help="Distil a big image classifier into a small one, prove what came of it, and get a deployable file.",
@@ -64,18 +64,15 @@ def compare(
     """Size, speed and quality of any models, side by side."""
     from rich.console import Console
 
-    from tutelage.compare import compare as compare_models
-    from tutelage.run import write_json, write_text
+    from tutelage.core.files import write_json, write_text
 
+    if deploy:
+        from tutelage.deploy.compare import compare_deployed as measure  # needs the extra `deploy`
+    else:
+        from tutelage.evaluation.compare import compare as measure
     with Console(stderr=True).status("loading") as status:
-        table = compare_models(
-            models,
-            data=data,
-            batch_size=batch_size,
-            threads=threads,
-            device=device,
-            deploy=deploy,
-            say=status.update,
+        table = measure(
+            models, data=data, batch_size=batch_size, threads=threads, device=device, say=status.update
         )
     Console().print(table.rich())
     if json:
@@ -116,8 +113,8 @@ def distill(
     progress: ProgressOption = "auto",
 ) -> None:
     """Distil a teacher into a student, and prove what came of it."""
-    from tutelage.distill import begin
-    from tutelage.recipe import load_recipe
+    from tutelage.core.recipe import load_recipe
+    from tutelage.pipeline.run import begin
 
     flags = {
         "teacher.model": teacher,
@@ -134,7 +131,7 @@ def distill(
     recipe = load_recipe(path, [*words, *(f"{k}={v}" for k, v in flags.items() if v is not None)])
     run = begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds)
     if watching:
-        from tutelage.watch import Server
+        from tutelage.report.server import Server
 
         server = Server(run.path)
         server.start()
@@ -148,8 +145,8 @@ def resume(
     progress: ProgressOption = "auto",
 ) -> None:
     """Go on with a run where it was stopped."""
-    from tutelage.recipe import load_recipe
-    from tutelage.run import Run
+    from tutelage.core.recipe import load_recipe
+    from tutelage.core.run_dir import Run
 
     opened = Run.open(run)
     _distill(load_recipe(opened.recipe), opened, progress)
@@ -158,8 +155,8 @@ def resume(
 @app.command()
 def check(run: Annotated[Path, typer.Argument(help="The directory of a run that has ended.")]) -> None:
     """Tell whether a run's files are as the run left them; exit code 1 where one is not."""
-    from tutelage.check import check as compare_digests
-    from tutelage.run import Run
+    from tutelage.core.run_dir import Run
+    from tutelage.pipeline.verify import check as compare_digests
 
     found = compare_digests(Run.open(run))
     for line in found.lines():
@@ -175,9 +172,9 @@ def quickstart(
     progress: ProgressOption = "auto",
 ) -> None:
     """The main job on the bundled digits, in a few minutes."""
-    from tutelage.distill import begin
-    from tutelage.quickstart import quickstart_recipe
-    from tutelage.run import Run
+    from tutelage.core.run_dir import Run
+    from tutelage.pipeline.quickstart import quickstart_recipe
+    from tutelage.pipeline.run import begin
 
     recipe = quickstart_recipe().model_copy(update={"name": name})
     done = Run(runs / name)
@@ -201,8 +198,9 @@ def study(
 ) -> None:
     """Run many variants of a recipe and rank them; start it again, or several times at once, to go on."""
     try:
-        from tutelage.study import Interrupted, run_study
-        from tutelage.study_recipe import load_study
+        from tutelage.distillation.stop import Interrupted
+        from tutelage.pipeline.study.plan import load_study
+        from tutelage.pipeline.study.worker import run_study
     except ModuleNotFoundError as error:
         raise TutelageError(f"{error.name} is not installed; `pip install 'tutelage[study]'`") from None
 
@@ -290,7 +288,7 @@ def watch(
     """Serve a run's page to this machine's browsers; it follows the run. Ctrl-C ends it."""
     from contextlib import suppress
 
-    from tutelage.watch import Server
+    from tutelage.report.server import Server
 
     server = Server(run, port)
     print(f"{server.url} follows {run}; Ctrl-C ends it", flush=True)
@@ -301,17 +299,17 @@ def watch(
 def _distill(recipe: Recipe, run: Run, progress: str) -> None:
     import signal
 
-    from tutelage.context import new_accelerator
-    from tutelage.distill import distill as all_stations
-    from tutelage.distill import show
-    from tutelage.run import entry
-    from tutelage.seeds import distill_seeds
-    from tutelage.train import Interrupted
+    from tutelage.core.files import entry
+    from tutelage.core.runtime import Runtime
+    from tutelage.distillation.stop import Interrupted
+    from tutelage.pipeline.run import distill as all_stations
+    from tutelage.pipeline.run import show
+    from tutelage.pipeline.seeds import distill_seeds
 
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # between stages too, a kill is told how to go on
-    reporter = _progress(progress if new_accelerator().is_main_process else "none")
+    reporter = _progress(progress if Runtime.start().is_main else "none")
     seeds = entry(run.versions, "seeds")
     try:
         if seeds > 1:
@@ -329,7 +327,8 @@ def _distill(recipe: Recipe, run: Run, progress: str) -> None:
 def _progress(kind: str) -> Progress:
     from rich.console import Console
 
-    from tutelage.progress import Bars, JsonLines, Silent
+    from tutelage.core.progress import Silent
+    from tutelage.pipeline.console import Bars, JsonLines
 
     if kind not in {"auto", "rich", "json", "none"}:
         raise TutelageError(f"--progress {kind}: use rich, json or none")

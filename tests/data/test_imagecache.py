@@ -13,22 +13,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import ViewRecipe
 from tutelage.data import imagecache
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.imagecache import cache_side, cached
+from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import BadImages, eval_loader, train_loader
-from tutelage.data.sources import open_source
-from tutelage.data.splits import Part, whole
+from tutelage.data.sources.base import open_source
+from tutelage.data.splits import Subset, whole
 from tutelage.data.views import ViewPolicy
-from tutelage.errors import TutelageError
-from tutelage.inputs import InputSpec
-from tutelage.recipe import ViewRecipe
 
 SPEC = InputSpec(16, 16)
 
 
 @pytest.fixture
-def photos(tmp_path) -> Part:
+def photos(tmp_path) -> Subset:
     """150 JPEGs of three sizes; the 8th is none."""
     rng = np.random.default_rng(0)
     for number in range(150):
@@ -39,7 +39,7 @@ def photos(tmp_path) -> Part:
     images = open_source(f"folder:{tmp_path}/photos")
     (tmp_path / "photos" / images.ids[7]).write_bytes(b"no image")
     images = open_source(f"folder:{tmp_path}/photos")
-    return Part(images, np.setdiff1d(np.arange(150), [3, 99]), images.classes or ())
+    return Subset(images, np.setdiff1d(np.arange(150), [3, 99]), images.classes or ())
 
 
 def copies(directory: Path) -> list[Path]:
@@ -92,13 +92,13 @@ def test_a_copy_is_made_once(photos, tmp_path, monkeypatch):
 def test_other_images_are_another_copy(photos, tmp_path):
     cached(photos, 64, tmp_path / "cache", 100)
     cached(photos, 22, tmp_path / "cache", 100)
-    cached(Part(photos.images, photos.indices[:50], photos.classes), 64, tmp_path / "cache", 100)
+    cached(Subset(photos.images, photos.indices[:50], photos.classes), 64, tmp_path / "cache", 100)
     assert len(copies(tmp_path / "cache")) == 3
     path = tmp_path / "photos" / photos.id(0)
     shade = Image.new("RGB", (20, 30), "red")
     shade.save(path)
     path.write_bytes(path.read_bytes().ljust(10_000, b"\0"))
-    changed = Part(open_source(f"folder:{tmp_path}/photos"), photos.indices, photos.classes)
+    changed = Subset(open_source(f"folder:{tmp_path}/photos"), photos.indices, photos.classes)
     assert cached(changed, 64, tmp_path / "cache", 100).image(0).tobytes() == shade_as_stored(path)
     assert len(copies(tmp_path / "cache")) == 4
 
@@ -194,7 +194,7 @@ def test_a_hundred_mutated_copies_are_made_again_or_named(tmp_path):
     assert 10 < named < 60  # those in the pixels, about a third
 
 
-def cached_at(photos: Part, tmp_path: Path) -> Path:
+def cached_at(photos: Subset, tmp_path: Path) -> Path:
     cached(photos, 64, tmp_path / "cache", 100)
     return tmp_path / "cache"
 

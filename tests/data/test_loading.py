@@ -10,24 +10,24 @@ import pytest
 import torch
 from PIL import Image
 
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import ViewRecipe
+from tutelage.data.input_spec import InputSpec, eval_pixels, normalised
 from tutelage.data.loading import BadImages, epoch_order, eval_loader, normalise, train_loader, worker_count
-from tutelage.data.sources import ImageSet, open_source
-from tutelage.data.splits import Part, whole
+from tutelage.data.sources.base import ImageSet, open_source
+from tutelage.data.splits import Subset, whole
 from tutelage.data.views import ViewPolicy
-from tutelage.errors import TutelageError
-from tutelage.inputs import InputSpec, eval_pixels, normalised
-from tutelage.recipe import ViewRecipe
 
 POLICY = ViewPolicy(ViewRecipe(rotation=10, colour=0.2, cutout=0.5))
 SPECS = [InputSpec(16, 16), InputSpec(24, 24)]
 
 
-def digits(count: int = 50) -> Part:
+def digits(count: int = 50) -> Subset:
     images = open_source("digits")
-    return Part(images, np.arange(count) * 3, images.classes or ())
+    return Subset(images, np.arange(count) * 3, images.classes or ())
 
 
-def train(part: Part, **changes):
+def train(part: Subset, **changes):
     options = {"batch_size": 8, "seed": 1, "epoch": 0, "workers": 0, "bad": BadImages(5)}
     return list(train_loader(part, POLICY, SPECS, **(options | changes)))
 
@@ -90,8 +90,8 @@ def test_a_resumed_epoch_is_the_rest_of_it():
 
 def test_resuming_decodes_nothing_of_what_is_passed_over(monkeypatch):
     decoded = []
-    original = Part.image
-    monkeypatch.setattr(Part, "image", lambda self, i: decoded.append(i) or original(self, i))
+    original = Subset.image
+    monkeypatch.setattr(Subset, "image", lambda self, i: decoded.append(i) or original(self, i))
     train(digits(), start_step=5)
     assert len(decoded) == 8
 
@@ -111,7 +111,7 @@ def test_a_view_hangs_on_neither_batch_nor_order():
     shared = eights.keys() & fives.keys()
     assert len(shared) >= 45
     assert all(eights[index] == fives[index] for index in shared)
-    alone = by_index(train(Part(digits().images, digits().indices[:10], digits().classes), batch_size=10))
+    alone = by_index(train(Subset(digits().images, digits().indices[:10], digits().classes), batch_size=10))
     assert all(alone[index] == eights[index] for index in alone.keys() & eights.keys())
 
 
@@ -150,7 +150,7 @@ def test_evaluation_sees_every_image_once_and_in_order(world, workers):
 
 
 @pytest.fixture
-def broken(tmp_path) -> Part:
+def broken(tmp_path) -> Subset:
     """16 images; the 3rd and 4th cannot be decoded, the 11th is not there any more."""
     for number in range(16):
         path = tmp_path / "ab"[number % 2] / f"{number:02}.png"
@@ -196,8 +196,8 @@ def test_nothing_readable_at_all_is_known_after_a_few(broken, tmp_path, monkeypa
     for name in broken.ids:
         (tmp_path / name).unlink(missing_ok=True)
     tried = []
-    original = Part.image
-    monkeypatch.setattr(Part, "image", lambda self, i: tried.append(i) or original(self, i))
+    original = Subset.image
+    monkeypatch.setattr(Subset, "image", lambda self, i: tried.append(i) or original(self, i))
     with pytest.raises(TutelageError, match=r"data\.max_bad_images=5: 6 cannot"):
         train(broken, batch_size=1)
     assert len(tried) == 6

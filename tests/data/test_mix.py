@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from tutelage.core.recipe import ViewRecipe
 from tutelage.data.mix import Mix, draw_mix
-from tutelage.recipe import ViewRecipe
 
 MIXUP, CUTMIX = ViewRecipe(mixup=0.4), ViewRecipe(cutmix=1.0)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tutelage.data.sources import Names, open_for_evaluation, open_source, parts_of
-from tutelage.errors import TutelageError
+from tutelage.core.errors import TutelageError
+from tutelage.data.sources.base import Names, open_for_evaluation, open_source, parts_of
 
 
 def picture(shade: int = 0) -> bytes:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import DataRecipe
 from tutelage.data.joined import join
-from tutelage.data.sources import ImageSet, open_source
+from tutelage.data.sources.base import ImageSet, open_source
 from tutelage.data.splits import make_splits, stratified, whole
-from tutelage.errors import TutelageError
-from tutelage.recipe import DataRecipe
 
 
 class Fake(ImageSet):

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tutelage.data.sources import open_source
+from tutelage.core.recipe import ViewRecipe
+from tutelage.data.input_spec import InputSpec, eval_pixels
+from tutelage.data.sources.base import open_source
 from tutelage.data.views import View, ViewPolicy, eval_view, view_seed
-from tutelage.inputs import InputSpec, eval_pixels
-from tutelage.recipe import ViewRecipe
 
 EVERYTHING = ViewRecipe(
     crop_scale=(0.2, 1.0), flip=0.5, rotation=30, blur=0.5, greyscale=0.3, colour=0.4, cutout=0.5

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.fitted import fit
+from tests.helpers.fitted import fit
 
+from tutelage.core.recipe import DataRecipe
 from tutelage.data.splits import Splits, make_splits
 from tutelage.deploy.export import DeployReport, export_model
-from tutelage.measure import rows as measure_rows
-from tutelage.measure.latency import Latency
-from tutelage.models import Model, load_model
-from tutelage.recipe import DataRecipe
+from tutelage.evaluation import rows as measure_rows
+from tutelage.evaluation.latency import Latency
+from tutelage.models.source import Model
+from tutelage.models.timm import load_model
 
 pytest.importorskip("nncf", reason="needs the extra `deploy`")
 
@@ -46,7 +47,7 @@ class Exported:
     spec: str
     teacher: str
     splits: Splits
-    said: list[str]
+    predictions: list[str]
 
     @property
     def path(self) -> Path:
@@ -59,16 +60,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     splits = make_splits(DATA)
     spec = fit("test_efficientnet", splits.train, place / "student.safetensors", epochs=8)
     teacher = fit("test_resnet", splits.train, place / "teacher.safetensors", epochs=2)
-    model, said = load_model(spec), list[str]()
+    model, predictions = load_model(spec), list[str]()
     report = export_model(
         model,
         place / "deploy",
         calibration=splits.train,
-        judges=splits.val,
+        validation=splits.val,
         test=splits.test,
         teacher=load_model(teacher),
         max_drop=5,
         provenance={"run": "digits"},
-        say=said.append,
+        say=predictions.append,
     )
-    return Exported(report, model, spec, teacher, splits, said)
+    return Exported(report, model, spec, teacher, splits, predictions)

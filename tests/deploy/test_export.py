@@ -12,24 +12,26 @@ import torch
 from tests.deploy.conftest import DATA, Exported
 
 from tutelage.cli import main
-from tutelage.compare import compare
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import write_json, write_text
+from tutelage.core.recipe import Recipe, dump_recipe
+from tutelage.core.run_dir import Run
+from tutelage.data.input_spec import InputSpec, normalised
 from tutelage.data.loading import eval_loader, normalise
-from tutelage.deploy import check, export
+from tutelage.data.sources.synthetic import synthetic_part
+from tutelage.deploy import export
+from tutelage.deploy import parity as parity_module
+from tutelage.deploy.bench import images_of
 from tutelage.deploy.build import VARIANTS, head_labels
-from tutelage.deploy.card import Card
-from tutelage.deploy.check import Parity, complaint
+from tutelage.deploy.compare import compare_deployed
 from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
 from tutelage.deploy.export import export_model
-from tutelage.deploy.lineup import images_of
+from tutelage.deploy.manifest import Manifest
+from tutelage.deploy.parity import Parity, complaint
 from tutelage.deploy.quantise import Pictures, quantise
 from tutelage.deploy.runtime import open_session
-from tutelage.deploy.synthetic import synthetic_part
-from tutelage.errors import TutelageError
-from tutelage.inputs import InputSpec, normalised
-from tutelage.measure.table import Row, Table
-from tutelage.models import load_model
-from tutelage.recipe import Recipe, dump_recipe
-from tutelage.run import Run, write_json, write_text
+from tutelage.evaluation.table import Row, Table
+from tutelage.models.timm import load_model
 
 FILES = {"model.onnx", "model-int8.onnx", "model.xml", "model.bin", "model-int8.xml", "model-int8.bin"}
 
@@ -56,19 +58,19 @@ def test_the_directory_is_whole_and_nothing_stands_beside_it(exported: Exported)
 
 
 def test_files_carry_their_card_and_no_path_of_this_machine(exported: Exported) -> None:
-    card = Card.read(exported.path)
-    assert card.labels == card.class_ids == tuple("0123456789")
-    assert card.input == exported.model.input
-    assert card.provenance["run"] == "digits"
-    assert card.provenance["weights"] == exported.model.origin
+    manifest = Manifest.read(exported.path)
+    assert manifest.labels == manifest.class_ids == tuple("0123456789")
+    assert manifest.input_spec == exported.model.input_spec
+    assert manifest.provenance["run"] == "digits"
+    assert manifest.provenance["weights"] == exported.model.origin
     for name in ("model.onnx", "model-int8.onnx"):
         session = onnxruntime.InferenceSession(exported.path / name)
-        assert session.get_modelmeta().custom_metadata_map == card.properties()
+        assert session.get_modelmeta().custom_metadata_map == manifest.properties()
         assert b"site-packages" not in (exported.path / name).read_bytes()
     for name in ("model.xml", "model-int8.xml"):
         model = openvino.Core().read_model(exported.path / name)
-        found = {key: model.get_rt_info(["tutelage", key]).value for key in card.properties()}
-        assert found == card.properties()
+        found = {key: model.get_rt_info(["tutelage", key]).value for key in manifest.properties()}
+        assert found == manifest.properties()
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.xml", "model-int8.xml", "model-int8.onnx"])
@@ -81,7 +83,7 @@ def test_any_batch_size_gives_the_same_logits(exported: Exported, name: str) -> 
 
 
 def test_logits_are_pytorchs(exported: Exported) -> None:
-    spec, module = exported.model.input, exported.model.module
+    spec, module = exported.model.input_spec, exported.model.module
     batch = next(iter(eval_loader(exported.splits.test, [spec], 60, 0)))
     images = normalise(batch["images"][0], spec)
     with torch.inference_mode():
@@ -178,8 +180,8 @@ def test_limits(variant: object, parity: Parity, top1: float | None, words: str)
 def test_a_file_that_fails_is_put_aside_and_the_command_says_so(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check, "TOLERANCE", 0.0)
-    monkeypatch.setattr(check, "RELATIVE", -1.0)
+    monkeypatch.setattr(parity_module, "TOLERANCE", 0.0)
+    monkeypatch.setattr(parity_module, "RELATIVE", -1.0)
     out = tmp_path / "out"
     shutil.copytree(exported.path, out)
     code, _, err = run(capsys, "export", exported.spec, "--no-int8", "--data", "digits", "--out", str(out))
@@ -277,17 +279,17 @@ class Fragile(torch.nn.Module):
 def test_layers_go_back_to_float_where_plain_int8_loses_too_much(tmp_path: Path) -> None:
     require_deploy()
     spec = InputSpec(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
-    card = Card("fragile", spec, tuple("abcd"), tuple("abcd"))
+    manifest = Manifest("fragile", spec, tuple("abcd"), tuple("abcd"))
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     onnx = to_onnx(Fragile().eval(), spec)
-    save_onnx(onnx, tmp_path / "model.onnx", card)
+    save_onnx(onnx, tmp_path / "model.onnx", manifest)
     model = to_openvino(tmp_path / "model.onnx")
     labels = open_session(tmp_path / "model.onnx")(normalised(pixels, spec)).argmax(1)
     pictures = Pictures(pixels, labels)
     shares = []
-    for judges in (None, pictures):
-        quantised = quantise(model, pictures, spec, judges, max_drop=1.0)
-        save_openvino(quantised, tmp_path / "int8.xml", card)
+    for validation in (None, pictures):
+        quantised = quantise(model, pictures, spec, validation, max_drop=1.0)
+        save_openvino(quantised, tmp_path / "int8.xml", manifest)
         shares.append(
             (open_session(tmp_path / "int8.xml")(normalised(pixels, spec)).argmax(1) == labels).mean()
         )
@@ -314,10 +316,10 @@ def test_products_of_activations_stay_in_float(tmp_path: Path) -> None:
     """In int8 OpenVINO computes them from memory that it never wrote."""
     require_deploy()
     spec = InputSpec(8, 8, mean=(0.5,) * 3, std=(0.5,) * 3)
-    card = Card("attention", spec, tuple("abcd"), tuple("abcd"))
+    manifest = Manifest("attention", spec, tuple("abcd"), tuple("abcd"))
     pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
     onnx = to_onnx(Attention().eval(), spec)
-    save_onnx(onnx, tmp_path / "model.onnx", card)
+    save_onnx(onnx, tmp_path / "model.onnx", manifest)
     pictures = Pictures(pixels, np.full(30, -1))
     quantised = quantise(to_openvino(tmp_path / "model.onnx"), pictures, spec, None, 1.0)
     kinds = [
@@ -371,7 +373,7 @@ def test_a_runs_table_gains_its_files(exported: Exported, tmp_path: Path) -> Non
     assert rows["onnx"]["like"]["size_mb"] > 0
     assert rows["onnx"]["n"] == len(exported.splits.test)
     assert run_.digests.is_file()
-    assert Card.read(run_.deploy).provenance["run"] == "digits"
+    assert Manifest.read(run_.deploy).provenance["run"] == "digits"
 
 
 def test_random_models_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,14 +395,14 @@ def test_random_models_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_gpu_is_refused_for_deployed_files() -> None:
     with pytest.raises(TutelageError, match="measured on the CPU"):
-        compare(["test_efficientnet@none"], deploy=True, device="cuda")
+        compare_deployed(["test_efficientnet@none"], device="cuda")
 
 
 def test_labels_are_matched_by_name(exported: Exported) -> None:
-    part = exported.splits.test
-    assert (head_labels(exported.model, part) == part.labels).all()
+    subset = exported.splits.test
+    assert (head_labels(exported.model, subset) == subset.labels).all()
     turned = load_model(exported.spec)
     object.__setattr__(turned, "class_ids", tuple("9876543210"))
-    assert (head_labels(turned, part) == 9 - part.labels).all()
+    assert (head_labels(turned, subset) == 9 - subset.labels).all()
     object.__setattr__(turned, "class_ids", tuple("abcdefghij"))
-    assert (head_labels(turned, part) == -1).all()
+    assert (head_labels(turned, subset) == -1).all()

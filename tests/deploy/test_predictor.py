@@ -17,11 +17,11 @@ from timm.data import create_transform
 
 import tutelage
 from tutelage.cli import main
+from tutelage.core.errors import TutelageError
 from tutelage.deploy import predictor as predictor_module
-from tutelage.deploy.card import Card
+from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.predictor import Predictor, find_images
-from tutelage.errors import TutelageError
-from tutelage.models import Model
+from tutelage.models.source import Model
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -70,7 +70,7 @@ PICTURES: dict[str, tuple[str, Callable[[Path], Image.Image]]] = {
 
 
 def pytorch(model: Model, image: Image.Image) -> np.ndarray:
-    spec = model.input
+    spec = model.input_spec
     transform = create_transform(
         (3, spec.height, spec.width), is_training=False, interpolation=spec.interpolation, mean=spec.mean,
         std=spec.std, crop_pct=spec.crop_pct, crop_mode=spec.crop_mode,
@@ -99,11 +99,11 @@ def test_it_says_what_pytorch_says(exported: Exported, tmp_path: Path, kind: str
 def test_every_crop_is_pytorchs(exported: Exported, tmp_path: Path, mode: str) -> None:
     out = tmp_path / "deploy"
     shutil.copytree(exported.path, out)
-    spec = replace(exported.model.input, crop_mode=mode, crop_pct=0.8, interpolation="bilinear")
-    replace(Card.read(out), input=spec).write(out)
+    spec = replace(exported.model.input_spec, crop_mode=mode, crop_pct=0.8, interpolation="bilinear")
+    replace(Manifest.read(out), input_spec=spec).write(out)
     image = photo(57, 90)
     image.save(tmp_path / "image.png")
-    truth = pytorch(replace(exported.model, input=spec), image)
+    truth = pytorch(replace(exported.model, input_spec=spec), image)
     assert np.abs(Predictor(out, precision="fp32").logits(tmp_path / "image.png") - truth).max() < 1e-2
 
 
@@ -244,8 +244,8 @@ def test_a_spoilt_directory(
 
 
 def test_labels_of_another_model(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    card = Card.read(copy)
-    replace(card, labels=card.labels[:9], class_ids=card.class_ids[:9]).write(copy)
+    manifest = Manifest.read(copy)
+    replace(manifest, labels=manifest.labels[:9], class_ids=manifest.class_ids[:9]).write(copy)
     code, _, err = run(capsys, copy, tmp_path / "good.png")
     assert code == 2
     assert "gives 10 logits, labels.txt has 9 lines" in err[0]

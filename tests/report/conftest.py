@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from small_run import make_run
 
+from tutelage.core.run_dir import Run
 from tutelage.report.build import write_report
-from tutelage.run import Run
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

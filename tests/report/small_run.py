@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from tutelage.data.splits import Part, Splits, make_splits
-from tutelage.inputs import InputSpec
-from tutelage.measure.paired import paired
-from tutelage.measure.quality import quality
-from tutelage.measure.table import Row, Table
-from tutelage.recipe import Recipe, dump_recipe, parse_recipe
-from tutelage.run import Run, append_jsonl, write_bytes, write_json, write_text
+from tutelage.core.files import append_jsonl, write_bytes, write_json, write_text
+from tutelage.core.recipe import Recipe, dump_recipe, parse_recipe
+from tutelage.core.run_dir import Run
+from tutelage.data.input_spec import InputSpec
+from tutelage.data.splits import Splits, Subset, make_splits
+from tutelage.evaluation.paired import paired
+from tutelage.evaluation.quality import quality
+from tutelage.evaluation.table import Row, Table
 
 STATIONS = ("preflight", "control", "distill", "choose", "measure", "diagnose")
 
@@ -168,11 +169,16 @@ class _Lab:
     def do_measure(self) -> None:
         networks = {"teacher": self.teacher, "start": self.start, "control": self.control}
         networks |= {"distilled": self.student, "int8": _rounded(self.student)}
-        said = {role: self._test_logits(network) for role, network in networks.items()}
-        first = said["teacher"].argmax(1)
-        rows = [self._row(role, network, said[role], first) for role, network in networks.items()]
+        predictions = {role: self._test_logits(network) for role, network in networks.items()}
+        first = predictions["teacher"].argmax(1)
+        rows = [self._row(role, network, predictions[role], first) for role, network in networks.items()]
         sure = {
-            role: paired(said["distilled"].numpy(), said[role].numpy(), self.y["test"].numpy(), resamples=500)
+            role: paired(
+                predictions["distilled"].numpy(),
+                predictions[role].numpy(),
+                self.y["test"].numpy(),
+                resamples=500,
+            )
             for role in ("start", "control", "teacher")
         }
         start = sure["start"]
@@ -189,7 +195,7 @@ class _Lab:
             "test": self.splits.test.record() | {"n": len(self.splits.test)},
         }
         write_json(self.run.comparison, record)
-        self._write_predictions(said)
+        self._write_predictions(predictions)
 
     def do_diagnose(self) -> None:
         findings = [
@@ -340,13 +346,13 @@ class _Lab:
             why=absent,
         )
 
-    def _write_predictions(self, said: dict[str, Tensor]) -> None:
+    def _write_predictions(self, predictions: dict[str, Tensor]) -> None:
         arrays: dict[str, np.ndarray] = {
             "ids": np.array(self.splits.test.ids),
             "labels": self.splits.test.labels,
             "classes": np.array(self.splits.classes),
         }
-        for role, logits in said.items():
+        for role, logits in predictions.items():
             prob, top = softmax(logits, 1).topk(min(5, logits.shape[1]))
             arrays[f"{role}_top5"] = top.numpy().astype(np.int32)
             arrays[f"{role}_prob5"] = prob.numpy().astype(np.float32)
@@ -366,7 +372,7 @@ def _who(model: str, resolution: int, val: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _pixels(part: Part) -> Tensor:
+def _pixels(part: Subset) -> Tensor:
     images = [np.asarray(part.image(i).convert("L").resize((8, 8)), np.float32) for i in range(len(part))]
     return torch.from_numpy(np.stack(images).reshape(len(part), -1) / 127.5 - 1)
 

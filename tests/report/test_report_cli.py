@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.cli import main
-from tutelage.run import Run
+from tutelage.core.run_dir import Run
 
 
 def test_report_makes_the_page_again(
@@ -33,9 +33,9 @@ def test_report_of_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path / "nowhere")])
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    predictions = capsys.readouterr().err
+    assert predictions.startswith("error: ")
+    assert predictions.count("\n") == 1
 
 
 def test_watch_serves_until_it_is_stopped(finished: Run) -> None:
@@ -43,8 +43,8 @@ def test_watch_serves_until_it_is_stopped(finished: Run) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
-        said = process.stdout.readline()
-        address = re.match(r"http://127\.0\.0\.1:\d+/", said)
+        predictions = process.stdout.readline()
+        address = re.match(r"http://127\.0\.0\.1:\d+/", predictions)
         assert address
         with urllib.request.urlopen(f"{address[0]}main", timeout=60) as answer:
             assert b'id="verdict"' in answer.read()

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tutelage.errors import TutelageError
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.run_dir import Run
 from tutelage.report import plots, tables
-from tutelage.report.facts import read_facts
 from tutelage.report.page import embed
 from tutelage.report.predictions import (
     Predictions,
@@ -24,12 +25,12 @@ from tutelage.report.predictions import (
     read_predictions,
     reliability,
 )
+from tutelage.report.run_records import read_run_records
 from tutelage.report.sections import class_names
 from tutelage.report.style import text
-from tutelage.run import Run, read_json, read_jsonl
 
 
-def said(*classes: int, sure: float = 0.8) -> Said:
+def predictions(*classes: int, sure: float = 0.8) -> Said:
     top = np.array([[c, (c + 1) % 3] for c in classes])
     return Said(top, np.tile([sure, 1 - sure], (len(classes), 1)))
 
@@ -38,9 +39,9 @@ def said(*classes: int, sure: float = 0.8) -> Said:
 def small() -> Predictions:
     """Six images, the last without a label."""
     roles = {
-        "teacher": said(0, 0, 1, 1, 2, 0),
-        "start": said(0, 1, 1, 2, 2, 1, sure=0.6),
-        "distilled": said(0, 0, 1, 1, 0, 2),
+        "teacher": predictions(0, 0, 1, 1, 2, 0),
+        "start": predictions(0, 1, 1, 2, 2, 1, sure=0.6),
+        "distilled": predictions(0, 0, 1, 1, 0, 2),
     }
     return Predictions(np.array(list("abcdef")), np.array([0, 0, 1, 1, 2, -1]), ("x", "y", "z"), roles)
 
@@ -87,10 +88,13 @@ def test_confusions_are_counted(small: Predictions) -> None:
     assert hardest_classes(matrix, 1).tolist() == [1]
     assert confusions(small, "start", 5) == []  # none is made twice
     again = Predictions(
-        np.array(["a", "b"]), np.array([0, 0]), ("x", "y"), {"start": said(1, 1), "teacher": said(0, 1)}
+        np.array(["a", "b"]),
+        np.array([0, 0]),
+        ("x", "y"),
+        {"start": predictions(1, 1), "teacher": predictions(0, 1)},
     )
     (pair,) = confusions(again, "start", 5)
-    assert (pair.true, pair.said, pair.n, pair.counts) == ("x", "y", 2, {"start": 2, "teacher": 1})
+    assert (pair.true, pair.predictions, pair.n, pair.counts) == ("x", "y", 2, {"start": 2, "teacher": 1})
 
 
 @pytest.mark.parametrize(
@@ -229,10 +233,12 @@ def test_settings_away_from_their_defaults_are_told() -> None:
 
 
 def test_an_epoch_run_again_after_a_kill_counts_once(finished: Run, tmp_path: Path) -> None:
-    facts = read_facts(finished)
-    twice = [*facts.metrics, facts.metrics[-1] | {"lr": 5.0}]
-    again = type(facts)(**{**{k: getattr(facts, k) for k in facts.__dataclass_fields__}, "metrics": twice})
-    assert len(again.stage("distill")) == len(facts.stage("distill"))
+    records = read_run_records(finished)
+    twice = [*records.metrics, records.metrics[-1] | {"lr": 5.0}]
+    again = type(records)(
+        **{**{k: getattr(records, k) for k in records.__dataclass_fields__}, "metrics": twice}
+    )
+    assert len(again.stage("distill")) == len(records.stage("distill"))
     assert again.stage("distill")[-1]["lr"] == 5.0
 
 

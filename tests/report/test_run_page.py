@@ -11,8 +11,9 @@ import pytest
 from small_run import STATIONS, make_folder, make_run
 
 from conftest import Visits, until
+from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.run_dir import Run
 from tutelage.report.build import write_report
-from tutelage.run import Run, read_json, read_jsonl
 
 SHORT = {"train": {"epochs": 3}}
 SECTIONS = [
@@ -149,9 +150,9 @@ def test_it_prints_within_the_paper(finished: Run, visit: Visits) -> None:
 
 def test_pictures_show_what_changed_with_three_answers(finished: Run, page: Any) -> None:
     pair = next(p for p in read_json(finished.comparison)["verdict"]["pairs"] if p["old"] == "start")
-    said = page.locator("#images .lead").all_inner_texts()
-    assert said[0].startswith(f"{pair['negative_flips']} test images were right before")
-    assert said[1].startswith(f"{pair['corrections']} test images were wrong before")
+    predictions = page.locator("#images .lead").all_inner_texts()
+    assert predictions[0].startswith(f"{pair['negative_flips']} test images were right before")
+    assert predictions[1].startswith(f"{pair['corrections']} test images were wrong before")
     card = page.locator("#images .cards").last.locator("li").first
     assert card.locator("dt").all_inner_texts() == ["Starting student", "Distilled student", "Teacher"]
     assert card.locator("dd.wrong, dd.right").evaluate_all("all => all.map((d) => d.className)")[:2] == [

@@ -8,9 +8,10 @@ import pytest
 from small_run import make_run
 
 from conftest import Visits, until
-from tutelage.errors import TutelageError
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json, write_json
+from tutelage.core.run_dir import Run
 from tutelage.report.build import find_runs, report
-from tutelage.run import Run, read_json, write_json
 
 TRIALS = 12
 
@@ -129,7 +130,7 @@ def test_the_page_of_one_run_stays_in_it(finished: Run, tmp_path: Path) -> None:
 
 
 def test_seeds_are_told_with_their_pooled_interval(tmp_path: Path, visit: Visits) -> None:
-    from tutelage.seeds import summary
+    from tutelage.pipeline.seeds import summary
 
     root = tmp_path / "thrice"
     runs = []

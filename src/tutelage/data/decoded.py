@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tutelage.context import Context
+from tutelage.core.errors import TutelageError
+from tutelage.core.progress import Progress
+from tutelage.core.recipe import Recipe
 from tutelage.data.imagecache import CHUNK, CachedImages, cache_side, cached
-from tutelage.data.splits import Part, Splits
-from tutelage.errors import TutelageError
-from tutelage.inputs import InputSpec
-from tutelage.progress import Progress
-from tutelage.recipe import Recipe
+from tutelage.data.input_spec import InputSpec
+from tutelage.data.splits import Splits, Subset
 
 ROLES = (
     "train",
@@ -22,18 +21,12 @@ ROLES = (
 )  # read in every epoch; test reports, so it is always read from its files
 
 
-def cache_directory(recipe: Recipe, context: Context) -> Path:
-    """Where a run keeps decoded images and targets: a place shared with other runs, or its own."""
-    if recipe.targets.directory:
-        return Path(recipe.targets.directory).expanduser()
-    return context.shared or context.run.cache
-
-
 def decode_once(
     splits: Splits,
     specs: Sequence[InputSpec],
     recipe: Recipe,
-    context: Context,
+    directory: Path,
+    progress: Progress,
     before: dict[str, int | None] | None = None,
 ) -> tuple[Splits, dict[str, int | None]]:
     """The splits with images read from decoded copies, made where they are missing.
@@ -45,7 +38,8 @@ def decode_once(
         splits: of the run.
         specs: of all models that look.
         recipe: of the run.
-        context: of the run; its progress is told of each copy's size before it is made.
+        directory: holds the copies of any number of runs.
+        progress: told of each copy's size before it is made.
         before: the decision of the run that is resumed, which is kept to: it decides what the models see.
 
     Returns:
@@ -54,17 +48,16 @@ def decode_once(
     Raises:
         TutelageError: a copy that the resumed run had cannot be made again.
     """
-    directory = cache_directory(recipe, context) / "images"
     side = cache_side(specs, recipe.view)
     decided: dict[str, int | None] = {}
     copies: dict[str, Any] = {}
     for role in ROLES:
-        part = getattr(splits, role)
+        subset = getattr(splits, role)
         wanted = side if before is None else before.get(role)
-        if part is None or wanted is None or not recipe.data.cache or part.images.decoded:
+        if subset is None or wanted is None or not recipe.data.cache or subset.images.decoded:
             decided[role] = None
             continue
-        copy = _copy(part, wanted, recipe, directory, context.progress)
+        copy = _copy(subset, wanted, recipe, directory, progress)
         decided[role] = wanted if isinstance(copy.images, CachedImages) else None
         if before is not None and decided[role] is None:
             raise TutelageError(
@@ -75,7 +68,7 @@ def decode_once(
     return replace(splits, **copies), decided
 
 
-def _copy(part: Part, side: int, recipe: Recipe, directory: Path, progress: Progress) -> Part:
+def _copy(subset: Subset, side: int, recipe: Recipe, directory: Path, progress: Progress) -> Subset:
     room = recipe.data.cache_mb - _megabytes(directory)
     done = 0
 
@@ -87,7 +80,7 @@ def _copy(part: Part, side: int, recipe: Recipe, directory: Path, progress: Prog
         done = images
 
     try:
-        return cached(part, side, directory, room, progress=step, say=progress.say)
+        return cached(subset, side, directory, room, progress=step, say=progress.say)
     finally:
         if done:
             progress.end()

@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import write_bytes, write_json
+from tutelage.core.recipe import ViewRecipe
 from tutelage.data.decode import UnreadableImage
+from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import as_it_is
-from tutelage.data.sources import ImageSet
-from tutelage.data.splits import Part
-from tutelage.errors import TutelageError
-from tutelage.inputs import InputSpec
-from tutelage.recipe import ViewRecipe
-from tutelage.run import write_bytes, write_json
+from tutelage.data.sources.base import ImageSet
+from tutelage.data.splits import Subset
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # of the files; another number is another cache
@@ -46,7 +46,7 @@ def cache_side(specs: Sequence[InputSpec], recipe: ViewRecipe) -> int:
 
 
 def cached(
-    part: Part,
+    subset: Subset,
     side: int,
     directory: Path,
     limit_mb: float,
@@ -54,7 +54,7 @@ def cached(
     workers: int | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = log.info,
-) -> Part:
+) -> Subset:
     """A part whose images come from a decoded copy on disk, which is made if it is not there.
 
     The copy is keyed by the part's digest and `side`, written aside and renamed, so that a stopped fill
@@ -62,7 +62,7 @@ def cached(
     their views are bit-identical to those of the files.
 
     Args:
-        part: the images.
+        subset: the images.
         side: short side in pixels that larger images are shrunk to.
         directory: holds the copies of any number of parts and runs.
         limit_mb: where the copy would be larger, the part is returned as it is, with a warning.
@@ -70,23 +70,23 @@ def cached(
         progress: called with (images done, images in all).
         say: told of a copy's size before it is made.
     """
-    if part.images.decoded:
-        return part
-    place = directory / _key(part, side)
+    if subset.images.decoded:
+        return subset
+    place = directory / _key(subset, side)
     if (place / HEADER).exists():
-        copy = _opened(part, place)
+        copy = _opened(subset, place)
         if copy is not None:
             return copy
         log.warning("%s: the image cache is damaged and made again", place)
         shutil.rmtree(place, ignore_errors=True)
     try:
-        if not _fits(part, side, directory, limit_mb, say):
-            return part
-        _fill(_Shrunk(part, side), place, limit_mb, workers, progress)
+        if not _fits(subset, side, directory, limit_mb, say):
+            return subset
+        _fill(_Shrunk(subset, side), place, limit_mb, workers, progress)
     except (OSError, TutelageError) as error:
         log.warning("%s: no image cache is kept (%s)", directory, error)
-        return part
-    return _opened(part, place) or part
+        return subset
+    return _opened(subset, place) or subset
 
 
 class CachedImages(ImageSet):
@@ -94,12 +94,12 @@ class CachedImages(ImageSet):
 
     decoded = True
 
-    def __init__(self, part: Part, place: Path, header: dict[str, Any], index: np.ndarray) -> None:
-        self._source = part.images
+    def __init__(self, subset: Subset, place: Path, header: dict[str, Any], index: np.ndarray) -> None:
+        self._source = subset.images
         self._place = place
         self._header = header
         self._entries = index
-        self._indices = part.indices
+        self._indices = subset.indices
         self._file: int | None = None
         self._digest = None
         self.name, self.origin, self.ids = self._source.name, self._source.origin, self._source.ids
@@ -145,18 +145,18 @@ class CachedImages(ImageSet):
 class _Shrunk(Dataset[tuple[torch.Tensor, np.ndarray, dict[int, str], int]]):
     """Chunks of a part, decoded: (all their bytes, index entries, reasons of bad ones, how many shrunk)."""
 
-    part: Part
+    subset: Subset
     side: int
 
     def __getitem__(self, chunk: int) -> tuple[torch.Tensor, np.ndarray, dict[int, str], int]:
-        positions = range(chunk * CHUNK, min(len(self.part), (chunk + 1) * CHUNK))
+        positions = range(chunk * CHUNK, min(len(self.subset), (chunk + 1) * CHUNK))
         entries = np.zeros(len(positions), ENTRY)
         bad: dict[int, str] = {}
         parts: list[bytes] = []
         shrunk = start = 0
         for entry, position in zip(entries, positions, strict=True):
             try:
-                image = self.part.image(position)
+                image = self.subset.image(position)
             except UnreadableImage as error:
                 bad[position] = error.reason
                 continue
@@ -182,28 +182,28 @@ def _shrunk_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return max(1, round(size[0] * side / short)), max(1, round(size[1] * side / short))
 
 
-def _key(part: Part, side: int) -> str:
-    text = f"{FORMAT}|{side}|{part.digest()}|{part.images.stamp()}"
+def _key(subset: Subset, side: int) -> str:
+    text = f"{FORMAT}|{side}|{subset.digest()}|{subset.images.stamp()}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _fits(part: Part, side: int, directory: Path, limit_mb: float, say: Callable[[str], None]) -> bool:
+def _fits(subset: Subset, side: int, directory: Path, limit_mb: float, say: Callable[[str], None]) -> bool:
     """Announce the size, estimated from a sample, and compare it with what may be used."""
     sizes = []
-    for position in np.unique(np.linspace(0, len(part) - 1, SAMPLE).astype(int)).tolist():
+    for position in np.unique(np.linspace(0, len(subset) - 1, SAMPLE).astype(int)).tolist():
         try:
-            width, height = _shrunk_size(part.image(position).size, side)
+            width, height = _shrunk_size(subset.image(position).size, side)
         except UnreadableImage:
             continue
         sizes.append(width * height * 3)
-    megabytes = sum(sizes) / max(1, len(sizes)) * len(part) / 1e6
+    megabytes = sum(sizes) / max(1, len(sizes)) * len(subset) / 1e6
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free / 1e6
     if megabytes > min(limit_mb, free):
         bound = f"data.cache_mb is {limit_mb:g}" if megabytes > limit_mb else f"{free:.0f} MB are free"
-        log.warning("no image cache: %d images would take %.0f MB, %s", len(part), megabytes, bound)
+        log.warning("no image cache: %d images would take %.0f MB, %s", len(subset), megabytes, bound)
         return False
-    say(f"image cache: {len(part):,} images, about {megabytes:.0f} MB in {directory}")
+    say(f"image cache: {len(subset):,} images, about {megabytes:.0f} MB in {directory}")
     return True
 
 
@@ -228,7 +228,7 @@ def _fill(
 def _write(
     images: _Shrunk, aside: Path, limit_mb: float, workers: int | None, progress: Progress | None
 ) -> None:
-    count, total = len(images.part), 0
+    count, total = len(images.subset), 0
     chunks = math.ceil(count / CHUNK)
     workers = min(chunks // 4, os.cpu_count() or 1) if workers is None else workers
     loader = DataLoader(
@@ -259,7 +259,7 @@ def _checksum(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def _opened(part: Part, place: Path) -> Part | None:
+def _opened(subset: Subset, place: Path) -> Subset | None:
     """The part with images from a copy; None where the copy's files do not fit one another."""
     try:
         header = json.loads((place / HEADER).read_text())
@@ -271,7 +271,7 @@ def _opened(part: Part, place: Path) -> Part | None:
             return None
         if (place / PIXELS).stat().st_size != header["bytes"]:
             return None
-        return replace(part, images=CachedImages(part, place, header, np.frombuffer(index, ENTRY)))
+        return replace(subset, images=CachedImages(subset, place, header, np.frombuffer(index, ENTRY)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

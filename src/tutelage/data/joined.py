@@ -7,48 +7,48 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from tutelage.data.sources import ImageSet
-from tutelage.data.splits import Part
+from tutelage.data.sources.base import ImageSet
+from tutelage.data.splits import Subset
 
 
 class Joined(ImageSet):
     """Parts one after the other; an image without a label has -1."""
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: list[Subset]) -> None:
         self.parts = parts
-        self.ends = np.cumsum([len(part) for part in parts])
+        self.ends = np.cumsum([len(subset) for subset in parts])
         super().__init__(
-            name=" + ".join(part.images.name for part in parts),
-            origin=" + ".join(part.images.origin for part in parts),
-            ids=[f"{place}/{name}" for place, part in enumerate(parts) for name in part.ids],
+            name=" + ".join(subset.images.name for subset in parts),
+            origin=" + ".join(subset.images.origin for subset in parts),
+            ids=[f"{place}/{name}" for place, subset in enumerate(parts) for name in subset.ids],
             classes=parts[0].classes,
-            labels=np.concatenate([part.labels for part in parts]),
+            labels=np.concatenate([subset.labels for subset in parts]),
         )
 
     def image(self, index: int) -> Image.Image:
         """Decode one image to RGB; raises `UnreadableImage`."""
-        part, position = self._position(index)
-        return part.image(position)
+        subset, position = self._position(index)
+        return subset.image(position)
 
     def place(self, index: int) -> str:
         """Where the image of one of the parts lies."""
-        part, position = self._position(index)
-        return part.images.place(int(part.indices[position]))
+        subset, position = self._position(index)
+        return subset.images.place(int(subset.indices[position]))
 
     def stamp(self) -> str:
         """The stamps of all parts."""
-        return " ".join(part.images.stamp() for part in self.parts)
+        return " ".join(subset.images.stamp() for subset in self.parts)
 
     def digest(self) -> str:
         """Identity of all parts."""
-        return hashlib.sha256("".join(part.digest() for part in self.parts).encode()).hexdigest()
+        return hashlib.sha256("".join(subset.digest() for subset in self.parts).encode()).hexdigest()
 
-    def _position(self, index: int) -> tuple[Part, int]:
-        part = self.parts[number := int(np.searchsorted(self.ends, index, side="right"))]
-        return part, index - int(self.ends[number]) + len(part)
+    def _position(self, index: int) -> tuple[Subset, int]:
+        subset = self.parts[number := int(np.searchsorted(self.ends, index, side="right"))]
+        return subset, index - int(self.ends[number]) + len(subset)
 
 
-def join(*parts: Part) -> Part:
+def join(*parts: Subset) -> Subset:
     """All images of several parts, in order, with the first one's classes."""
     joined = Joined(list(parts))
-    return Part(joined, np.arange(len(joined)), parts[0].classes, split="all")
+    return Subset(joined, np.arange(len(joined)), parts[0].classes, split="all")

@@ -8,18 +8,19 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tutelage.core.errors import TutelageError
+from tutelage.core.runtime import has_gpu
 from tutelage.data.decode import UnreadableImage
-from tutelage.data.splits import Part
+from tutelage.data.input_spec import InputSpec, eval_pixels
+from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy, view_seed
-from tutelage.errors import TutelageError
-from tutelage.inputs import InputSpec, eval_pixels
 
 log = logging.getLogger(__name__)
 Workers = int | Literal["auto"]
@@ -54,6 +55,19 @@ class BadImages:
                 f"data.max_bad_images={self.limit}: {len(self.reasons)} cannot be decoded, the first of them "
                 f"{first} ({self.reasons[first]}); replace or remove them, or raise the limit"
             )
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a run loads its images.
+
+    Attributes:
+        workers: loader processes.
+        bad: counts images that cannot be decoded; by default the first stops the run.
+    """
+
+    workers: Workers = "auto"
+    bad: BadImages = field(default_factory=lambda: BadImages(0))
 
 
 @contextmanager
@@ -98,7 +112,7 @@ class Batches:
 
 
 def train_loader(
-    part: Part,
+    subset: Subset,
     policy: ViewPolicy,
     specs: Sequence[InputSpec],
     *,
@@ -118,7 +132,7 @@ def train_loader(
     cannot be decoded is replaced by the next one in the part that can.
 
     Args:
-        part: the images.
+        subset: the images.
         policy: of their views.
         specs: one for each model that looks.
         batch_size: over all processes; what does not fill a batch is left out of the epoch.
@@ -134,24 +148,24 @@ def train_loader(
     Raises:
         TutelageError: the part does not fill one batch, or the processes do not divide the batch.
     """
-    if len(part) < batch_size:
+    if len(subset) < batch_size:
         raise TutelageError(
-            f"train.batch_size={batch_size}: there are {len(part)} training images in {part.images.name}; "
+            f"train.batch_size={batch_size}: there are {len(subset)} training images in {subset.images.name}; "
             "take a smaller batch"
         )
     if batch_size % world_size:
         raise TutelageError(f"train.batch_size={batch_size}: must be a multiple of {world_size} processes")
-    order = epoch_order(len(part), seed, epoch)[: len(part) // batch_size * batch_size]
+    order = epoch_order(len(subset), seed, epoch)[: len(subset) // batch_size * batch_size]
     batches = order.reshape(-1, batch_size)[start_step:]
     own = np.array_split(batches, world_size, axis=1)[rank]
     view_index = epoch if views is None else epoch % views
-    images = _Views(part, specs, policy, seed, view_index)
+    images = _Views(subset, specs, policy, seed, view_index)
     bad = bad or BadImages(0)
     return _batches(_Rendered(images, tries=bad.limit + 1), list(own), workers, bad)
 
 
 def eval_loader(
-    part: Part,
+    subset: Subset,
     specs: Sequence[InputSpec],
     batch_size: int,
     workers: Workers = "auto",
@@ -164,13 +178,13 @@ def eval_loader(
 
     With several processes each gets a contiguous slice of the part; slices differ by at most one image.
     """
-    own = np.array_split(np.arange(len(part)), world_size)[rank]
+    own = np.array_split(np.arange(len(subset)), world_size)[rank]
     batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
-    return _batches(_Rendered(_Crops(part, specs), tries=1), batches, workers, bad or BadImages(0))
+    return _batches(_Rendered(_Crops(subset, specs), tries=1), batches, workers, bad or BadImages(0))
 
 
 def view_loader(
-    part: Part,
+    subset: Subset,
     policy: ViewPolicy,
     specs: Sequence[InputSpec],
     batches: Iterable[np.ndarray],
@@ -183,7 +197,7 @@ def view_loader(
     """One view of the images at given positions, as `train_loader` renders it; unreadable ones are left out.
 
     Args:
-        part: the images.
+        subset: the images.
         policy: of their views.
         specs: one for each model that looks.
         batches: positions, an array a batch; drawn as they are needed.
@@ -192,7 +206,7 @@ def view_loader(
         workers: loader processes.
         bad: counts unreadable images; None: the first stops the run.
     """
-    rendered = _Rendered(_Views(part, specs, policy, seed, view), tries=1)
+    rendered = _Rendered(_Views(subset, specs, policy, seed, view), tries=1)
     return _batches(rendered, batches, workers, bad or BadImages(0))
 
 
@@ -217,19 +231,19 @@ def worker_count(workers: Workers) -> int:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     mine = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's: processes on this machine
-    return min(8, mine if torch.cuda.is_available() else mine // 4)
+    return min(8, mine if has_gpu() else mine // 4)
 
 
 @dataclass(frozen=True)
 class _Crops:
     """Evaluation crops of a part."""
 
-    part: Part
+    subset: Subset
     specs: Sequence[InputSpec]
 
     def render(self, position: int) -> list[np.ndarray]:
         """One image for each spec, uint8 (H, W, 3); raises `UnreadableImage`."""
-        image = self.part.image(position)
+        image = self.subset.image(position)
         return [eval_pixels(image, spec) for spec in self.specs]
 
 
@@ -242,8 +256,8 @@ class _Views(_Crops):
     view_index: int
 
     def render(self, position: int) -> list[np.ndarray]:
-        image = self.part.image(position)
-        seed = view_seed(self.seed, self.part.id(position), self.view_index)
+        image = self.subset.image(position)
+        seed = view_seed(self.seed, self.subset.id(position), self.view_index)
         view = self.policy.draw(image.size, seed)
         looks = [(s.height, s.width, s.interpolation, s.mean if view.cutout else None) for s in self.specs]
         rendered = {
@@ -262,7 +276,7 @@ class _Rendered(Dataset[Batch]):
 
     def __init__(self, crops: _Crops, tries: int) -> None:
         self._crops = crops
-        self._part = crops.part
+        self._part = crops.subset
         self._tries = tries
 
     def __getitem__(self, positions: np.ndarray) -> Batch:
@@ -308,7 +322,7 @@ def _batches(dataset: _Rendered, batches: Iterable[np.ndarray], workers: Workers
         sampler=batches,
         num_workers=count,
         collate_fn=as_it_is,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=has_gpu(),
         worker_init_fn=_deaf_to_interrupts if count else None,
     )
     return Batches(loader, bad)

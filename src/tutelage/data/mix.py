@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tutelage.recipe import ViewRecipe
+from tutelage.core.recipe import ViewRecipe
 
 
 @dataclass(frozen=True)

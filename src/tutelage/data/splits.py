@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tutelage.data.sources import ImageSet, open_source, parts_of
-from tutelage.errors import TutelageError
-from tutelage.recipe import DataRecipe
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import DataRecipe
+from tutelage.data.sources.base import ImageSet, open_source, parts_of
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Some images of a set.
 
     Attributes:
@@ -81,10 +81,10 @@ class Part:
 class Splits:
     """The parts of a run. `val` chooses and `test` reports; no image is in two of them."""
 
-    train: Part
-    val: Part
-    test: Part
-    unlabelled: Part | None
+    train: Subset
+    val: Subset
+    test: Subset
+    unlabelled: Subset | None
     classes: tuple[str, ...]
     seed: int
 
@@ -98,12 +98,12 @@ class Splits:
         }
 
 
-def whole(images: ImageSet) -> Part:
+def whole(images: ImageSet) -> Subset:
     """All images of a set as one part."""
-    return Part(images, np.arange(len(images)), images.classes or ())
+    return Subset(images, np.arange(len(images)), images.classes or ())
 
 
-def sample(part: Part, images: int) -> Part:
+def sample(part: Subset, images: int) -> Subset:
     """At most so many images, spread over all classes though they lie sorted by class."""
     places = np.linspace(0, len(part) - 1, min(images, len(part))).round().astype(int)
     return replace(part, indices=part.indices[places])
@@ -189,7 +189,7 @@ def _groups(sets: dict[str, ImageSet]) -> dict[str, dict[str, ImageSet]]:
     return groups
 
 
-def _share(group: dict[str, ImageSet], recipe: DataRecipe) -> dict[str, Part]:
+def _share(group: dict[str, ImageSet], recipe: DataRecipe) -> dict[str, Subset]:
     """Part one set of images among the roles that draw from it."""
     images = next(iter(group.values()))
     rest = np.arange(len(images))
@@ -197,15 +197,15 @@ def _share(group: dict[str, ImageSet], recipe: DataRecipe) -> dict[str, Part]:
         raise TutelageError(f"data.unlabelled={images.name}: these images train, choose or report already")
     fractions = {"test": recipe.test_fraction, "val": recipe.val_fraction}
     keeper = next(role for role in ("train", "test", "val", "unlabelled") if role in group)
-    shares: dict[str, Part] = {}
+    shares: dict[str, Subset] = {}
     for role, fraction in fractions.items():
         if role in group and role != keeper:
             wanted = round(fraction * len(images))
             taken = stratified(images, rest, wanted, recipe.split_seed, spare=True)
             rest = np.setdiff1d(rest, taken)
             split = f"{fraction:g} of {images.name}, stratified, seed {recipe.split_seed}"
-            shares[role] = Part(images, taken, split=split)
-    shares[keeper] = Part(images, rest, split=f"what is left of {images.name}" if shares else "all")
+            shares[role] = Subset(images, taken, split=split)
+    shares[keeper] = Subset(images, rest, split=f"what is left of {images.name}" if shares else "all")
     return shares
 
 
@@ -243,7 +243,7 @@ def _hash(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _with_classes(part: Part, classes: tuple[str, ...]) -> Part:
+def _with_classes(part: Subset, classes: tuple[str, ...]) -> Subset:
     own: Sequence[str] | None = part.images.classes
     if own is None or tuple(own) == classes:
         return replace(part, classes=classes)
@@ -251,21 +251,21 @@ def _with_classes(part: Part, classes: tuple[str, ...]) -> Part:
     return replace(part, classes=classes, relabel=np.array([place.get(name, -1) for name in own], np.int64))
 
 
-def _limited(part: Part, recipe: DataRecipe) -> Part:
+def _limited(part: Subset, recipe: DataRecipe) -> Subset:
     if recipe.limit is None or len(part) <= recipe.limit:
         return part
     kept = stratified(part.images, part.indices, recipe.limit, recipe.split_seed)
     return replace(part, indices=kept, split=f"{part.split}; {recipe.limit} of these, stratified")
 
 
-def _check(role: str, part: Part) -> None:
+def _check(role: str, part: Subset) -> None:
     if len(part) == 0:
         raise TutelageError(f"data.{role}: no image is left for it in {part.images.name} ({part.split})")
     if role in {"val", "test"} and not (part.labels >= 0).any():
         raise TutelageError(f"data.{role}={part.images.name}: its images have no labels; {role} needs them")
 
 
-def _check_disjoint(parts: dict[str, Part]) -> None:
+def _check_disjoint(parts: dict[str, Subset]) -> None:
     """Images are told apart by where they lie, so that a folder inside another is noticed."""
     owner: dict[int, str] = {}
     for role, part in parts.items():

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
-from tutelage.inputs import FILTERS, InputSpec, eval_pixels
-from tutelage.recipe import ViewRecipe
+from tutelage.core.recipe import ViewRecipe
+from tutelage.data.input_spec import FILTERS, InputSpec, eval_pixels
 
 BLUR_SIGMA = (0.1 / 224, 2.0 / 224)  # of the crop's width; SimCLR's (Chen 2020) in pixels of a 224 crop
 CUTOUT_SIDE = (0.2, 0.5)  # of the crop's sides; DeVries 2017 takes half on CIFAR-10, a quarter on CIFAR-100

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from tutelage.data.classes import map_classes
 from tutelage.data.loading import BadImages, eval_loader
-from tutelage.data.splits import Part
-from tutelage.deploy.card import Card, one_line
+from tutelage.data.splits import Subset
 from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
+from tutelage.deploy.manifest import Manifest, one_line
 from tutelage.deploy.quantise import Pictures, quantise
 from tutelage.deploy.runtime import Arithmetic, Session, has_bf16, open_session
-from tutelage.models import Model
+from tutelage.models.source import Model
 
 CALIBRATION = 300  # images: NNCF's default; ranges of activations settle long before
-JUDGES = 500  # images that accuracy-aware quantisation may look at, again and again
+VALIDATION_IMAGES = 500  # images that accuracy-aware quantisation may look at, again and again
 READ = 64  # images a batch
 MIB = 2**20
 Say = Callable[[str], object]
@@ -64,12 +64,12 @@ class Material:
 
     Attributes:
         calibration: un-augmented training images.
-        judges: images to measure the loss of accuracy on while quantising; None: the calibration's.
+        validation: images to measure the loss of accuracy on while quantising; None: the calibration's.
         max_drop: points of top-1 that int8 may lose on them before layers go back to float32.
     """
 
-    calibration: Part
-    judges: Part | None = None
+    calibration: Subset
+    validation: Subset | None = None
     max_drop: float = 1.0
 
 
@@ -79,7 +79,7 @@ class Deployed:
 
     model: Model
     directory: Path
-    card: Card
+    manifest: Manifest
     variants: tuple[Variant, ...]
 
     def size_mb(self, variant: Variant) -> float:
@@ -107,23 +107,25 @@ def build(
         TutelageError: the extra ``deploy`` is not installed, or the model cannot be exported.
     """
     require_deploy()
-    card = _card(model, material, provenance or {})
+    manifest = _manifest(model, material, provenance or {})
     say(f"{model.spec}: ONNX and OpenVINO")
-    onnx = to_onnx(model.module, model.input)
-    save_onnx(onnx, directory / "model.onnx", card)
+    onnx = to_onnx(model.module, model.input_spec)
+    save_onnx(onnx, directory / "model.onnx", manifest)
     openvino = to_openvino(directory / "model.onnx")
-    save_openvino(openvino, directory / "model.xml", card)
+    save_openvino(openvino, directory / "model.xml", manifest)
     if material:
         calibration = _pictures(model, material.calibration, CALIBRATION)
-        judges = _labelled(_pictures(model, material.judges or material.calibration, JUDGES))
+        validation = _labelled(
+            _pictures(model, material.validation or material.calibration, VALIDATION_IMAGES)
+        )
         say(
             f"{model.spec}: int8, calibrated on {len(calibration.pixels)} of {material.calibration.images.name}"
         )
-        quantised = quantise(openvino, calibration, model.input, judges, material.max_drop)
-        save_openvino(quantised, directory / "model-int8.xml", card)
-        quantised = quantise(onnx, calibration, model.input, judges, material.max_drop)
-        save_onnx(quantised, directory / "model-int8.onnx", card)
-    return Deployed(model, directory, card, _present(directory))
+        quantised = quantise(openvino, calibration, model.input_spec, validation, material.max_drop)
+        save_openvino(quantised, directory / "model-int8.xml", manifest)
+        quantised = quantise(onnx, calibration, model.input_spec, validation, material.max_drop)
+        save_onnx(quantised, directory / "model-int8.onnx", manifest)
+    return Deployed(model, directory, manifest, _present(directory))
 
 
 def files_of(file: Path) -> tuple[Path, ...]:
@@ -144,14 +146,14 @@ def as_model(deployed: Deployed, variant: Variant, batch_size: int) -> Model:
     return replace(model, spec=f"{model.spec} {variant.role}", module=module)
 
 
-def head_labels(model: Model, part: Part) -> np.ndarray:
+def head_labels(model: Model, subset: Subset) -> np.ndarray:
     """(N,) labels of a part as classes of the model's head; -1 where unlabelled or of none of them."""
-    index = map_classes(part.classes, model.class_ids) if part.classes else None
-    if index is None and model.class_ids is None and model.num_classes == len(part.classes):
+    index = map_classes(subset.classes, model.class_ids) if subset.classes else None
+    if index is None and model.class_ids is None and model.num_classes == len(subset.classes):
         index = np.arange(model.num_classes)
     if index is None or not model.pretrained:
-        return np.full(len(part), -1, np.int64)
-    labels: np.ndarray = np.append(index, -1)[part.labels]
+        return np.full(len(subset), -1, np.int64)
+    labels: np.ndarray = np.append(index, -1)[subset.labels]
     return labels
 
 
@@ -195,7 +197,7 @@ def _present(directory: Path) -> tuple[Variant, ...]:
     )
 
 
-def _card(model: Model, material: Material | None, provenance: Mapping[str, str]) -> Card:
+def _manifest(model: Model, material: Material | None, provenance: Mapping[str, str]) -> Manifest:
     ids = model.class_ids or tuple(str(number) for number in range(model.num_classes))
     facts = {
         "weights": model.origin,
@@ -206,17 +208,17 @@ def _card(model: Model, material: Material | None, provenance: Mapping[str, str]
     }
     if material:
         facts["calibration"] = f"{material.calibration.images.name} {material.calibration.digest()[:16]}"
-    return Card(model.name, model.input, tuple(map(one_line, model.class_names or ids)), ids, facts)
+    return Manifest(model.name, model.input_spec, tuple(map(one_line, model.class_names or ids)), ids, facts)
 
 
-def _pictures(model: Model, part: Part, wanted: int) -> Pictures:
+def _pictures(model: Model, subset: Subset, wanted: int) -> Pictures:
     """Evaluation views of so many images, evenly spread over the part: always the same ones."""
-    count = min(wanted, len(part))
-    some = replace(part, indices=part.indices[np.arange(count) * len(part) // count])
+    count = min(wanted, len(subset))
+    some = replace(subset, indices=subset.indices[np.arange(count) * len(subset) // count])
     labels = head_labels(model, some)
     pixels: list[np.ndarray] = []
     places: list[int] = []
-    for batch in eval_loader(some, [model.input], READ, workers=0, bad=BadImages(count // 2)):
+    for batch in eval_loader(some, [model.input_spec], READ, workers=0, bad=BadImages(count // 2)):
         pixels.append(batch["images"][0].permute(0, 2, 3, 1).numpy())
         places += batch["index"].tolist()
     return Pictures(np.concatenate(pixels), labels[places])

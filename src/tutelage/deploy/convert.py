@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.deploy.card import Card
+from tutelage.core.errors import TutelageError
+from tutelage.data.input_spec import InputSpec
+from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.runtime import REMEDY
-from tutelage.errors import TutelageError
-from tutelage.inputs import InputSpec
 
 INPUT, OUTPUT = "image", "logits"
 NAMESPACE = "tutelage"  # of the card's entries in an IR
@@ -75,10 +75,10 @@ def to_onnx(module: nn.Module, spec: InputSpec) -> Any:
     return proto
 
 
-def save_onnx(proto: Any, path: Path, card: Card) -> None:
+def save_onnx(proto: Any, path: Path, manifest: Manifest) -> None:
     """Write an ONNX model with its card in ``metadata_props``."""
     onnx: Any = importlib.import_module("onnx")
-    onnx.helper.set_model_props(proto, card.properties())
+    onnx.helper.set_model_props(proto, manifest.properties())
     proto.producer_name = NAMESPACE
     onnx.save(proto, path)
 
@@ -91,10 +91,10 @@ def to_openvino(onnx_file: Path) -> Any:
         return openvino.convert_model(onnx_file)
 
 
-def save_openvino(model: Any, path: Path, card: Card) -> None:
+def save_openvino(model: Any, path: Path, manifest: Manifest) -> None:
     """Write ``path`` (.xml) and its ``.bin``, with the card in ``rt_info``."""
     openvino: Any = importlib.import_module("openvino")
-    for key, value in card.properties().items():
+    for key, value in manifest.properties().items():
         model.set_rt_info(value, [NAMESPACE, key])
     openvino.save_model(model, path, compress_to_fp16=False)
     # half of the XML is indentation, as much as a tenth of a small int8 model

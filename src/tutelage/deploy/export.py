@@ -11,17 +11,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tutelage.compare import weigh
-from tutelage.data.splits import Part
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import write_json
+from tutelage.data.sources.synthetic import synthetic_part
+from tutelage.data.splits import Subset
+from tutelage.deploy.bench import MADE_UP, Bench, calibrated
 from tutelage.deploy.build import VARIANTS, Deployed, Material, Say, build, files_of
-from tutelage.deploy.card import LABELS, PREPROCESS
-from tutelage.deploy.check import Checked
-from tutelage.deploy.lineup import MADE_UP, Lineup, calibrated
-from tutelage.deploy.synthetic import synthetic_part
-from tutelage.errors import TutelageError
-from tutelage.measure.table import Row, Table
-from tutelage.models import Model
-from tutelage.run import write_json
+from tutelage.deploy.manifest import LABELS, PREPROCESS
+from tutelage.deploy.parity import Checked
+from tutelage.evaluation.compare import evaluate
+from tutelage.evaluation.table import Row, Table
+from tutelage.models.source import Model
 
 REPORT = "deploy.json"
 REJECTED = "rejected"  # the folder of files that failed
@@ -78,9 +78,9 @@ def export_model(
     model: Model,
     out: Path,
     *,
-    calibration: Part | None = None,
-    judges: Part | None = None,
-    test: Part | None = None,
+    calibration: Subset | None = None,
+    validation: Subset | None = None,
+    test: Subset | None = None,
     teacher: Model | None = None,
     int8: bool = True,
     max_drop: float = 1.0,
@@ -96,7 +96,7 @@ def export_model(
         model: with its trained weights.
         out: the directory; the files of an earlier export there are replaced.
         calibration: un-augmented training images, for int8. None: synthetic ones, for random weights only.
-        judges: labelled images, none of them in `test`, to quantise accuracy-aware by; None: `calibration`.
+        validation: labelled images, none of them in `test`, to quantise accuracy-aware by; None: `calibration`.
         test: images to report on; None: synthetic ones, and no accuracy.
         teacher: exported too, aside, so that the files have something like for like to be held against.
         int8: also quantised files.
@@ -108,26 +108,26 @@ def export_model(
         TutelageError: the extra ``deploy`` is not installed, the model cannot be exported, pretrained weights
             are to be int8 without images, or the place cannot be written.
     """
-    material = _material(model, calibration, judges, max_drop) if int8 else None
+    material = _material(model, calibration, validation, max_drop) if int8 else None
     with _aside(out) as stage:
         deployed = build(model, stage, material, provenance, say)
         with TemporaryDirectory() as elsewhere:
             first = [build(teacher, Path(elsewhere), material, say=say)] if teacher else []
             roles = ["teacher", ""] if teacher else [""]
-            lineup = Lineup([*first, deployed], test, BATCH, roles)
-            table = weigh(
-                lineup.models,
-                lineup.rows,
+            bench = Bench([*first, deployed], test, BATCH, roles)
+            table = evaluate(
+                bench.models,
+                bench.rows,
                 test,
                 batch_size=BATCH,
                 device="cpu",
-                answer=lineup.answer,
+                answer=bench.answer,
                 say=say,
             )
             say("files against PyTorch")
-            table = lineup.like_for_like(table)
-            checks = tuple(lineup.checked(table, deployed, max_drop))
-        images = lineup.part.images.name
+            table = bench.like_for_like(table)
+            checks = tuple(bench.checked(table, deployed, max_drop))
+        images = bench.subset.images.name
         notes = [*([calibrated(material)] if material else []), *(one.sentence(images) for one in checks)]
         report = DeployReport(out, Table(table.rows, [*table.notes, *notes]), checks, images)
         _publish(stage, deployed, report)
@@ -139,13 +139,15 @@ def _rejects(one: Checked) -> bool:
     return bool(one.complaint) and one.variant.arithmetic == "f32"
 
 
-def _material(model: Model, calibration: Part | None, judges: Part | None, max_drop: float) -> Material:
+def _material(
+    model: Model, calibration: Subset | None, validation: Subset | None, max_drop: float
+) -> Material:
     if calibration is None and model.pretrained:
         raise TutelageError(
             f"{model.spec}: int8 needs images to calibrate on; name some with --data KIND:WHERE, "
             "or leave it out with --no-int8"
         )
-    return Material(calibration or synthetic_part(MADE_UP), judges, max_drop)
+    return Material(calibration or synthetic_part(MADE_UP), validation, max_drop)
 
 
 @contextmanager
@@ -180,7 +182,7 @@ def _publish(stage: Path, deployed: Deployed, report: DeployReport) -> None:
                 _flush(file)
                 os.replace(file, folder / file.name)
     write_json(out / REPORT, report.record())
-    deployed.card.write(out)
+    deployed.manifest.write(out)
 
 
 def _flush(file: Path) -> None:

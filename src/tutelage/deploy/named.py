@@ -7,16 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.sources import open_for_evaluation
-from tutelage.data.splits import Part, Splits, make_splits, whole
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import entry, read_json, write_json
+from tutelage.core.recipe import ExportRecipe, Recipe, load_recipe
+from tutelage.core.run_dir import Run, write_digests
+from tutelage.data.sources.base import open_for_evaluation
+from tutelage.data.splits import Splits, Subset, make_splits, whole
+from tutelage.deploy.bench import images_of
 from tutelage.deploy.build import VARIANTS, Say
 from tutelage.deploy.export import DeployReport, export_model
-from tutelage.deploy.lineup import images_of
-from tutelage.errors import TutelageError
-from tutelage.measure.table import Row, Table
-from tutelage.models import Model, load_model, set_resolution
-from tutelage.recipe import ExportRecipe, Recipe, load_recipe
-from tutelage.run import Run, entry, read_json, write_digests, write_json
+from tutelage.evaluation.table import Row, Table
+from tutelage.models.source import Model
+from tutelage.models.timm import load_model, set_resolution
 
 SPEED = ("latency_ms", "latency_p10", "latency_p90", "images_per_s", "conditions")
 ROLES = {variant.role for variant in VARIANTS}
@@ -100,7 +102,7 @@ def export_run(
         load_model(f"{_name(recipe.student.model)}@{run.student}"),
         out or run.deploy,
         calibration=splits.train,
-        judges=splits.val,
+        validation=splits.val,
         test=splits.test,
         teacher=_teacher(run, recipe, say),
         int8=recipe.export.int8 if int8 is None else int8,
@@ -135,7 +137,7 @@ def _timed_alike(row: Row, speeds: dict[str, Row | None]) -> Row:
     return replace(row, **changes)
 
 
-def _images(data: str | None, int8: bool) -> tuple[Part | None, Part | None]:
+def _images(data: str | None, int8: bool) -> tuple[Subset | None, Subset | None]:
     """To calibrate int8 on, and to report on: all of them where nothing is calibrated."""
     if not data:
         return None, None
@@ -161,7 +163,7 @@ def _teacher(run: Run, recipe: Recipe, say: Say) -> Model | None:
         return None
     if wish.crop_pct is None:
         return model
-    return replace(model, input=replace(model.input, crop_pct=wish.crop_pct))
+    return replace(model, input_spec=replace(model.input_spec, crop_pct=wish.crop_pct))
 
 
 def _provenance(run: Run, recipe: Recipe, splits: Splits) -> dict[str, str]:

@@ -11,11 +11,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
+from tutelage.core.errors import TutelageError
 from tutelage.data.decode import SUFFIXES, decode, upright_rgb
-from tutelage.deploy.card import Card
+from tutelage.data.input_spec import eval_pixels, normalised
+from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.runtime import REMEDY, has_runtime, open_session
-from tutelage.errors import TutelageError
-from tutelage.inputs import eval_pixels, normalised
 
 Runtime = Literal["openvino", "onnxruntime"]
 Precision = Literal["int8", "fp32"]
@@ -97,13 +97,13 @@ class Predictor:
         folder = Path(directory)
         if not folder.is_dir():
             raise TutelageError(f"{folder}: no such directory; give one written by `tutelage export`")
-        self.card = Card.read(folder)
+        self.manifest = Manifest.read(folder)
         self.file = _choose(folder, runtime, precision)
         self._session = open_session(self.file, batch=1)
-        if self._session.num_classes != len(self.card.labels):
+        if self._session.num_classes != len(self.manifest.labels):
             raise TutelageError(
                 f"{self.file}: gives {self._session.num_classes} logits, labels.txt has "
-                f"{len(self.card.labels)} lines; export again"
+                f"{len(self.manifest.labels)} lines; export again"
             )
 
     def __call__(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Prediction]:
@@ -121,14 +121,16 @@ class Predictor:
 
     def logits(self, picture: Picture) -> np.ndarray:
         """Of one picture, float32 (C,)."""
-        spec = self.card.input
+        spec = self.manifest.input_spec
         return self._session(normalised(eval_pixels(_load(picture), spec), spec)[None])[0]
 
     def _predict(self, picture: Picture, top: int) -> Prediction:
         probabilities = _softmax(self.logits(picture))
         best = np.argsort(-probabilities, kind="stable")[: max(1, top)]
-        card = self.card
-        guesses = (Guess(card.labels[i], card.class_ids[i], int(i), float(probabilities[i])) for i in best)
+        manifest = self.manifest
+        guesses = (
+            Guess(manifest.labels[i], manifest.class_ids[i], int(i), float(probabilities[i])) for i in best
+        )
         return Prediction(_name(picture), tuple(guesses))
 
 

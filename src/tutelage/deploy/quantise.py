@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.data.input_spec import InputSpec, normalised
 from tutelage.deploy.convert import INPUT, quiet
-from tutelage.inputs import InputSpec, normalised
 
 RANKING = 100  # of the judges, how many rank the layers; each layer costs a pass over them
 
@@ -31,7 +31,7 @@ class Pictures:
 
 
 def quantise(
-    model: Any, calibration: Pictures, spec: InputSpec, judges: Pictures | None, max_drop: float
+    model: Any, calibration: Pictures, spec: InputSpec, validation: Pictures | None, max_drop: float
 ) -> Any:
     """Quantise weights and activations to int8.
 
@@ -42,23 +42,23 @@ def quantise(
         model: an ``onnx.ModelProto`` or an ``openvino.Model``; left as it is.
         calibration: whose activations give the ranges.
         spec: how the model wants its pictures.
-        judges: labelled images that the loss is measured on; None: plain quantisation, whatever it loses.
+        validation: labelled images that the loss is measured on; None: plain quantisation, whatever it loses.
         max_drop: points of top-1.
     """
     nncf: Any = importlib.import_module("nncf")
     feed = nncf.Dataset(list(calibration.pixels), lambda pixels: {INPUT: normalised(pixels[None], spec)})
     options = {"subset_size": len(calibration.pixels), **_options(model)}
     with _silent():
-        if judges is None:
+        if validation is None:
             return nncf.quantize(model, feed, **options)
         return nncf.quantize_with_accuracy_control(
             model,
             feed,
-            nncf.Dataset(list(zip(judges.pixels, judges.labels, strict=True))),
+            nncf.Dataset(list(zip(validation.pixels, validation.labels, strict=True))),
             _validation(spec),
             max_drop=max_drop / 100,
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-                ranking_subset_size=min(RANKING, len(judges.pixels))
+                ranking_subset_size=min(RANKING, len(validation.pixels))
             ),
             **options,
         )

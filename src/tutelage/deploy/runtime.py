@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from tutelage.errors import TutelageError
+from tutelage.core.errors import TutelageError
 
 Arithmetic = Literal["f32", "bf16"]
 RUNTIMES = {".xml": "openvino", ".onnx": "onnxruntime"}

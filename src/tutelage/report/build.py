@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tutelage.errors import TutelageError
-from tutelage.report.facts import Facts, read_facts
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json, write_bytes
+from tutelage.core.run_dir import Run
 from tutelage.report.page import Section, encode, render_page
+from tutelage.report.run_records import RunRecords, read_run_records
 from tutelage.report.sections import run_sections
 from tutelage.report.several import several_sections
-from tutelage.run import Run, read_json, write_bytes
 
 DIRECTORIES = ("*/recipe.yaml", "*/*/recipe.yaml")  # a study keeps its trials in a folder of their own
 
@@ -52,7 +53,7 @@ def contents(path: Path) -> tuple[str, list[Section]]:
     """
     runs, title = find_runs([path]), path.resolve().name
     if [run.path for run in runs] == [path]:
-        return title, run_sections(read_facts(runs[0]))
+        return title, run_sections(read_run_records(runs[0]))
     seeds = Run(path).seeds
     found = read_json(seeds) if seeds.exists() else None
     return title, several_sections(_all_facts(runs), title, path, found)
@@ -76,8 +77,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     return list(found.values())
 
 
-def _all_facts(runs: Sequence[Run]) -> list[Facts]:
-    return [read_facts(run, predictions=False) for run in runs]
+def _all_facts(runs: Sequence[Run]) -> list[RunRecords]:
+    return [read_run_records(run, predictions=False) for run in runs]
 
 
 def _write(path: Path, title: str, sections: Sequence[Section]) -> Path:

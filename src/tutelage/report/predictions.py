@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.errors import TutelageError
+from tutelage.core.errors import TutelageError
 
 BINS = 15  # of the reliability diagram, as in the expected calibration error
 LEAST = 5  # images in a bin that is drawn
@@ -89,10 +89,10 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often images of class `true` were called `said`: by each role."""
+    """How often images of class `true` were called `called`, by each role."""
 
     true: str
-    said: str
+    called: str
     n: int
     counts: dict[str, int]
 
@@ -180,12 +180,12 @@ def confusions(predictions: Predictions, role: str, limit: int) -> list[Confusio
     return [
         Confusion(
             predictions.classes[true],
-            predictions.classes[said],
+            predictions.classes[called],
             int(matrices[role][true].sum()),
-            {r: int(m[true, said]) for r, m in matrices.items()},
+            {r: int(m[true, called]) for r, m in matrices.items()},
         )
-        for true, said in pairs
-        if wrong[true, said] > 1
+        for true, called in pairs
+        if wrong[true, called] > 1
     ]
 
 

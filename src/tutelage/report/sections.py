@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tutelage.errors import TutelageError
-from tutelage.flat import flat
-from tutelage.inputs import InputSpec
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import flat
+from tutelage.data.input_spec import InputSpec
 from tutelage.report import plots, tables
-from tutelage.report.facts import Facts
 from tutelage.report.page import Section, embed, missing, render_section
 from tutelage.report.predictions import (
     Predictions,
@@ -24,6 +23,7 @@ from tutelage.report.predictions import (
     hardest_classes,
     reliability,
 )
+from tutelage.report.run_records import RunRecords
 from tutelage.report.style import NAMES, role_name
 
 CARDS = 12  # images of each kind
@@ -57,121 +57,123 @@ class Card:
     answers: Sequence[Answer]
 
 
-def run_sections(facts: Facts) -> list[Section]:
+def run_sections(records: RunRecords) -> list[Section]:
     """Every section of the page; those whose data are missing say how far the run got."""
     return [
-        _verdict(facts),
-        _comparison(facts),
-        _tradeoff(facts),
-        _training(facts),
-        _choice(facts),
-        _teacher(facts),
-        _classes(facts),
-        _images(facts),
-        _views(facts),
-        _checks(facts),
-        _record(facts),
+        _verdict(records),
+        _comparison(records),
+        _tradeoff(records),
+        _training(records),
+        _choice(records),
+        _teacher(records),
+        _classes(records),
+        _images(records),
+        _views(records),
+        _checks(records),
+        _record(records),
     ]
 
 
-def _verdict(facts: Facts) -> Section:
-    verdict = facts.verdict
+def _verdict(records: RunRecords) -> Section:
+    verdict = records.verdict
     outcome, heading = OUTCOMES.get(verdict.get("outcome", ""), ("", ""))
     return render_section(
         "verdict",
         "Verdict",
         "verdict.html.j2",
-        facts=facts,
-        who=_who(facts),
+        records=records,
+        who=_who(records),
         verdict=verdict,
         outcome=outcome,
         heading=heading,
         figure=embed(plots.intervals(verdict["pairs"])) if verdict.get("pairs") else None,
-        pairs=tables.pairs(facts),
+        pairs=tables.pairs(records),
     )
 
 
-def _who(facts: Facts) -> str:
-    recipe = facts.recipe
+def _who(records: RunRecords) -> str:
+    recipe = records.recipe
     models = ((recipe.get(who) or {}).get("model", "?") for who in ("student", "teacher"))
     student, teacher = map(tables.short_model, models)
     return f"{student}, taught by {teacher}, on {(recipe.get('data') or {}).get('train', '?')}"
 
 
-def _comparison(facts: Facts) -> Section:
+def _comparison(records: RunRecords) -> Section:
     id, title = "comparison", "Every model compared"
-    if not facts.rows:
-        return missing(id, title, f"Nothing has been measured on the test images yet: {facts.reached}.")
+    if not records.rows:
+        return missing(id, title, f"Nothing has been measured on the test images yet: {records.reached}.")
     return render_section(
         id,
         title,
         "comparison.html.j2",
-        sheet=tables.comparison(facts.rows),
-        caption=_measured_on(facts),
-        notes=tables.footnotes(facts.rows),
+        sheet=tables.comparison(records.rows),
+        caption=_measured_on(records),
+        notes=tables.footnotes(records.rows),
     )
 
 
-def _measured_on(facts: Facts) -> str:
-    row = facts.rows[0]
+def _measured_on(records: RunRecords) -> str:
+    row = records.rows[0]
     conditions = row.get("conditions") or {}
     words = {"device": "on {}", "threads": "threads: {}", "batch_size": "images/s in batches of {}"}
-    said = [f"Measured on {row['n']:,} test images" if row.get("n") else "Measured on the test images"]
-    said += [
+    predictions = [f"Measured on {row['n']:,} test images" if row.get("n") else "Measured on the test images"]
+    predictions += [
         pattern.format(conditions[key]) for key, pattern in words.items() if conditions.get(key) is not None
     ]
-    brackets = "; in brackets, its paired 95% interval" if any(r.get("paired") for r in facts.rows) else ""
+    brackets = "; in brackets, its paired 95% interval" if any(r.get("paired") for r in records.rows) else ""
     spread = ", below a latency its 10th and 90th percentile"
-    return f"{', '.join(said)}. Below a figure stands its change against the first row{brackets}{spread}."
+    return (
+        f"{', '.join(predictions)}. Below a figure stands its change against the first row{brackets}{spread}."
+    )
 
 
-def _tradeoff(facts: Facts) -> Section:
+def _tradeoff(records: RunRecords) -> Section:
     id, title = "tradeoff", "Size, speed and accuracy"
-    figures = {cost: plots.tradeoff(facts.rows, cost) for cost in ("latency_ms", "size_mb")}
+    figures = {cost: plots.tradeoff(records.rows, cost) for cost in ("latency_ms", "size_mb")}
     shown = {cost: embed(figure) for cost, figure in figures.items() if figure}
     if not shown:
-        return missing(id, title, f"Fewer than two models have been measured: {facts.reached}.")
+        return missing(id, title, f"Fewer than two models have been measured: {records.reached}.")
     return render_section(id, title, "tradeoff.html.j2", figures=shown)
 
 
 # --- training
 
 
-def _training(facts: Facts) -> Section:
+def _training(records: RunRecords) -> Section:
     id, title = "training", "Training"
-    trained = facts.stage("control") + facts.stage("distill")
-    fits = [row for row in facts.metrics if row["stage"].startswith(FITS)]
+    trained = records.stage("control") + records.stage("distill")
+    fits = [row for row in records.metrics if row["stage"].startswith(FITS)]
     if not trained and not fits:
-        return missing(id, title, f"No epoch has ended yet: {facts.reached}.")
-    levels = _levels(facts) if trained else {}
-    kept = _kept_at(facts)
-    figures = plots.curves(trained, facts.findings, kept, levels) if trained else {}
+        return missing(id, title, f"No epoch has ended yet: {records.reached}.")
+    levels = _levels(records) if trained else {}
+    kept = _kept_at(records)
+    figures = plots.curves(trained, records.findings, kept, levels) if trained else {}
     fitted = plots.curves(fits)["accuracy"] if fits else None
     return render_section(
         id,
         title,
         "training.html.j2",
-        facts=facts,
+        records=records,
         accuracy=embed(figures["accuracy"]) if figures else None,
         panels={name: embed(figures[name].update_layout(showlegend=False)) for name in list(figures)[1:]},
         fitted=embed(fitted) if fitted else None,
-        summary=_last_epoch(facts),
+        summary=_last_epoch(records),
         kept=kept,
-        findings=[_finding(f) for f in facts.findings],
+        findings=[_finding(f) for f in records.findings],
         sheet=tables.epochs(fits + trained),
     )
 
 
-def _levels(facts: Facts) -> dict[str, float]:
+def _levels(records: RunRecords) -> dict[str, float]:
     """Val top-1 of teacher and start, from the pre-flight."""
     who = {"teacher": "teacher", "start": "student"}
-    preflight = facts.preflight or {}
+    preflight = records.preflight or {}
     return {role: preflight[key]["val"]["top1"] for role, key in who.items() if key in preflight}
 
 
-def _kept_at(facts: Facts) -> dict[str, Any] | None:
+def _kept_at(records: RunRecords) -> dict[str, Any] | None:
     """The kept candidate with the epoch that its weights come from; a soup comes from several."""
-    kept, rows = facts.kept, facts.stage("distill")
+    kept, rows = records.kept, records.stage("distill")
     if not kept or not rows:
         return None
     best = max(rows, key=lambda row: row["val"]["top1"])["epoch"]
@@ -179,16 +181,16 @@ def _kept_at(facts: Facts) -> dict[str, Any] | None:
     return {**kept, "epoch": epochs.get(kept["source"])}
 
 
-def _last_epoch(facts: Facts) -> str:
-    said = []
+def _last_epoch(records: RunRecords) -> str:
+    predictions = []
     for stage, name in (("distill", "The distilled student"), ("control", "The labels-only control")):
-        rows = facts.stage(stage)
+        rows = records.stage(stage)
         if rows:
             last = rows[-1]
-            said.append(
+            predictions.append(
                 f"{name} ended epoch {last['epoch']} of {last['epochs']} with val top-1 {last['val']['top1']:.2f}%."
             )
-    return " ".join(said)
+    return " ".join(predictions)
 
 
 def _finding(finding: dict[str, Any]) -> dict[str, Any]:
@@ -205,18 +207,18 @@ def _brief(value: Any) -> str:
     return str(value)
 
 
-def _choice(facts: Facts) -> Section:
+def _choice(records: RunRecords) -> Section:
     id, title = "choice", "What was kept"
-    options = (facts.candidates or {}).get("candidates") or []
+    options = (records.candidates or {}).get("candidates") or []
     if not options:
-        return missing(id, title, f"No candidate has been weighed yet: {facts.reached}.")
-    metric = (facts.candidates or {}).get("metric", "top1")
+        return missing(id, title, f"No candidate has been weighed yet: {records.reached}.")
+    metric = (records.candidates or {}).get("metric", "top1")
     return render_section(
         id,
         title,
         "choice.html.j2",
         figure=embed(plots.candidates(options, metric)),
-        kept=facts.kept,
+        kept=records.kept,
         start=next((c for c in options if c["name"] == "start"), None),
         metric={"top1": "top-1", "nll": "NLL"}.get(metric, metric),
         sheet=tables.candidates(options),
@@ -226,16 +228,20 @@ def _choice(facts: Facts) -> Section:
 # --- the test images
 
 
-def _teacher(facts: Facts) -> Section:
+def _teacher(records: RunRecords) -> Section:
     id, title = "teacher", "Teacher and student"
-    said = facts.predictions
-    if said is None or "teacher" not in said.roles:
+    predictions = records.predictions
+    if predictions is None or "teacher" not in predictions.roles:
         return missing(
-            id, title, f"The models have not been asked about the test images yet: {facts.reached}."
+            id, title, f"The models have not been asked about the test images yet: {records.reached}."
         )
-    parts = [agreement(said, role) for role in ("start", "control", "distilled") if role in said.roles]
-    lines = [reliability(said, role) for role in NAMES if role in said.roles]
-    errors = {row["role"]: row["ece"] for row in facts.rows if row.get("ece") is not None}
+    parts = [
+        agreement(predictions, role)
+        for role in ("start", "control", "distilled")
+        if role in predictions.roles
+    ]
+    lines = [reliability(predictions, role) for role in NAMES if role in predictions.roles]
+    errors = {row["role"]: row["ece"] for row in records.rows if row.get("ece") is not None}
     return render_section(
         id,
         title,
@@ -247,17 +253,17 @@ def _teacher(facts: Facts) -> Section:
     )
 
 
-def _classes(facts: Facts) -> Section:
+def _classes(records: RunRecords) -> Section:
     id, title = "classes", "Class by class"
-    said = _both(facts)
-    if said is None:
-        return missing(id, title, f"There is no student to set against its start yet: {facts.reached}.")
-    names = class_names(said.classes)
-    changes = class_changes(said, "start", "distilled")
-    matrix = confusion_matrix(said, "distilled")
+    predictions = _both(records)
+    if predictions is None:
+        return missing(id, title, f"There is no student to set against its start yet: {records.reached}.")
+    names = class_names(predictions.classes)
+    changes = class_changes(predictions, "start", "distilled")
+    matrix = confusion_matrix(predictions, "distilled")
     chosen = hardest_classes(matrix, MATRIX_CLASSES)
     moved = any(c.change for c in changes)
-    called = [names[said.classes[i]] for i in chosen]
+    called = [names[predictions.classes[i]] for i in chosen]
     smallest, largest = min(c.n for c in changes), max(c.n for c in changes)
     return render_section(
         id,
@@ -269,40 +275,47 @@ def _classes(facts: Facts) -> Section:
         change_sheet=tables.class_changes(changes, names),
         confusion=embed(plots.confusion(matrix[chosen][:, chosen], called)),
         shown=len(chosen),
-        total=len(said.classes),
-        mistakes=tables.confusions(confusions(said, "distilled", CONFUSIONS), names),
+        total=len(predictions.classes),
+        mistakes=tables.confusions(confusions(predictions, "distilled", CONFUSIONS), names),
     )
 
 
-def _images(facts: Facts) -> Section:
+def _images(records: RunRecords) -> Section:
     id, title = "images", "Images that changed"
-    said = _both(facts)
-    if said is None:
-        return missing(id, title, f"There is no student to set against its start yet: {facts.reached}.")
-    chosen = greatest_changes(said, "start", "distilled", CARDS)
-    total = {kind: len(v) for kind, v in greatest_changes(said, "start", "distilled", len(said)).items()}
+    predictions = _both(records)
+    if predictions is None:
+        return missing(id, title, f"There is no student to set against its start yet: {records.reached}.")
+    chosen = greatest_changes(predictions, "start", "distilled", CARDS)
+    total = {
+        kind: len(v)
+        for kind, v in greatest_changes(predictions, "start", "distilled", len(predictions)).items()
+    }
     try:
-        cards = {kind: _cards(facts, said, positions.tolist()) for kind, positions in chosen.items()}
+        cards = {kind: _cards(records, predictions, positions.tolist()) for kind, positions in chosen.items()}
     except TutelageError as error:
         return missing(id, title, f"The test images cannot be read: {error}")
     return render_section(id, title, "images.html.j2", cards=cards, total=total)
 
 
-def _both(facts: Facts) -> Predictions | None:
-    said = facts.predictions
-    return said if said is not None and {"start", "distilled"} <= said.roles.keys() else None
+def _both(records: RunRecords) -> Predictions | None:
+    predictions = records.predictions
+    return (
+        predictions
+        if predictions is not None and {"start", "distilled"} <= predictions.roles.keys()
+        else None
+    )
 
 
-def _cards(facts: Facts, said: Predictions, positions: Sequence[int]) -> list[Card]:
+def _cards(records: RunRecords, predictions: Predictions, positions: Sequence[int]) -> list[Card]:
     from tutelage.data.decode import UnreadableImage
     from tutelage.report.thumbnails import picture
 
-    part = _splits(facts.recipe_text).test
+    part = _splits(records.recipe_text).test
     place = {id: position for position, id in enumerate(part.ids)}
-    names = class_names(said.classes)
+    names = class_names(predictions.classes)
     cards = []
     for position in positions:
-        id, label = str(said.ids[position]), int(said.labels[position])
+        id, label = str(predictions.ids[position]), int(predictions.labels[position])
         if id not in place:
             raise TutelageError(f"{part.images.name}: has no image {id!r} any more")
         try:
@@ -312,28 +325,28 @@ def _cards(facts: Facts, said: Predictions, positions: Sequence[int]) -> list[Ca
         answers = [
             Answer(
                 role,
-                names[said.classes[said.roles[role].first[position]]],
-                100 * float(said.roles[role].prob[position, 0]),
-                bool(said.roles[role].first[position] == label),
+                names[predictions.classes[predictions.roles[role].first[position]]],
+                100 * float(predictions.roles[role].prob[position, 0]),
+                bool(predictions.roles[role].first[position] == label),
             )
             for role in ("start", "distilled", "teacher")
-            if role in said.roles
+            if role in predictions.roles
         ]
-        cards.append(Card(shown, id, names[said.classes[label]], answers))
+        cards.append(Card(shown, id, names[predictions.classes[label]], answers))
     return cards
 
 
-def _views(facts: Facts) -> Section:
+def _views(records: RunRecords) -> Section:
     id, title = "views", "What the models saw"
-    preflight = facts.preflight or {}
+    preflight = records.preflight or {}
     inputs = {who: (preflight.get(who) or {}).get("input") for who in ("teacher", "student")}
     if not all(inputs.values()):
         return missing(
-            id, title, f"It is not recorded yet how the models want their images: {facts.reached}."
+            id, title, f"It is not recorded yet how the models want their images: {records.reached}."
         )
     specs = {who: InputSpec.from_dict(values) for who, values in inputs.items() if values}
     try:
-        rows = _contact_sheet(facts.recipe_text, tuple(specs.values()))
+        rows = _contact_sheet(records.recipe_text, tuple(specs.values()))
     except TutelageError as error:
         return missing(id, title, f"The training images cannot be read: {error}")
     names = class_names([row.label for row in rows])
@@ -358,7 +371,7 @@ def _splits(recipe_text: str) -> Any:
 def _recipe(text: str) -> Any:
     import yaml
 
-    from tutelage.recipe import parse_recipe
+    from tutelage.core.recipe import parse_recipe
 
     return parse_recipe(yaml.safe_load(text), where="recipe.yaml")
 
@@ -366,17 +379,17 @@ def _recipe(text: str) -> Any:
 # --- what it was made with
 
 
-def _checks(facts: Facts) -> Section:
+def _checks(records: RunRecords) -> Section:
     id, title = "checks", "Checked before training"
-    if facts.preflight is None:
-        return missing(id, title, f"The pre-flight has not been made yet: {facts.reached}.")
+    if records.preflight is None:
+        return missing(id, title, f"The pre-flight has not been made yet: {records.reached}.")
     return render_section(
         id,
         title,
         "checks.html.j2",
-        preflight=facts.preflight,
-        rates=_rates(facts.preflight),
-        resolutions=facts.preflight.get("resolutions") or [],
+        preflight=records.preflight,
+        rates=_rates(records.preflight),
+        resolutions=records.preflight.get("resolutions") or [],
         duration=tables.duration,
     )
 
@@ -392,18 +405,18 @@ def _rates(preflight: dict[str, Any]) -> str:
     return "; ".join(found)
 
 
-def _record(facts: Facts) -> Section:
-    versions = dict(facts.versions or {})
+def _record(records: RunRecords) -> Section:
+    versions = dict(records.versions or {})
     machine = versions.pop("machine", None) or {}
     command, started, _ = (versions.pop(key, "") for key in ("command", "started", "seeds"))
     return render_section(
         "record",
         "Recipe, versions, machine, times",
         "record.html.j2",
-        facts=facts,
-        settings=tables.settings(facts.recipe),
-        times=tables.times(facts),
-        total=tables.duration(facts.seconds),
+        records=records,
+        settings=tables.settings(records.recipe),
+        times=tables.times(records),
+        total=tables.duration(records.seconds),
         packages=versions,
         machine=machine,
         command=command,

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.flat import flat
+from tutelage.core.recipe import flat
 from tutelage.report import plots
-from tutelage.report.facts import Facts
 from tutelage.report.page import Section, embed, missing, render_section
+from tutelage.report.run_records import RunRecords
 from tutelage.report.tables import ABSENT, Cell, Sheet, duration, number, short_model, signed, value
 
 UNTOLD = ("name", "track", "export", "targets.directory")  # keys that change nothing in what is compared
 
 
 def several_sections(
-    runs: Sequence[Facts], title: str, folder: Path, seeds: Mapping[str, Any] | None = None
+    runs: Sequence[RunRecords], title: str, folder: Path, seeds: Mapping[str, Any] | None = None
 ) -> list[Section]:
     """Every section of the page.
 
@@ -40,31 +40,31 @@ def several_sections(
     ]
 
 
-def run_names(runs: Sequence[Facts]) -> dict[Path, str]:
+def run_names(runs: Sequence[RunRecords]) -> dict[Path, str]:
     """A short name for each run's path: its directory's, with as many parents as tell it apart."""
-    paths = {facts.run.path: facts.run.path.resolve().parts for facts in runs}
+    paths = {records.run.path: records.run.path.resolve().parts for records in runs}
     depth = 1
     while depth < 8 and len({parts[-depth:] for parts in paths.values()}) < len(paths):
         depth += 1
     return {path: "/".join(parts[-depth:]) for path, parts in paths.items()}
 
 
-def _rank(facts: Facts) -> tuple[bool, float]:
+def _rank(records: RunRecords) -> tuple[bool, float]:
     """Best on val first, by the figure that its recipe chooses by; runs that chose nothing yet are last."""
-    if facts.kept is None:
+    if records.kept is None:
         return True, 0.0
-    nll = (facts.candidates or {}).get("metric") == "nll"
-    return False, facts.kept["val"]["nll"] if nll else -facts.kept["val"]["top1"]
+    nll = (records.candidates or {}).get("metric") == "nll"
+    return False, records.kept["val"]["nll"] if nll else -records.kept["val"]["top1"]
 
 
-def _val(facts: Facts, metric: str) -> float | None:
-    return facts.kept["val"][metric] if facts.kept else None
+def _val(records: RunRecords, metric: str) -> float | None:
+    return records.kept["val"][metric] if records.kept else None
 
 
 def _head(
-    runs: Sequence[Facts], names: Mapping[Path, str], title: str, seeds: Mapping[str, Any] | None
+    runs: Sequence[RunRecords], names: Mapping[Path, str], title: str, seeds: Mapping[str, Any] | None
 ) -> Section:
-    outcomes = [facts.verdict.get("outcome") for facts in runs]
+    outcomes = [records.verdict.get("outcome") for records in runs]
     best = runs[0] if runs[0].kept else None
     return render_section(
         "verdict",
@@ -77,12 +77,12 @@ def _head(
         unfinished=[(names[f.run.path], f.reached) for f in runs if not f.finished],
         best=best,
         best_name=names[best.run.path] if best else "",
-        damaged=[line for facts in runs for line in facts.damaged],
+        damaged=[line for records in runs for line in records.damaged],
     )
 
 
-def _table(runs: Sequence[Facts], names: Mapping[Path, str], folder: Path, best: bool) -> Section:
-    lines = [_line(facts, names[facts.run.path], folder) for facts in runs]
+def _table(runs: Sequence[RunRecords], names: Mapping[Path, str], folder: Path, best: bool) -> Section:
+    lines = [_line(records, names[records.run.path], folder) for records in runs]
     columns = [
         "Run",
         "Verdict",
@@ -99,30 +99,30 @@ def _table(runs: Sequence[Facts], names: Mapping[Path, str], folder: Path, best:
     return render_section("runs", "Every run", "several_runs.html.j2", sheet=sheet)
 
 
-def _line(facts: Facts, name: str, folder: Path) -> list[Cell]:
-    rows = {row["role"]: row for row in facts.rows}
-    report = facts.run.report.resolve()
+def _line(records: RunRecords, name: str, folder: Path) -> list[Cell]:
+    rows = {row["role"]: row for row in records.rows}
+    report = records.run.report.resolve()
     link = Path(os.path.relpath(report, folder.resolve())).as_posix() if report.exists() else ""
-    state = facts.verdict.get("outcome") or "unfinished"
+    state = records.verdict.get("outcome") or "unfinished"
     return [
         Cell(name, name, link=link),
         Cell(state, state),
-        Cell((facts.kept or {}).get("name", ABSENT)),
-        number(_val(facts, "top1"), 2),
-        number(_val(facts, "nll"), 3),
-        _difference(facts, "start"),
-        _difference(facts, "control"),
+        Cell((records.kept or {}).get("name", ABSENT)),
+        number(_val(records, "top1"), 2),
+        number(_val(records, "nll"), 3),
+        _difference(records, "start"),
+        _difference(records, "control"),
         *(number((rows.get(role) or {}).get("top1"), 2) for role in ("distilled", "start", "teacher")),
-        Cell(duration(facts.seconds), facts.seconds),
+        Cell(duration(records.seconds), records.seconds),
     ]
 
 
-def _pair(facts: Facts, old: str) -> dict[str, Any] | None:
-    return next((p for p in facts.verdict.get("pairs") or [] if p["old"] == old), None)
+def _pair(records: RunRecords, old: str) -> dict[str, Any] | None:
+    return next((p for p in records.verdict.get("pairs") or [] if p["old"] == old), None)
 
 
-def _difference(facts: Facts, old: str) -> Cell:
-    pair = _pair(facts, old)
+def _difference(records: RunRecords, old: str) -> Cell:
+    pair = _pair(records, old)
     if pair is None:
         return Cell(ABSENT)
     interval = f"[{signed(pair['low'])}, {signed(pair['high'])}]"
@@ -130,7 +130,7 @@ def _difference(facts: Facts, old: str) -> Cell:
 
 
 def _differences(
-    runs: Sequence[Facts], names: Mapping[Path, str], seeds: Mapping[str, Any] | None
+    runs: Sequence[RunRecords], names: Mapping[Path, str], seeds: Mapping[str, Any] | None
 ) -> Section:
     id, title = "differences", "Differences on the test images"
     figures = {}
@@ -144,14 +144,14 @@ def _differences(
     return render_section(id, title, "several_differences.html.j2", figures=figures)
 
 
-def _tradeoff(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
+def _tradeoff(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
     """Every distilled student and file; teachers and starts once each."""
     id, title = "tradeoff", "Size, speed and accuracy"
     rows: dict[str, Mapping[str, Any]] = {}
-    for facts in runs:
-        for row in facts.rows:
+    for records in runs:
+        for row in records.rows:
             role = row["role"]
-            whose = short_model(row["model"]) if role in {"teacher", "start"} else names[facts.run.path]
+            whose = short_model(row["model"]) if role in {"teacher", "start"} else names[records.run.path]
             if role != "control":
                 rows.setdefault(whose if role == "distilled" else f"{whose}, {role}", row)
     found = {
@@ -163,7 +163,7 @@ def _tradeoff(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
     return render_section(id, title, "tradeoff.html.j2", figures=shown)
 
 
-def _curves(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
+def _curves(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
     id, title = "training", "Training"
     rows = {names[f.run.path]: f.stage("distill") for f in runs if f.stage("distill")}
     if not rows:
@@ -173,7 +173,7 @@ def _curves(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
     return render_section(id, title, "several_training.html.j2", figure=figure, best=best)
 
 
-def _settings(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
+def _settings(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
     id, title = "settings", "What differs"
     recipes = {names[f.run.path]: flat(f.recipe) for f in runs}
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
@@ -182,9 +182,9 @@ def _settings(runs: Sequence[Facts], names: Mapping[Path, str]) -> Section:
     if not differing:
         return missing(id, title, "The recipes are the same.")
     lines = []
-    for facts in runs:
-        name = names[facts.run.path]
-        figures = [number(_val(facts, "top1"), 2), _difference(facts, "start")]
+    for records in runs:
+        name = names[records.run.path]
+        figures = [number(_val(records, "top1"), 2), _difference(records, "start")]
         lines.append(
             [Cell(name, name), *figures, *(_setting(recipes[name].get(key, ABSENT)) for key in differing)]
         )

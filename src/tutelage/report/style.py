@@ -54,11 +54,11 @@ def text(value: Any, limit: int = 0) -> str:
     Direction is isolated, so that a right-to-left name leaves its surroundings alone; longer than `limit`
     characters (0: any) is cut with an ellipsis.
     """
-    said = " ".join(str(value).split())
-    if limit and len(said) > limit:
-        said = said[: limit - 1] + "…"
-    escaped = html.escape(said, quote=False)
-    return escaped if said.isascii() else f"\u2068{escaped}\u2069"
+    predictions = " ".join(str(value).split())
+    if limit and len(predictions) > limit:
+        predictions = predictions[: limit - 1] + "…"
+    escaped = html.escape(predictions, quote=False)
+    return escaped if predictions.isascii() else f"\u2068{escaped}\u2069"
 
 
 def figure(height: int = 320, **layout: Any) -> go.Figure:

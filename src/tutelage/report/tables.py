@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tutelage.flat import flat
-from tutelage.measure.table import FIGURES, Figure, Row, Table
-from tutelage.recipe import Recipe
-from tutelage.report.facts import Facts
+from tutelage.core.recipe import Recipe, flat
+from tutelage.evaluation.table import FIGURES, Figure, Row, Table
 from tutelage.report.predictions import ClassChange, Confusion
+from tutelage.report.run_records import RunRecords
 from tutelage.report.style import NAMES, role_name
 
 ABSENT = "–"
@@ -58,10 +57,10 @@ def footnotes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return Table([Row.from_dict(row) for row in named]).footnotes()
 
 
-def pairs(facts: Facts) -> Sheet:
+def pairs(records: RunRecords) -> Sheet:
     """The paired differences in figures."""
     lines = []
-    for pair in facts.verdict.get("pairs") or []:
+    for pair in records.verdict.get("pairs") or []:
         interval = f"{signed(pair['low'])} to {signed(pair['high'])}"
         lines.append(
             [
@@ -138,7 +137,7 @@ def confusions(pairs: Sequence[Confusion], names: Mapping[str, str]) -> Sheet:
     lines = [
         [
             _class(p.true, names),
-            _class(p.said, names),
+            _class(p.called, names),
             number(p.n, 0),
             *(number(p.counts[role], 0) for role in roles),
         ]
@@ -158,12 +157,12 @@ def settings(recipe: Mapping[str, Any]) -> Sheet:
     return Sheet(["Key", "Value", "Default"], lines, words=frozenset({1, 2}))
 
 
-def times(facts: Facts) -> Sheet:
+def times(records: RunRecords) -> Sheet:
     """How long each stage trained."""
-    stages = list(dict.fromkeys(row["stage"] for row in facts.metrics))
+    stages = list(dict.fromkeys(row["stage"] for row in records.metrics))
     lines = []
     for stage in stages:
-        rows = facts.stage(stage)
+        rows = records.stage(stage)
         seconds = sum(row.get("seconds") or 0 for row in rows)
         speed = sum(row.get("images_per_s") or 0 for row in rows) / len(rows)
         lines.append(

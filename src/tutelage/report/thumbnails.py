@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tutelage.core.recipe import Recipe
 from tutelage.data.decode import UnreadableImage
+from tutelage.data.input_spec import InputSpec
 from tutelage.data.mix import draw_mix
-from tutelage.data.splits import Part
+from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy, view_seed
-from tutelage.inputs import InputSpec
-from tutelage.recipe import Recipe
 
 SIDE = 128  # pixels of a thumbnail's longer side
 SMALL = 48  # a picture no larger is kept as it is, so that its pixels are seen
@@ -57,23 +57,23 @@ def picture(image: Image.Image, side: int = SIDE) -> Picture:
 
 
 def contact_sheet(
-    part: Part, recipe: Recipe, specs: Sequence[InputSpec], images: int = 6, draws: int = 4
+    subset: Subset, recipe: Recipe, specs: Sequence[InputSpec], images: int = 6, draws: int = 4
 ) -> list[SheetRow]:
     """Views of some training images, as each model is given them; mixed where the recipe mixes.
 
     Args:
-        part: the training part.
+        subset: the training part.
         recipe: of the views and the seed.
         specs: one for each model.
         images: how many, spread over the part; those that cannot be decoded are left out.
         draws: views of each.
     """
-    found = _readable(part, np.unique(np.linspace(0, len(part) - 1, images).astype(int)).tolist())
-    batches = [_drawn(part, found, recipe, specs, draw) for draw in range(draws)]
+    found = _readable(subset, np.unique(np.linspace(0, len(subset) - 1, images).astype(int)).tolist())
+    batches = [_drawn(subset, found, recipe, specs, draw) for draw in range(draws)]
     return [
         SheetRow(
-            name=part.id(position),
-            label=part.classes[part.labels[position]] if part.labels[position] >= 0 else "",
+            name=subset.id(position),
+            label=subset.classes[subset.labels[position]] if subset.labels[position] >= 0 else "",
             original=picture(image),
             views=[tuple(picture(Image.fromarray(pixels[row])) for pixels in batch) for batch in batches],
         )
@@ -81,20 +81,20 @@ def contact_sheet(
     ]
 
 
-def _readable(part: Part, positions: Sequence[int]) -> dict[int, Image.Image]:
+def _readable(subset: Subset, positions: Sequence[int]) -> dict[int, Image.Image]:
     found = {}
     for position in positions:
         with suppress(UnreadableImage):
-            found[position] = part.image(position)
+            found[position] = subset.image(position)
     return found
 
 
 def _drawn(
-    part: Part, images: Mapping[int, Image.Image], recipe: Recipe, specs: Sequence[InputSpec], draw: int
+    subset: Subset, images: Mapping[int, Image.Image], recipe: Recipe, specs: Sequence[InputSpec], draw: int
 ) -> list[np.ndarray]:
     """One view of every image for every model: uint8 (images, height, width, 3) each."""
     policy = ViewPolicy(recipe.view)
-    seeds = {position: view_seed(recipe.train.seed, part.id(position), draw) for position in images}
+    seeds = {position: view_seed(recipe.train.seed, subset.id(position), draw) for position in images}
     views = {position: policy.draw(images[position].size, seeds[position]) for position in images}
     mix = draw_mix(recipe.view, len(images), draw)
     batches = []

@@ -1,0 +1,355 @@
+"""The recipe: everything that decides what a run does, one pydantic model per component.
+
+A recipe is read from YAML, changed by dotted overrides (``train.epochs=5``) and written back with all
+defaults spelled out. Unknown keys are refused with the nearest right name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from tutelage.core.errors import TutelageError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Component(BaseModel):
+    """Base of every part of a recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FitRecipe(Component):
+    """How a model is first fitted to the user's data with hard labels (the teacher, or a new head)."""
+
+    epochs: Annotated[int, Field(ge=0)] = 3
+    lr: Positive = 3e-4
+    weight_decay: NonNegative = 0.01
+    label_smoothing: Fraction = 0.0
+    mixed: bool = False  # mixup and cutmix of the view, off by default: soft targets want a sharp teacher
+
+
+# YAML 1.1 reads a bare no as false
+Fit = Annotated[FitRecipe | Literal["auto", "no"], BeforeValidator(lambda fit: "no" if fit is False else fit)]
+
+
+class TeacherRecipe(Component):
+    """Who teaches."""
+
+    model: str = "tf_efficientnet_lite2"  # NAME@WEIGHTS
+    others: tuple[str, ...] = ()  # further teachers; the student learns from the mean of their probabilities
+    resolution: Annotated[int, Field(ge=16)] | Literal["own", "best"] = "own"  # pixels; best: probed on val
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # of the evaluation crop; null: the model's own
+    )
+    fit: Fit = "auto"  # auto: fitted where its head is new to the data
+
+
+class StudentRecipe(Component):
+    """Who learns."""
+
+    model: str = "tf_efficientnet_lite0"  # NAME@WEIGHTS
+    resolution: Annotated[int, Field(ge=16)] | Literal["own"] = "own"  # pixels
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # of the evaluation crop; null: the model's own
+    )
+    dropout: Fraction | None = None  # in the head; null: the model's own
+    head_fit: Fit = "auto"  # a new head alone, before anything is compared
+
+
+class DataRecipe(Component):
+    """Which images, and how they are parted. Sources are named KIND:WHERE."""
+
+    train: str = "digits"
+    val: str | None = None  # chooses; null: the train source's own val part, else val_fraction of train
+    test: str | None = None  # reports; null: its own test or val part, else test_fraction of train
+    unlabelled: str | None = None  # further images, used for the teacher's targets only
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # stratified
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # stratified
+    split_seed: int = 0
+    limit: Annotated[int, Field(ge=1)] | None = None  # at most so many images of each part
+    max_bad_images: Annotated[int, Field(ge=0)] = 10  # images that cannot be decoded, before the run stops
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # loader processes
+    cache: bool = True  # keep decoded, resized images on disk, so that an epoch decodes no JPEG
+    cache_mb: Positive = 20_000  # upper bound on that
+
+
+class ViewRecipe(Component):
+    """Augmentation. A view is a pure function of (image, seed); every entry can be switched off."""
+
+    crop_scale: tuple[Share, Share] = (0.35, 1.0)  # area of the crop; (1, 1): the whole image
+    crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)  # width over height
+    flip: Fraction = 0.5  # probability
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # degrees, uniformly to either side
+    blur: Fraction = 0.0  # probability of a Gaussian blur
+    greyscale: Fraction = 0.0  # probability
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.0  # strength of brightness, contrast, saturation jitter
+    cutout: Fraction = 0.0  # probability of one erased square
+    mixup: NonNegative = 0.0  # alpha of the Beta distribution; 0: off
+    cutmix: NonNegative = 0.0  # alpha of the Beta distribution; 0: off
+    mix_probability: Fraction = 1.0  # share of batches mixed, when mixup or cutmix is on
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ascending(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[0] > bounds[1]:
+            raise ValueError(f"give the lower bound first, not {list(bounds)}")
+        return bounds
+
+
+class LossRecipe(Component):
+    """What the student is asked to match: weight * kd + label_weight * cross-entropy."""
+
+    name: str = "kl"
+    temperature: Positive = 2.0
+    weight: NonNegative = 1.0
+    label_weight: NonNegative = 0.5
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the hard labels
+    options: dict[str, float] = Field(default_factory=dict)  # the loss's own, e.g. {beta: 8} for dkd
+
+
+class TrainRecipe(Component):
+    """The loop."""
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=2)] = 64  # over all processes
+    optimizer: str = "adamw"  # any of timm's
+    lr: Positive = 3e-4
+    min_lr: NonNegative = 0.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_epochs: NonNegative = 0.5
+    momentum: Fraction = 0.9  # for optimizers that have it
+    weight_decay: NonNegative = 0.05
+    clip_grad: Positive | None = None  # largest gradient norm
+    from_scratch: bool = False  # forget the student's pretrained weights
+    frozen_batchnorm: bool = False  # keep the running statistics of the start
+    l2_sp: NonNegative = 0.0  # decay towards the starting weights (Li 2018)
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # lr factor from a layer to the one below
+    head_warmup_epochs: Annotated[int, Field(ge=0)] = 0  # only the head learns at first
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.995  # decay per step of the moving average; 0: none
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: the faster of a few measured steps
+    checkpoint_minutes: NonNegative = 5.0  # at most so long between two checkpoints; each epoch has one
+    max_bad_steps: Annotated[int, Field(ge=0)] = 20  # steps with a loss that is not finite, before it stops
+    seed: int = 0
+
+
+class ChooseRecipe(Component):
+    """Which candidate is kept. The choice is made on val, and the start is always a candidate."""
+
+    metric: Literal["top1", "nll"] = "top1"
+    interpolate: bool = True  # WiSE-FT, between the start and each trained candidate
+    soup: bool = True  # greedy average of the candidates
+
+
+class PreflightRecipe(Component):
+    """What is checked before the first step."""
+
+    allow_weak_teacher: bool = False  # go on with a teacher near chance or worse than the student
+    probe_resolutions: bool = False  # measure both models at neighbouring resolutions too
+
+
+class TargetsRecipe(Component):
+    """Where the teacher's outputs come from."""
+
+    mode: Literal["live", "cached"] = "live"
+    views: Annotated[int, Field(ge=1)] | None = None  # distinct views an image; null: one an epoch
+    top_k: Annotated[int, Field(ge=1)] | None = None  # keep only the largest, and the mass of the rest
+    directory: str | None = None  # of targets and decoded images, shared between runs; null: the run's own
+
+
+class ExportRecipe(Component):
+    """The deployed files."""
+
+    enabled: bool = False
+    int8: bool = True
+    max_drop: NonNegative = 1.0  # points of top-1 a file may lose against PyTorch on test
+
+
+def _as_model(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class Recipe(Component):
+    """The whole configuration of a run."""
+
+    name: str | None = None  # of the run directory; null: made from the models' names
+    teacher: Annotated[TeacherRecipe, BeforeValidator(_as_model)] = TeacherRecipe()
+    student: Annotated[StudentRecipe, BeforeValidator(_as_model)] = StudentRecipe()
+    data: DataRecipe = DataRecipe()
+    view: ViewRecipe = ViewRecipe()
+    loss: LossRecipe = LossRecipe()
+    train: TrainRecipe = TrainRecipe()
+    targets: TargetsRecipe = TargetsRecipe()
+    preflight: PreflightRecipe = PreflightRecipe()
+    choose: ChooseRecipe = ChooseRecipe()
+    export: ExportRecipe = ExportRecipe()
+    control: bool = True  # also train with hard labels only, on the same budget
+    track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Recipe:
+        if self.loss.weight == 0 and self.loss.label_weight == 0:
+            raise ValueError("loss.weight and loss.label_weight are both 0: there is nothing to learn from")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_cached(self) -> Recipe:
+        if self.targets.mode == "live":
+            return self
+        if self.view.mixup or self.view.cutmix:
+            raise ValueError(
+                "targets.mode=cached: a mixed image's partner changes with the order of the batch, so its target "
+                "cannot be kept; set view.mixup and view.cutmix to 0, or targets.mode=live"
+            )
+        if self.targets.top_k and self.loss.name != "kl":
+            raise ValueError(
+                f"targets.top_k: only loss.name=kl can do with the largest classes, not {self.loss.name}; "
+                "leave targets.top_k out"
+            )
+        return self
+
+
+def load_recipe(path: Path | None, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply dotted overrides.
+
+    Args:
+        path: a YAML file, or None for the defaults.
+        overrides: ``key.key=value`` each; values are read as YAML (``train.lr=1e-4``, ``track=[mlflow]``).
+
+    Raises:
+        TutelageError: names the file and the key, and the nearest right name of an unknown key.
+    """
+    tree = read_yaml(path) if path else {}
+    for override in overrides or []:
+        apply_override(tree, override)
+    return parse_recipe(tree, where=str(path) if path else "recipe")
+
+
+def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a plain dictionary; errors become one line that names the key."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise TutelageError(f"{where}: {first_error(error)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every default spelled out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; an empty file is an empty one.
+
+    Raises:
+        TutelageError: it is missing, unreadable or something else.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TutelageError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TutelageError(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise TutelageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise TutelageError(
+            f"{path}: a recipe is a mapping of keys to values, this is a {type(tree).__name__}"
+        )
+    return tree
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Change a recipe's tree by one ``key.key=value``; the value is read as YAML.
+
+    Raises:
+        TutelageError: it is not of that form.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise TutelageError(f"override {override!r}: write it as key.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise TutelageError(f"override {override!r}: the value is not YAML") from None
+    set_key(tree, key, value)
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a recipe's tree, making the mappings on the way."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = tree.get(parent)
+        if not isinstance(child, dict):
+            child = _as_model(child) if parent in {"teacher", "student"} and isinstance(child, str) else {}
+            tree[parent] = child
+        tree = child
+    tree[last] = _number(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-4`` as text; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def first_error(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
+    """What is wrong first, in one line that names the key and, of an unknown one, the nearest of `root`'s."""
+    errors = error.errors(include_url=False)
+    # a misspelt key is also missed where it should be: say what was written
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest(first['loc'], root)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
+def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
+    names = _fields_at(location[:-1], root)
+    close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.0)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _fields_at(parents: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    for parent in parents:
+        field = model.model_fields.get(str(parent))
+        if field is None:  # the tag of a union's member, e.g. FitRecipe
+            continue
+        options = [field.annotation, *get_args(field.annotation)]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def flat(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """``{"train": {"lr": 1}}`` as ``{"train.lr": 1}``; an empty mapping stays one."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= {f"{key}{separator}{inner}": entry for inner, entry in flat(value, separator).items()}
+        else:
+            found[key] = value
+    return found

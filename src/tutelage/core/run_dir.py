@@ -1,0 +1,126 @@
+"""The run directory: the only place that knows its file names."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import digest, unwritable, write_json
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]{0,120}")
+
+
+class Run:
+    """One run's directory. Every file in it is written aside and renamed, so none is ever half there.
+
+    Attributes:
+        path: the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.versions = path / "versions.json"
+        self.splits = path / "splits.json"
+        self.preflight = path / "preflight.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.teacher = path / "teacher.safetensors"
+        self.start = path / "start.safetensors"
+        self.control = path / "control.safetensors"
+        self.student = path / "student.safetensors"
+        self.candidates = path / "candidates.json"
+        self.speed = path / "speed.json"
+        self.comparison = path / "comparison.json"
+        self.seeds = path / "seeds.json"
+        self.predictions = path / "predictions.npz"
+        self.diagnosis = path / "diagnosis.json"
+        self.deploy = path / "deploy"
+        self.digests = path / "digests.json"
+        self.lock = path / ".lock"
+        self.report = path / "report.html"
+        self.cache = path / "cache"
+        self.tensorboard = path / "tensorboard"
+        self.mlflow = path / "mlflow"
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> Run:
+        """Make a new run directory ``root/name``.
+
+        Raises:
+            TutelageError: the name is a path, or the directory exists, or it cannot be written.
+        """
+        if not NAME.fullmatch(name):
+            raise TutelageError(f"run name {name!r}: use letters, digits and . _ - + @ = only, not a path")
+        path = root / name
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        except FileExistsError:
+            if not _unbegun(path):
+                raise TutelageError(
+                    f"{path}: this run exists; go on with `tutelage resume {path}` or take another --name"
+                ) from None
+        except OSError as error:
+            raise TutelageError(f"{path}: cannot be made ({error.strerror})") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run directory.
+
+        Raises:
+            TutelageError: it is no run directory.
+        """
+        run = cls(path)
+        if not run.recipe.is_file():
+            raise TutelageError(f"{path}: not a run directory (it has no recipe.yaml)")
+        return run
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from working on the same run; what a killed one left half-written goes.
+
+        Raises:
+            TutelageError: another process is at work on it, or it cannot be written.
+        """
+        try:
+            lock = open(self.lock, "w")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls when this process dies, however
+            except BlockingIOError:
+                raise TutelageError(
+                    f"{self.path}: another process is at work on this run; wait for it or stop it"
+                ) from None
+            for aside in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
+                aside.unlink(missing_ok=True)
+            self.digests.unlink(missing_ok=True)  # of files that are about to change
+            yield
+
+
+def _unbegun(path: Path) -> bool:
+    """Whether a directory is what a run leaves that is killed before it is begun."""
+    return path.is_dir() and all(
+        file.name == "recipe.yaml" or file.suffix == ".tmp" for file in path.iterdir()
+    )
+
+
+def write_digests(run: Run) -> None:
+    """Note size and SHA-256 of each file that a run has, for `tutelage check`."""
+    write_json(run.digests, {name: digest(run.path / name) for name in sorted(own_files(run))})
+
+
+def own_files(run: Run) -> Iterator[str]:
+    """Names of a run's own files; not of caches, other programs' logs and the page, which are made again."""
+    foreign = {run.cache, run.tensorboard, run.mlflow, run.digests, run.report}
+    for path in run.path.rglob("*"):
+        own = not foreign & {path, *path.parents} and not path.name.startswith(".")
+        if own and path.is_file() and not path.is_symlink():
+            yield path.relative_to(run.path).as_posix()

@@ -1,0 +1,214 @@
+"""Where images come from: ``KIND:WHERE`` with an optional ``#part``, such as ``folder:photos#val``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from PIL import Image
+
+from tutelage.core.errors import TutelageError
+from tutelage.data.decode import SUFFIXES
+
+KINDS = {
+    "folder": "tutelage.data.sources.folder",
+    "hf": "tutelage.data.sources.huggingface",
+    "wds": "tutelage.data.sources.webdataset",
+    "digits": "tutelage.data.sources.digits",
+}
+PART_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+class Names(Sequence[str]):
+    """Many strings in one block of bytes: little memory, and nothing for a forked worker to copy."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self._text = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
+
+    def update(self, digest: hashlib._Hash) -> None:
+        """Feed all names to a hash."""
+        digest.update(self._ends.tobytes())
+        digest.update(self._text)
+
+
+class ImageSet(ABC):
+    """Images with stable identities and, mostly, labels.
+
+    Attributes:
+        name: the source as written, e.g. ``folder:photos#val``.
+        origin: what the source is once resolved; two sets of one origin hold the same images.
+        classes: class names in label order; None when there are no labels.
+        ids: the identity of each image within the source.
+        labels: int64, index into `classes`, -1 where an image has none; None when there are no labels.
+        decoded: images lie in memory, so that a decoded copy on disk would gain nothing.
+    """
+
+    decoded = False
+
+    def __init__(
+        self,
+        name: str,
+        origin: str,
+        ids: Sequence[str],
+        classes: Sequence[str] | None = None,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        if len(ids) == 0:
+            raise TutelageError(f"{name}: no images found; looked for {' '.join(sorted(SUFFIXES))}")
+        self.name = name
+        self.origin = origin
+        self.ids = ids if isinstance(ids, Names) else Names(ids)
+        self.classes: tuple[str, ...] | None = None
+        self.labels: np.ndarray | None = None
+        if classes is not None and labels is not None and (labels >= 0).any():
+            self.classes = tuple(checked_class(name, c) for c in classes)
+            self.labels = labels.astype(np.int64)
+        self._digest: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """Decode one image to RGB.
+
+        Raises:
+            UnreadableImage: it cannot be decoded.
+        """
+
+    def place(self, index: int) -> str:
+        """Where an image lies, comparable between sets of one kind."""
+        return f"{self.origin}/{self.ids[index]}"
+
+    def sizes(self) -> np.ndarray | None:
+        """Bytes of each encoded image (int64), where they are cheap to know; they enter the digest."""
+        return None
+
+    def stamp(self) -> str:
+        """What tells a changed file from the one it was, where `sizes` may not; "" where nothing does."""
+        return ""
+
+    def digest(self) -> str:
+        """Identity of names, sizes, classes and labels, without decoding anything."""
+        if self._digest is None:
+            digest = hashlib.sha256("\0".join(self.classes or ()).encode("utf-8", "surrogateescape"))
+            self.ids.update(digest)
+            for array in (self.labels, self.sizes()):
+                digest.update(b"none" if array is None else np.ascontiguousarray(array, np.int64).tobytes())
+            self._digest = digest.hexdigest()
+        return self._digest
+
+
+def open_source(spec: str, part: str | None = None) -> ImageSet:
+    """Open ``KIND:WHERE[#part]``.
+
+    Args:
+        spec: the source; a part named in it wins over `part`.
+        part: ``train``, ``val`` or ``test``. None: everything, where the source has no parts, else its
+            training part.
+
+    Raises:
+        TutelageError: unknown kind or part, nothing there, or no images.
+    """
+    kind, where, named = _parse(spec)
+    part = named or part
+    parts = _module(kind).parts(where)
+    if part is None and parts:
+        part = "train" if "train" in parts else parts[0]
+    if part is not None and parts and canonical_part(part) not in parts and part.isidentifier():
+        raise TutelageError(f"{spec}: no part {part!r}; it has {', '.join(parts)}")
+    images: ImageSet = _module(kind).load(where, part if parts or named else None)
+    return images
+
+
+def open_for_evaluation(spec: str) -> ImageSet:
+    """Open the part of a source that reports: the one it names, else test, val, or all of it."""
+    for part in ("test", "val"):
+        if part in parts_of(spec):
+            images = open_source(spec, part)
+            if images.labels is not None:
+                return images
+    return open_source(spec)
+
+
+def parts_of(spec: str) -> tuple[str, ...]:
+    """The parts a source comes in (``train``, ``val``, ``test``...); none when it is one set or names one."""
+    kind, where, named = _parse(spec)
+    parts: tuple[str, ...] = () if named else _module(kind).parts(where)
+    return parts
+
+
+def canonical_part(name: str) -> str:
+    """``validation`` and its like to ``val``; names of no common part unchanged."""
+    return next((part for part, names in PART_NAMES.items() if name.lower() in names), name)
+
+
+def checked_class(source: str, name: str) -> str:
+    """A class name, refused where it could be taken for a way out of a folder.
+
+    Raises:
+        TutelageError: it is empty, a path, or holds control characters.
+    """
+    steps = re.split(r"[/\\]", name)
+    if not name.strip() or {".", ".."} & set(steps) or name.startswith(("/", "\\")) or not _printable(name):
+        raise TutelageError(f"{source}: class name {name!r} is refused: it is empty, a path or unprintable")
+    return name
+
+
+def _printable(name: str) -> bool:
+    return all(ord(character) >= 32 and ord(character) != 127 for character in name)
+
+
+def _parse(spec: str) -> tuple[str, str, str | None]:
+    """(kind, where, part)."""
+    kind, colon, where = spec.partition(":")
+    if kind not in KINDS or (not where and kind != "digits"):
+        raise TutelageError(_unknown(spec, kind if colon else ""))
+    head, hash_, part = where.rpartition("#")
+    if not hash_ or Path(where).exists():
+        return kind, where, None
+    if not part:
+        raise TutelageError(f"data source {spec!r}: name a part after '#', such as {spec}val")
+    return kind, head, part
+
+
+def _unknown(spec: str, kind: str) -> str:
+    known = "folder:PATH, hf:NAME, wds:PATTERN or digits"
+    if kind in KINDS:
+        return f"data source {spec!r}: say where after the colon; write {known}"
+    if spec and Path(spec).exists():
+        return f"data source {spec!r}: name its kind; did you mean 'folder:{spec}'?"
+    close = difflib.get_close_matches((kind or spec).lower(), KINDS, n=1, cutoff=0.0)
+    return f"data source {spec!r}: unknown kind; did you mean {close[0]!r}? Write {known}"
+
+
+def _module(kind: str) -> Any:
+    return importlib.import_module(KINDS[kind])

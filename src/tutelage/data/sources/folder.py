@@ -1,0 +1,131 @@
+"""A folder of class folders, of train/, val/ and test/ with class folders each, or of images alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tutelage.core.errors import TutelageError
+from tutelage.data.decode import SUFFIXES, decode
+from tutelage.data.sources.base import ImageSet, Names, canonical_part
+
+
+class Folder(ImageSet):
+    """Images in files. The identity of each is its path below the folder."""
+
+    def __init__(self, name: str, root: Path, top: Path) -> None:
+        """Scan.
+
+        Args:
+            name: the source as written.
+            root: the folder named; identities are paths below it.
+            top: the folder that holds the class folders: `root`, or one part of it.
+        """
+        self._root = root
+        loose = sorted(_images(top, deep=False))
+        trees = {folder.name: sorted(_images(folder)) for folder in _folders(top)}
+        trees = {cls: files for cls, files in sorted(trees.items()) if files}
+        if loose and trees:
+            raise TutelageError(
+                f"{name}: {loose[0].name} lies beside the class folders; move it into one of them or away"
+            )
+        files = loose or [file for files in trees.values() for file in files]
+        ids = Names(file.relative_to(root).as_posix() for file in files)
+        counts = [len(files) for files in trees.values()]
+        labels = np.repeat(np.arange(len(counts)), counts) if trees else None
+        super().__init__(name, str(top.resolve()), ids, list(trees) or None, labels)
+
+    def image(self, index: int) -> Image.Image:
+        """Decode one file."""
+        image_id = self.ids[index]
+        return decode(self._root / image_id, image_id)
+
+    def place(self, index: int) -> str:
+        """The file itself, whatever folders or links lead to it."""
+        try:
+            found = (self._root / self.ids[index]).stat()
+        except OSError:
+            return super().place(index)
+        return f"{found.st_dev}:{found.st_ino}"
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each file; -1 where it is gone."""
+        return self._stats("st_size")
+
+    def stamp(self) -> str:
+        """Hash of the files' times of change."""
+        return hashlib.sha256(self._stats("st_mtime_ns").tobytes()).hexdigest()
+
+    def _stats(self, field: str) -> np.ndarray:
+        return np.fromiter((_stat(self._root / name, field) for name in self.ids), np.int64, len(self.ids))
+
+
+def parts(where: str) -> tuple[str, ...]:
+    """The train, val and test folders, where the folder is made of these."""
+    return tuple(_parts(_existing(where)))
+
+
+def load(where: str, part: str | None) -> Folder:
+    """Open a folder, or one part of it."""
+    root = _existing(where)
+    if part is None:
+        return Folder(f"folder:{where}", root, root)
+    top = _parts(root).get(canonical_part(part))
+    if top is None:
+        raise TutelageError(f"folder:{where}#{part}: there is no such folder below {where}")
+    return Folder(f"folder:{where}#{part}", root, top)
+
+
+def _existing(where: str) -> Path:
+    root = Path(where).expanduser()
+    if not root.exists():
+        raise TutelageError(f"folder:{where}: no such folder")
+    if not root.is_dir():
+        raise TutelageError(f"folder:{where}: a file, not a folder; name the folder that holds the images")
+    return root
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """Part folders by canonical name; a class that happens to be called 'train' makes no parts."""
+    folders = _folders(root)
+    found = {canonical_part(f.name): f for f in folders if canonical_part(f.name) in {"train", "val", "test"}}
+    paired = "train" in found and len(found) > 1
+    return dict(sorted(found.items())) if found and (paired or len(found) == len(folders)) else {}
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        with os.scandir(root) as entries:
+            return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise TutelageError(f"folder:{root}: cannot be read ({error.strerror})") from None
+
+
+def _images(root: Path, deep: bool = True, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Image files below a folder; links are followed, but not in a circle."""
+    here = root.resolve()
+    if here in seen:
+        return
+    try:
+        entries = list(os.scandir(root))
+    except OSError as error:
+        raise TutelageError(f"folder:{root}: cannot be read ({error.strerror})") from None
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            yield Path(entry.path)
+        elif deep and entry.is_dir():
+            yield from _images(Path(entry.path), True, seen | {here})
+
+
+def _stat(path: Path, field: str) -> int:
+    try:
+        return int(getattr(path.stat(), field))
+    except OSError:
+        return -1

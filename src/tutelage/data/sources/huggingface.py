@@ -1,0 +1,166 @@
+"""Hugging Face data sets: from the hub, a local folder, or parquet files. ``hf:NAME[:CONFIG][#split]``."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tutelage.core.errors import TutelageError
+from tutelage.data.decode import UnreadableImage, decode
+from tutelage.data.sources.base import ImageSet, canonical_part
+
+IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png")
+LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "cls")
+
+
+class Rows(ImageSet):
+    """The rows of one split, memory-mapped by `datasets`. The identity of each is split and row number."""
+
+    def __init__(self, name: str, where: str, split: str, dataset: Any) -> None:
+        import datasets
+
+        column = _image_column(name, dataset)
+        self._column = column
+        self._rows = dataset.cast_column(column, datasets.Image(decode=False)).select_columns([column])
+        classes, labels = _labels(dataset)
+        ids = [f"{split}/{row}" for row in range(len(dataset))]
+        super().__init__(name, f"hf:{where}#{split}", ids, classes, labels)
+
+    def image(self, index: int) -> Image.Image:
+        """Decode one row."""
+        cell = self._rows[int(index)][self._column] or {}
+        content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
+        if content is None:
+            raise UnreadableImage(self.ids[index], "the row holds no image")
+        return decode(content, self.ids[index])
+
+    def sizes(self) -> np.ndarray | None:
+        """Bytes of each encoded image, read from the table's offsets."""
+        import pyarrow.compute as pc
+
+        content = pc.struct_field(self._rows.data.column(self._column), "bytes")
+        return np.asarray(pc.fill_null(pc.binary_length(content), -1), np.int64)
+
+
+def parts(where: str) -> tuple[str, ...]:
+    """The splits, ``validation`` and its like called ``val``; none where there is one split only."""
+    splits = _splits(where)
+    return tuple(canonical_part(split) for split in splits) if len(splits) > 1 else ()
+
+
+def load(where: str, part: str | None) -> Rows:
+    """One split; `part` may also be a slice in `datasets`' own syntax, such as ``train[:5000]``."""
+    splits = _splits(where)
+    split = part or splits[0]
+    split = next((own for own in splits if canonical_part(own) == canonical_part(split)), split)
+    dataset = _opened(where, split)
+    return Rows(f"hf:{where}#{part}" if part else f"hf:{where}", _resolved(where), split, dataset)
+
+
+@functools.lru_cache(maxsize=8)
+def _splits(where: str) -> tuple[str, ...]:
+    local = _local(where)
+    if local is not None:
+        return tuple(local)
+    name, config = _name(where)
+    return tuple(_ask(where, lambda d: d.get_dataset_split_names(name, config)))
+
+
+def _opened(where: str, split: str) -> Any:
+    local = _local(where)
+    if local is None:
+        name, config = _name(where)
+        return _ask(where, lambda d: d.load_dataset(name, config, split=split))
+    if split in local:
+        return local[split]
+    raise TutelageError(f"hf:{where}: no split {split!r}; it has {', '.join(local)}")
+
+
+@functools.lru_cache(maxsize=8)
+def _local(where: str) -> Any:
+    """All splits of a folder or of parquet files, None for a name on the hub."""
+    path = Path(where).expanduser()
+    if path.suffix == ".parquet" and (path.exists() or "*" in where):
+        return _ask(where, lambda d: d.load_dataset("parquet", data_files=str(path)))
+    if not path.exists():
+        if path.suffix == ".parquet" or where.startswith((".", "/", "~")):
+            raise TutelageError(f"hf:{where}: no such file or folder")
+        return None
+    if not path.is_dir():
+        raise TutelageError(f"hf:{where}: name a .parquet file, a folder or a data set on the hub")
+    if not (path / "dataset_dict.json").exists() and not (path / "state.json").exists():
+        return _ask(where, lambda d: d.load_dataset(str(path)))
+    saved = _ask(where, lambda d: d.load_from_disk(str(path)))
+    return saved if isinstance(saved, dict) else {"train": saved}
+
+
+def _resolved(where: str) -> str:
+    path = Path(where).expanduser()
+    return str(path.resolve()) if path.exists() else where
+
+
+def _name(where: str) -> tuple[str, str | None]:
+    name, _, config = where.partition(":")
+    return name, config or None
+
+
+def _ask(where: str, call: Any) -> Any:
+    """Call into `datasets`; what it raises becomes one line."""
+    try:
+        import datasets
+    except ImportError:
+        raise TutelageError(f"hf:{where}: needs the package datasets: pip install 'tutelage[hf]'") from None
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)  # it reports each of its retries
+    try:
+        return call(datasets)
+    except datasets.exceptions.DatasetNotFoundError:
+        raise TutelageError(
+            f"hf:{where}: no such data set on the hub and no such folder here (a private one wants "
+            "`hf auth login`)"
+        ) from None
+    except Exception as error:  # a download, a parser or a script of any library may fail in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, ConnectionError) or type(error).__module__.split(".")[0] in {
+            "httpx",
+            "requests",
+        }:
+            recalibrate = "go online, or name a local folder or parquet file"
+            raise TutelageError(f"hf:{where}: the hub cannot be reached ({reason}); {recalibrate}") from None
+        raise TutelageError(f"hf:{where}: cannot be opened ({reason})") from None
+    finally:
+        hub_log.setLevel(level)
+
+
+def _image_column(name: str, dataset: Any) -> str:
+    import datasets
+
+    features = dataset.features
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    named = [column for column in IMAGE_COLUMNS if column in features]
+    if not typed + named:
+        raise TutelageError(f"{name}: no column holds images; it has {', '.join(features)}")
+    return str((typed + named)[0])
+
+
+def _labels(dataset: Any) -> tuple[list[str] | None, np.ndarray | None]:
+    """(class names, int64 labels); a ClassLabel keeps its own order, other values are sorted."""
+    import datasets
+
+    features = dataset.features
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    column = next(iter(typed + [column for column in LABEL_COLUMNS if column in features]), None)
+    if column is None:
+        return None, None
+    values = dataset.data.column(column).to_pylist()
+    if typed:
+        return features[column].names, np.array([-1 if v is None else v for v in values], np.int64)
+    known = sorted({value for value in values if value is not None})
+    place = {value: index for index, value in enumerate(known)}
+    return [str(value) for value in known], np.array([place.get(value, -1) for value in values], np.int64)

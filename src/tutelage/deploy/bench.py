@@ -1,0 +1,205 @@
+"""Models and their deployed files side by side: measured like any other models, and held against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.core.errors import TutelageError
+from tutelage.data.loading import BadImages, dead_workers_named, eval_loader, normalise
+from tutelage.data.sources.base import open_for_evaluation, open_source, parts_of
+from tutelage.data.sources.synthetic import is_synthetic, synthetic_part
+from tutelage.data.splits import Subset, stratified, whole
+from tutelage.deploy.build import CALIBRATION, Deployed, Material, Say, Variant, as_model, build
+from tutelage.deploy.parity import Checked, complaint, parity
+from tutelage.evaluation.predict import Predictions
+from tutelage.evaluation.rows import sized
+from tutelage.evaluation.table import Row, Table, factors
+from tutelage.models.source import Model
+
+MADE_UP = 64  # synthetic images
+LIKE_FOR_LIKE = (
+    "like for like: against the first model in the same runtime and precision; the rest is the runtime's gain"
+)
+
+
+def images_of(data: str | None, max_drop: float = 1.0) -> tuple[Material, Subset | None]:
+    """Images to calibrate on, and others to report on.
+
+    Args:
+        data: KIND:WHERE; its training part calibrates. Where it has none, a third of all, evenly over the
+            classes, does, and the rest reports. None: synthetic images, and none to report on.
+        max_drop: points of top-1.
+    """
+    if data is None:
+        return Material(synthetic_part(MADE_UP), max_drop=max_drop), None
+    report = open_for_evaluation(data)
+    train = open_source(data, "train") if "train" in parts_of(data) else report
+    if train.origin != report.origin:
+        return Material(whole(train), max_drop=max_drop), whole(report)
+    every = np.arange(len(report))
+    taken = stratified(report, every, min(CALIBRATION, len(report) // 3), seed=0)
+    if not len(taken):
+        raise TutelageError(
+            f"{data}: {len(report)} images are too few to calibrate on some and report on others"
+        )
+    calibration = replace(whole(report), indices=taken, split="a third of the images")
+    rest = replace(whole(report), indices=np.setdiff1d(every, taken), split="those not used to calibrate")
+    return Material(calibration, max_drop=max_drop), rest
+
+
+def build_all(models: Sequence[Model], directory: Path, material: Material, say: Say) -> list[Deployed]:
+    """The files of each model, in numbered folders."""
+    done = []
+    for number, model in enumerate(models):
+        folder = directory / str(number)
+        folder.mkdir()
+        done.append(build(model, folder, material, say=say))
+    return done
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the table: a model as it is (variant None), or one of its files as a model."""
+
+    deployed: Deployed
+    variant: Variant | None
+    model: Model
+    row: Row
+
+
+class Bench:
+    """Each model as it is, then its files, ready to be measured."""
+
+    def __init__(
+        self,
+        deployed: Sequence[Deployed],
+        subset: Subset | None,
+        batch_size: int,
+        roles: Sequence[str] | None = None,
+    ) -> None:
+        """Line up.
+
+        Args:
+            deployed: the models; files of the others are held against the first's.
+            subset: images to compare answers on; None: synthetic ones.
+            batch_size: that the throughput will be measured with.
+            roles: one a model; a file's is the model's and its own. None: rows are called by their model.
+        """
+        self.subset = subset or synthetic_part(MADE_UP)
+        self._batch_size = batch_size
+        self._entries = [
+            entry
+            for number, one in enumerate(deployed)
+            for entry in _entries(one, batch_size, roles[number] if roles else None)
+        ]
+        self._said: dict[int, Predictions] = {}
+
+    @property
+    def models(self) -> list[Model]:
+        """All of them, in the order of the rows."""
+        return [entry.model for entry in self._entries]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Their names and sizes."""
+        return [entry.row for entry in self._entries]
+
+    def answer(self, model: Model, bad: BadImages | None = None) -> Predictions:
+        """A model's logits on the part; those of its kin are computed in the same pass over the images."""
+        key = id(model)
+        if key not in self._said:
+            entry = next(entry for entry in self._entries if entry.model is model)
+            kin = [e.model for e in self._entries if e.deployed is entry.deployed]
+            self._said |= _answers(kin, self.subset, self._batch_size, bad)
+        return self._said[key]
+
+    def like_for_like(self, table: Table) -> Table:
+        """With `Row.like` of files against the first model's file of the same kind."""
+        first = self._entries[0].deployed
+        kin = {
+            entry.variant: row
+            for entry, row in zip(self._entries, table.rows, strict=True)
+            if entry.deployed is first
+        }
+        rows = []
+        for entry, row in zip(self._entries, table.rows, strict=True):
+            theirs = kin.get(entry.variant) if entry.variant and entry.deployed is not first else None
+            rows.append(replace(row, like=factors(row, theirs)) if theirs else row)
+        notes = [*table.notes, LIKE_FOR_LIKE] if any(row.like for row in rows) else table.notes
+        return Table(rows, notes)
+
+    def checked(self, table: Table, deployed: Deployed, max_drop: float) -> list[Checked]:
+        """Hold one model's files, with their measured rows, against it; `max_drop` in points of top-1."""
+        own = [
+            (entry, row)
+            for entry, row in zip(self._entries, table.rows, strict=True)
+            if entry.deployed is deployed
+        ]
+        (pytorch, its_row), *files = own
+        truth = self.answer(pytorch.model).logits
+        done = []
+        for entry, row in files:
+            assert entry.variant is not None  # only the first is the model itself
+            found = parity(self.answer(entry.model).logits, truth)
+            done.append(
+                Checked(entry.variant, row, found, complaint(entry.variant, found, its_row, row, max_drop))
+            )
+        return done
+
+    def noted(self, table: Table, material: Material) -> Table:
+        """With what came of the checks below it."""
+        lines = [calibrated(material)]
+        for deployed in dict.fromkeys(entry.deployed for entry in self._entries):
+            found = self.checked(table, deployed, material.max_drop)
+            lines += [one.sentence(self.subset.images.name) for one in found]
+        return Table(table.rows, [*table.notes, *lines])
+
+
+def calibrated(material: Material) -> str:
+    """What int8 was calibrated on, in a line."""
+    subset = material.calibration
+    count = f"{min(CALIBRATION, len(subset))} images ({subset.images.name})"
+    if is_synthetic(subset):
+        return f"int8 is calibrated on {count}: its size and speed are real, its answers mean NOTHING"
+    return f"int8 is calibrated on {count}"
+
+
+def _entries(one: Deployed, batch_size: int, role: str | None) -> list[_Entry]:
+    model = replace(one.model, module=one.model.module.cpu())
+    row = Row(model.spec, role or "", model.origin)
+    row = sized(row, model.module, model.input_spec.height, model.input_spec.width)
+    entries = [_Entry(one, None, model, row)]
+    for variant in one.variants:
+        file = as_model(one, variant, batch_size)
+        named = "" if role is None else f"{role} {variant.role}".strip()
+        its_row = replace(row, model=file.spec, role=named, size_mb=one.size_mb(variant))
+        entries.append(_Entry(one, variant, file, its_row))
+    return entries
+
+
+@torch.inference_mode()
+@dead_workers_named()
+def _answers(
+    models: Sequence[Model], subset: Subset, batch_size: int, bad: BadImages | None
+) -> dict[int, Predictions]:
+    """Logits of models that want the same pictures, decoded once for all."""
+    spec = models[0].input_spec
+    predictions: list[list[Tensor]] = [[] for _ in models]
+    index: list[Tensor] = []
+    for batch in eval_loader(subset, [spec], batch_size, bad=bad or BadImages(len(subset) // 2)):
+        images = normalise(batch["images"][0], spec)
+        index.append(batch["index"])
+        for logits, model in zip(predictions, models, strict=True):
+            logits.append(model.module(images))
+    if not index:
+        raise TutelageError(f"{subset.images.name}: none of the images can be decoded")
+    places = torch.cat(index)
+    return {
+        id(m): Predictions(torch.cat(logits), places) for m, logits in zip(models, predictions, strict=True)
+    }

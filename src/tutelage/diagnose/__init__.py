@@ -1,6 +1,0 @@
-"""What went wrong or right in a run: findings, each with its evidence and the recipe keys to try."""
-
-from tutelage.diagnose.diagnosis import diagnose
-from tutelage.diagnose.figures import Figures, Finding, Severity, Try, lines
-
-__all__ = ["Figures", "Finding", "Severity", "Try", "diagnose", "lines"]

@@ -1,0 +1,184 @@
+"""The choice: candidates are weighed on val, and the starting student is one of them.
+
+Interpolating between starting and trained weights is WiSE-FT (Wortsman et al. 2022, "Robust fine-tuning of
+zero-shot models"); the greedy soup is that of Wortsman et al. 2022, "Model soups". Since the start takes
+part, the kept student's val figure is never below the start's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tutelage.core.recipe import ChooseRecipe
+from tutelage.distillation.checkpoint import State
+from tutelage.evaluation.quality import merit
+
+COARSE = (0.25, 0.5, 0.75)
+FINE_STEP = 0.125
+
+Evaluate = Callable[[State], dict[str, float]]
+Recalibrate = Callable[[State], State]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One student that could be kept.
+
+    Attributes:
+        name: e.g. `ema@0.5`, half way from the start to the moving average.
+        source: the trained state it comes from.
+        alpha: 0 is the start, 1 the trained state; None for what lies on no way between them.
+        val: its figures on val, at least `top1` and `nll`.
+        state: its weights.
+        recalibrated: whether its BatchNorm statistics were measured anew.
+    """
+
+    name: str
+    source: str
+    alpha: float | None
+    val: dict[str, float]
+    state: State
+    recalibrated: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All candidates and the one that is kept, with its figures at other resolutions where they were probed."""
+
+    metric: str
+    kept: Candidate
+    candidates: list[Candidate]
+    resolutions: list[dict[str, Any]] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """For candidates.json."""
+        return {
+            "metric": self.metric,
+            "kept": self.kept.name,
+            "candidates": [
+                {
+                    "name": c.name,
+                    "source": c.source,
+                    "alpha": c.alpha,
+                    "recalibrated": c.recalibrated,
+                    "val": {name: _jsonable(value) for name, value in c.val.items()},
+                    "kept": c is self.kept,
+                }
+                for c in self.candidates
+            ],
+            "resolutions": self.resolutions,
+        }
+
+
+def choose(
+    start: State,
+    trained: dict[str, State],
+    evaluate: Evaluate,
+    recalibrate: Recalibrate,
+    recipe: ChooseRecipe,
+) -> Choice:
+    """Weigh the start, the trained states, the ways between them, and their soup; keep the best.
+
+    All but the start are weighed as they are and with recalibrated BatchNorm statistics: averages may need new ones,
+    while near a start that was pretrained on more images its own are the better ones.
+
+    Args:
+        start: the weights before training.
+        trained: states by name (`last`, `best`, `ema`).
+        evaluate: figures of a state on val.
+        recalibrate: measures a state's BatchNorm statistics anew; returns the same object where it has none.
+        recipe: metric and which candidates are made.
+    """
+    candidates = [Candidate("start", "start", 0.0, evaluate(start), start)]
+    for name, state in _distinct(trained).items():
+        ends = _evaluated(name, name, 1.0, state, evaluate, recalibrate)
+        candidates += ends
+        if recipe.interpolate:
+            candidates += _between(candidates[0], ends, evaluate, recalibrate, recipe.metric)
+    if recipe.soup:
+        whole = [c for c in candidates if c.alpha in (0.0, 1.0) and not c.recalibrated]
+        candidates += _soup(whole, evaluate, recalibrate, recipe.metric)
+    return Choice(recipe.metric, best_of(candidates, recipe.metric), candidates)
+
+
+def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
+    """The best on val; equal figures go to the lower NLL, then to the earlier candidate."""
+    return max(candidates, key=lambda c: merit(c.val, metric))
+
+
+def interpolate(start: State, trained: State, alpha: float) -> State:
+    """(1 - alpha) * start + alpha * trained, buffers of whole numbers from the trained state."""
+    return {
+        name: start[name].lerp(value, alpha) if value.is_floating_point() else value
+        for name, value in trained.items()
+    }
+
+
+def average(states: Sequence[State]) -> State:
+    """The mean of several states."""
+    mean = dict(states[0])
+    for count, state in enumerate(states[1:], start=2):
+        mean = interpolate(mean, state, 1 / count)
+    return mean
+
+
+def _distinct(trained: dict[str, State]) -> dict[str, State]:
+    """Without states that are another's copy (the best epoch is often the last)."""
+    kept: dict[str, State] = {}
+    for name, state in trained.items():
+        if state and not any(_same(state, other) for other in kept.values()):
+            kept[name] = state
+    return kept
+
+
+def _same(one: State, other: State) -> bool:
+    return all(tensor.equal(other[name]) for name, tensor in one.items())
+
+
+def _evaluated(
+    name: str, source: str, alpha: float | None, state: State, evaluate: Evaluate, recalibrate: Recalibrate
+) -> list[Candidate]:
+    """A state as it is and, where it has statistics to mend, with these measured anew."""
+    candidates = [Candidate(name, source, alpha, evaluate(state), state)]
+    if (mended := recalibrate(state)) is not state:
+        candidates.append(Candidate(f"{name}-recalibrated", source, alpha, evaluate(mended), mended, True))
+    return candidates
+
+
+def _between(
+    start: Candidate, ends: list[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
+) -> list[Candidate]:
+    """A coarse grid from start to trained, and two finer points around its best."""
+    trained = ends[0]
+
+    def at(alpha: float) -> list[Candidate]:
+        state = interpolate(start.state, trained.state, alpha)
+        return _evaluated(f"{trained.name}@{alpha:.3g}", trained.name, alpha, state, evaluate, recalibrate)
+
+    grid = [candidate for alpha in COARSE for candidate in at(alpha)]
+    best = best_of([start, *grid, *ends], metric)
+    assert best.alpha is not None
+    finer = [alpha for alpha in (best.alpha - FINE_STEP, best.alpha + FINE_STEP) if 0 < alpha < 1]
+    return grid + [candidate for alpha in finer for candidate in at(alpha)]
+
+
+def _soup(
+    candidates: Sequence[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
+) -> list[Candidate]:
+    """Add ingredients in the order of their merit as long as the average on val does not get worse."""
+    ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
+    ingredients, soup = [ranked[0]], ranked[0]
+    for candidate in ranked[1:]:
+        more = [*ingredients, candidate]
+        source, state = "+".join(c.name for c in more), average([c.state for c in more])
+        mixed = best_of(_evaluated("soup", source, None, state, evaluate, recalibrate), metric)
+        if merit(mixed.val, metric) >= merit(soup.val, metric):
+            ingredients, soup = more, mixed
+    return [soup] if len(ingredients) > 1 else []
+
+
+def _jsonable(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,84 @@
+"""A cache of targets filled from a network's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tutelage.core.progress import Progress
+from tutelage.data.input_spec import InputSpec
+from tutelage.data.loading import Loading, dead_workers_named, view_loader
+from tutelage.data.splits import Subset
+from tutelage.data.views import ViewPolicy
+from tutelage.distillation.targets.cache import Cache
+from tutelage.distillation.targets.layout import BATCH
+
+Logits = Callable[[Sequence[Tensor]], Tensor]  # uint8 views, one tensor a network, to (B, C) logits
+
+
+def identity_of_data(subset: Subset, policy: ViewPolicy, seed: int) -> dict[str, Any]:
+    """The share of images and views in a cache's identity."""
+    return {
+        "data": subset.digest(),
+        "stamp": subset.images.stamp(),
+        "source": subset.images.name,
+        "seed": seed,
+        "view": policy.recipe.model_dump(mode="json", exclude={"mixup", "cutmix", "mix_probability"}),
+    }
+
+
+@dead_workers_named()
+def fill_from(
+    cache: Cache,
+    logits: Logits,
+    specs: Sequence[InputSpec],
+    subset: Subset,
+    policy: ViewPolicy,
+    *,
+    seed: int,
+    views: int,
+    loading: Loading,
+    progress: Progress,
+    on_batch: Callable[[], None] = lambda: None,
+) -> None:
+    """Fill a cache from a network's answers, and tell how it goes.
+
+    Args:
+        cache: of the part, the policy and the seed.
+        logits: the network.
+        specs: how it wants its pictures.
+        subset: the images.
+        policy: of their views.
+        seed: of the run.
+        views: how many views an image.
+        loading: how images are loaded.
+        progress: told of each batch.
+        on_batch: called after each batch; may raise to stop.
+    """
+    cache.prepare(views)
+    missing = cache.missing(views)
+    megabytes = views * cache.layout.view_bytes / 1e6
+    progress.say(
+        f"targets: {views} views of {len(subset):,} images, {megabytes:.1f} MB in {cache.place}, "
+        + (f"{missing:,} to make" if missing else "all there")
+    )
+    if not missing:
+        return
+
+    def make(view: int, batches: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in view_loader(
+            subset, policy, specs, batches, seed=seed, view=view, workers=loading.workers, bad=loading.bad
+        ):
+            positions = batch["index"].numpy()
+            yield positions, cache.layout.encode(logits(batch["images"]))
+            progress.step({}, len(positions))
+            on_batch()
+
+    progress.begin("targets", -(-missing // BATCH))
+    try:
+        cache.fill(views, make)
+    finally:
+        progress.end()

@@ -1,0 +1,232 @@
+"""Any models side by side: what they cost, how fast they are, and how good on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.core.recipe import DataRecipe
+from tutelage.core.runtime import Runtime, device_name
+from tutelage.data.classes import map_classes
+from tutelage.data.loading import BadImages, Loading
+from tutelage.data.sources.base import open_for_evaluation
+from tutelage.data.splits import Subset, whole
+from tutelage.evaluation.latency import forward_call
+from tutelage.evaluation.paired import Paired, paired
+from tutelage.evaluation.predict import Predictions, predict_logits
+from tutelage.evaluation.rows import QUALITY, graded, sized, timed, without
+from tutelage.evaluation.table import Row, Table
+from tutelage.models.source import Model
+from tutelage.models.timm import load_model
+
+COUNTED = "size is parameters and buffers over 2^20 bytes; MACs are counted by torch.utils.flop_counter"
+Answer = Callable[[Model, BadImages], Predictions]
+CHANGE = "below each figure: against the first model, as a factor (above 1x is better) or a difference"
+
+
+def compare(
+    specs: Sequence[str],
+    *,
+    data: str | None = None,
+    batch_size: int = 32,
+    threads: int | None = None,
+    device: str | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Table:
+    """Measure models in turns, each with its own resolution, crop and normalisation.
+
+    Args:
+        specs: NAME@WEIGHTS each; the first is the one that the others are held against.
+        data: KIND:WHERE of labelled images; None: no quality.
+        batch_size: of the throughput.
+        threads: of the CPU; None: PyTorch's choice.
+        device: ``cpu`` or ``cuda``; None: the best there is.
+        say: told what is done next, a line each.
+
+    Raises:
+        TutelageError: a model, the data or the device is not there.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    subset = whole(open_for_evaluation(data)) if data else None
+    models = [load_model(spec) for spec in specs]
+    return evaluate(
+        models, [sized_row(m) for m in models], subset, batch_size=batch_size, device=device, say=say
+    )
+
+
+def sized_row(model: Model) -> Row:
+    """The row of a PyTorch model, with what it costs."""
+    row = Row(model.spec, origin=model.origin)
+    return sized(row, model.module, model.input_spec.height, model.input_spec.width)
+
+
+def evaluate(
+    models: Sequence[Model],
+    rows: Sequence[Row],
+    subset: Subset | None,
+    *,
+    batch_size: int,
+    device: str | None = None,
+    answer: Answer | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Table:
+    """Add speed, measured in turns, and quality to the rows of models.
+
+    Args:
+        models: to be measured.
+        rows: of the same, with their sizes.
+        subset: labelled images; None: no quality.
+        batch_size: of the throughput.
+        device: ``cpu`` or ``cuda``; None: the best there is.
+        answer: gives a model's logits on the part; None: `predict_logits` does.
+        say: told what is done next, a line each.
+    """
+    runtime = Runtime.start(device)
+    say("timing the models in turns")
+    rows = _timed(rows, models, batch_size, runtime.device)
+
+    def predicted(model: Model, bad: BadImages) -> Predictions:
+        assert subset is not None  # else nothing is asked
+        return predict_logits(model.module, model.input_spec, subset, runtime, Loading(bad=bad))
+
+    rows, notes = _graded(rows, models, subset, answer or predicted, say)
+    return Table(rows, [CHANGE, COUNTED, _speed_note(rows[0]), *notes])
+
+
+def _timed(rows: Sequence[Row], models: Sequence[Model], batch_size: int, device: torch.device) -> list[Row]:
+    for model in models:
+        model.module.to(device)
+    singles, batches = (
+        [forward_call(m.module, (size, 3, m.input_spec.height, m.input_spec.width), device) for m in models]
+        for size in (1, batch_size)
+    )
+    return timed(
+        rows, singles, batches, batch_size, device=device_name(device), threads=torch.get_num_threads()
+    )
+
+
+def _speed_note(row: Row) -> str:
+    measured = row.conditions
+    return (
+        f"speed on {measured['device']} with {measured['threads']} threads, models in turns: latency of one "
+        f"image, median of {measured['rounds']} calls; images/s in batches of {measured['batch_size']}, "
+        f"median of {measured['batch_rounds']} calls"
+    )
+
+
+# --- quality
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Labels and a model's answers, in class numbers that all models share."""
+
+    labels: np.ndarray
+    classes: np.ndarray
+
+
+def _graded(
+    rows: Sequence[Row],
+    models: Sequence[Model],
+    subset: Subset | None,
+    answer: Answer,
+    say: Callable[[str], object],
+) -> tuple[list[Row], list[str]]:
+    """Rows with quality or the reason of its absence, and notes."""
+    notes: list[str] = []
+    done: list[Row] = []
+    numbers: dict[str, int] = {}
+    bad = BadImages(DataRecipe().max_bad_images)
+    first: _Answers | None = None
+    for row, model in zip(rows, models, strict=True):
+        index, remark = _head_index(model, subset)
+        if subset is None or index is None:
+            done.append(without(row, QUALITY, remark))
+            continue
+        notes += [remark] if remark else []
+        say(f"{model.spec}: {len(subset):,} images at {model.input_spec.height} px")
+        row, answers = _grade(row, model, subset, index, answer(model, bad), numbers)
+        if len(done) == 0:
+            first = answers
+        elif first is not None:
+            row = replace(row, paired=paired(answers.classes, first.classes, answers.labels))
+        done.append(row)
+    return done, [*notes, *_quality_notes(done, subset)]
+
+
+def _head_index(model: Model, subset: Subset | None) -> tuple[np.ndarray | None, str]:
+    """Where the data's classes lie in the head, and a remark; None, and why there is no quality."""
+    if not model.pretrained:
+        return None, "the weights are random (@none)"
+    if subset is None:
+        return None, "no data was given; name labelled images with --data KIND:WHERE"
+    if not (subset.labels >= 0).any():
+        return None, f"the images of {subset.images.name} have no labels"
+    size = len(subset.classes)
+    if model.class_ids is None and model.num_classes == size:
+        return np.arange(size), f"{model.spec} does not name its classes: taken in the data's sorted order"
+    if model.class_ids is None:
+        return None, f"the head has {model.num_classes} unnamed classes, {subset.images.name} has {size}"
+    index = map_classes(subset.classes, model.class_ids)
+    if index is not None:
+        return index, ""
+    foreign = next((name for name in subset.classes if name not in model.class_ids), "")
+    return None, (
+        f"the head's {model.num_classes} classes are not those of {subset.images.name} (such as {foreign!r}); "
+        "distil or fit it on this data first"
+    )
+
+
+def _grade(
+    row: Row,
+    model: Model,
+    subset: Subset,
+    index: np.ndarray,
+    predictions: Predictions,
+    numbers: dict[str, int],
+) -> tuple[Row, _Answers]:
+    labels = torch.from_numpy(subset.labels)[predictions.index]
+    row = graded(row, predictions.logits, labels, torch.from_numpy(index))
+    row = replace(row, conditions={**row.conditions, "data": subset.images.name})
+    ids = _shared_numbers(model, subset, index, numbers)
+    return row, _Answers(_map(labels, ids[index]), ids[predictions.logits.argmax(1).numpy()])
+
+
+def _shared_numbers(model: Model, subset: Subset, index: np.ndarray, numbers: dict[str, int]) -> np.ndarray:
+    """A number for each class of the head, the same in all models that name it alike."""
+    names = list(model.class_ids or ())
+    if not names:
+        names = [""] * model.num_classes
+        for name, place in zip(subset.classes, index, strict=True):
+            names[place] = name
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+
+
+def _map(labels: Tensor, numbers: np.ndarray) -> np.ndarray:
+    given = labels.numpy()
+    return np.where(given >= 0, numbers[given], -1)
+
+
+def _quality_notes(rows: Sequence[Row], subset: Subset | None) -> list[str]:
+    measured = next((row for row in rows if row.n), None)
+    if subset is None or measured is None:
+        return []
+    notes = [
+        f"quality on {measured.n:,} images of {subset.images.name}, each model at its own resolution and crop"
+    ]
+    missed = len(subset) - (measured.n or 0)
+    if missed:
+        notes.append(f"{missed:,} of its {len(subset):,} images are unlabelled or cannot be decoded")
+    return [*notes, *(_paired_note(row.name, row.paired) for row in rows if row.paired)]
+
+
+def _paired_note(name: str, pair: Paired) -> str:
+    return (
+        f"{name}: {pair.corrections} corrections, {pair.negative_flips} negative flips, McNemar "
+        f"p = {pair.mcnemar_p:.3g}; the 95% interval is the paired bootstrap's"
+    )

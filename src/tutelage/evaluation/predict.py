@@ -1,0 +1,95 @@
+"""A model's logits on a part of the data, each image counted once whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.runtime import Runtime
+from tutelage.data.input_spec import InputSpec
+from tutelage.data.loading import Loading, dead_workers_named, eval_loader, normalise
+from tutelage.data.splits import Subset
+
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of a part.
+
+    Attributes:
+        logits: (N, C) float32 on the CPU.
+        index: (N,) positions in the part; images that cannot be decoded are missing.
+    """
+
+    logits: Tensor
+    index: Tensor
+
+
+@torch.no_grad()
+@dead_workers_named()
+def predict_logits(
+    module: nn.Module,
+    spec: InputSpec,
+    subset: Subset,
+    runtime: Runtime,
+    loading: Loading | None = None,
+) -> Predictions:
+    """The logits of a part's un-augmented images, in the part's order.
+
+    Args:
+        module: (B, 3, H, W) to (B, C); left in the mode it was in.
+        spec: how it wants its pictures.
+        subset: the images.
+        runtime: device and processes.
+        loading: workers, and how many images that cannot be decoded are left out; None: the first raises.
+    """
+    training = module.training
+    module.eval()
+    mine: list[Tensor] = []
+    places: list[Tensor] = []
+    loading = loading or Loading()
+    for batch in eval_loader(
+        subset,
+        [spec],
+        BATCH,
+        loading.workers,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        bad=loading.bad,
+    ):
+        images = normalise(batch["images"][0], spec, runtime.device)
+        mine.append(module(images).float())
+        places.append(batch["index"])
+    module.train(training)
+    return _gather(mine, places, runtime)
+
+
+def in_common(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """Restricted to the images that could be decoded every time: one may turn unreadable in between."""
+    shared = reduce(np.intersect1d, [one.index.numpy() for one in predictions])
+    return [_restricted(one, shared) for one in predictions]
+
+
+def _restricted(one: Predictions, index: np.ndarray) -> Predictions:
+    kept = torch.from_numpy(np.isin(one.index.numpy(), index))
+    return Predictions(one.logits[kept], one.index[kept])
+
+
+def _gather(mine: Sequence[Tensor], places: Sequence[Tensor], runtime: Runtime) -> Predictions:
+    if not mine:
+        raise TutelageError("none of the images can be decoded; look at the files of this data source")
+    logits, index = torch.cat(list(mine)), torch.cat(list(places)).to(runtime.device)
+    if runtime.world_size > 1:
+        accelerator = runtime.accelerator
+        logits = accelerator.gather(accelerator.pad_across_processes(logits))
+        index = accelerator.gather(accelerator.pad_across_processes(index, pad_index=-1))
+        logits, index = logits[index >= 0], index[index >= 0]
+    order = index.argsort()
+    return Predictions(logits[order].cpu(), index[order].cpu())

@@ -1,0 +1,79 @@
+"""How good a classifier is on labelled images: accuracy and calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures over n labelled images.
+
+    Attributes:
+        top1: percent.
+        top5: percent; of as many classes as there are, where there are fewer than five.
+        nll: mean negative log likelihood of the label, in nats.
+        ece: expected calibration error (Naeini 2015), 15 equal bins of the top-1 confidence, in percent.
+        n: images counted.
+    """
+
+    top1: float
+    top5: float
+    nll: float
+    ece: float
+    n: int
+
+
+def quality(logits: Tensor, labels: Tensor) -> Quality:
+    """Weigh logits against labels.
+
+    Args:
+        logits: (N, C), any float type; computed on in float32.
+        labels: (N,) int64 classes of the head; -1: not labelled, left out.
+
+    Raises:
+        ValueError: no image has a label.
+    """
+    labelled = labels >= 0
+    logits, labels = logits[labelled].float(), labels[labelled]
+    if not len(labels):
+        raise ValueError("no labelled image to measure quality on")
+    classes = logits.shape[1]
+    top1, top5 = (
+        multiclass_accuracy(logits, labels, classes, average="micro", top_k=min(k, classes)) for k in (1, 5)
+    )
+    # torchmetrics gives a confidence of exactly 1 a bin of its own; it belongs into the last one
+    probabilities = logits.softmax(1).clamp(max=1 - 2**-24)
+    ece = multiclass_calibration_error(probabilities, labels, classes, n_bins=BINS, norm="l1")
+    return Quality(
+        top1=_percent(top1, len(labels)),
+        top5=_percent(top5, len(labels)),
+        nll=cross_entropy(logits, labels).item(),
+        ece=100 * ece.item(),
+        n=len(labels),
+    )
+
+
+def _percent(share: Tensor, n: int) -> float:
+    """Of a float32 share of n images, exactly."""
+    return 100 * round(share.item() * n) / n
+
+
+def over_classes(logits: Tensor, head_index: Tensor) -> Tensor:
+    """Logits (N, C) of a head, restricted to K of its classes (K,), in their order: (N, K)."""
+    return torch.index_select(logits, 1, head_index)
+
+
+def merit(val: Mapping[str, float], metric: str) -> tuple[float, float]:
+    """By which figures on val are ranked; what is not a number is worst of all."""
+    top1, nll = (-math.inf if math.isnan(value) else value for value in (val["top1"], -val["nll"]))
+    return (top1, nll) if metric == "top1" else (nll, top1)

@@ -1,0 +1,93 @@
+"""Rows of the table, filled measurement by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.evaluation.latency import Call, alternating_latency
+from tutelage.evaluation.quality import over_classes, quality
+from tutelage.evaluation.size import gmacs, params_m, size_mb
+from tutelage.evaluation.table import Row
+
+QUALITY = ("top1", "top5", "nll", "ece")
+SPEED = ("latency_ms", "images_per_s")
+
+
+def sized(row: Row, module: nn.Module, height: int, width: int) -> Row:
+    """With bytes, parameters and MACs at (height, width) pixels."""
+    return replace(
+        row,
+        resolution=height,
+        size_mb=size_mb(module),
+        params_m=params_m(module),
+        gmacs=gmacs(module, height, width),
+    )
+
+
+def timed(
+    rows: Sequence[Row], singles: Sequence[Call], batches: Sequence[Call], batch_size: int, **conditions: Any
+) -> list[Row]:
+    """With latency and throughput, all rows timed in turns.
+
+    Args:
+        rows: in the order of the calls.
+        singles: each runs its model on one image.
+        batches: each runs its model on `batch_size` images.
+        batch_size: images.
+        conditions: kept in the rows (device, threads).
+    """
+    one = alternating_latency({str(place): call for place, call in enumerate(singles)})
+    many = alternating_latency(
+        {str(place): call for place, call in enumerate(batches)},
+        rounds=10,
+        warmup=1,
+        seconds=30.0,
+        settling=1,
+        burst=1,
+    )
+    return [
+        replace(
+            row,
+            latency_ms=one[str(place)].median_ms,
+            latency_p10=one[str(place)].p10_ms,
+            latency_p90=one[str(place)].p90_ms,
+            images_per_s=1000 * batch_size / many[str(place)].median_ms,
+            conditions={
+                **row.conditions,
+                **conditions,
+                "batch_size": batch_size,
+                "rounds": one[str(place)].rounds,
+                "batch_rounds": many[str(place)].rounds,
+            },
+        )
+        for place, row in enumerate(rows)
+    ]
+
+
+def graded(row: Row, logits: Tensor, labels: Tensor, head_index: Tensor) -> Row:
+    """With accuracy and calibration over all of the head's classes, and accuracy over the data's.
+
+    Args:
+        row: of the model.
+        logits: (N, C).
+        labels: (N,) classes of the data; -1: not labelled.
+        head_index: (K,) place in the head of each of the data's classes.
+    """
+    head_labels = torch.where(labels >= 0, head_index[labels], -1)
+    over_head = quality(logits, head_labels)
+    figures: dict[str, Any] = {name: getattr(over_head, name) for name in QUALITY}
+    if len(head_index) < logits.shape[1]:
+        over_data = quality(over_classes(logits, head_index), labels)
+        figures |= {"top1_data": over_data.top1, "top5_data": over_data.top5}
+    return replace(row, n=over_head.n, **figures)
+
+
+def without(row: Row, figures: Sequence[str], why: str) -> Row:
+    """With the reason why figures are absent."""
+    reasons: Mapping[str, str] = dict.fromkeys(figures, why)
+    return replace(row, why={**row.why, **reasons})

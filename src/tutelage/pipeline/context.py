@@ -1,0 +1,55 @@
+"""What all stages of a run share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutelage.core.progress import Progress
+from tutelage.core.recipe import Recipe
+from tutelage.core.records import write_stage_metrics
+from tutelage.core.run_dir import Run
+from tutelage.core.runtime import Runtime
+from tutelage.data.loading import Loading
+from tutelage.distillation.loop import train
+from tutelage.distillation.stage import Stage, Trained
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a run is written, where it computes, and where it reports to.
+
+    Attributes:
+        run: the run directory.
+        runtime: device, processes, precision.
+        progress: where it reports to.
+        loading: how images are loaded.
+        memo: directory where the trials of a study keep what they would all compute alike; None: a single run.
+    """
+
+    run: Run
+    runtime: Runtime
+    progress: Progress
+    loading: Loading
+    memo: Path | None = None
+
+    def train(self, stage: Stage) -> Trained:
+        """Train a stage in this run; its metrics and checkpoint have the stage's name."""
+        return train(
+            stage,
+            self.runtime,
+            self.checkpoint(stage),
+            loading=self.loading,
+            progress=self.progress,
+            on_epoch=lambda rows: write_stage_metrics(self.run.metrics, stage.name, rows),
+        )
+
+    def checkpoint(self, stage: Stage) -> Path:
+        """Where a stage's checkpoint lies."""
+        return self.run.checkpoints / f"{stage.name}.safetensors"
+
+    def cache_directory(self, recipe: Recipe) -> Path:
+        """Where decoded images and targets are kept: a place shared with other runs, or the run's own."""
+        if recipe.targets.directory:
+            return Path(recipe.targets.directory).expanduser()
+        return self.memo or self.run.cache

@@ -1,0 +1,51 @@
+"""All that is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from tutelage.core.recipe import flat
+from tutelage.pipeline.diagnose import outcome, teaching, training
+from tutelage.pipeline.diagnose.figures import Figures, Finding
+
+CHECKS: tuple[Callable[[Figures], Iterable[Finding]], ...] = (
+    outcome.seen_val,
+    outcome.misled_choice,
+    outcome.harmful_teacher,
+    outcome.forgetting,
+    outcome.gain,
+    teaching.no_headroom,
+    teaching.unfitted_teacher,
+    teaching.contradicted_labels,
+    teaching.hiding_views,
+    teaching.saturated_teacher,
+    teaching.flat_temperature,
+    teaching.diverging_goals,
+    training.high_lr,
+    training.overfitting,
+    training.few_epochs,
+    training.batchnorm_drift,
+    training.skipped_steps,
+)
+ORDER = {"problem": 0, "note": 1, "good": 2}
+
+
+def diagnose(figures: Figures) -> list[Finding]:
+    """Findings from a run's figures: problems first, then notes, then what is good.
+
+    A pure function: it reads no file, and the same figures give the same findings.
+    """
+    found = [finding for check in CHECKS for finding in check(figures)]
+    found += outcome.unexplained(figures, found)
+    present = flat(figures.recipe.model_dump(mode="json"))
+    return sorted((_without(f, present) for f in found), key=lambda finding: ORDER[finding.severity])
+
+
+def _without(finding: Finding, present: Mapping[str, Any]) -> Finding:
+    """Nothing is to be tried that the recipe has already."""
+    new = [t for t in finding.attempts if present.get(t.key) != yaml.safe_load(t.value)]
+    return replace(finding, attempts=tuple(new))

@@ -1,0 +1,58 @@
+"""What a diagnosis needs to know of the distilled student's training, taken on val once it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tutelage.distillation.checkpoint import State
+from tutelage.distillation.objective import Batch, Objective
+from tutelage.distillation.selection import Choice, best_of
+from tutelage.evaluation.flips import by_class
+from tutelage.evaluation.paired import paired
+from tutelage.evaluation.predict import Predictions, in_common
+from tutelage.models import batchnorm
+
+NAMED = 10  # classes kept of those that lose most
+
+
+def of_training(
+    choice: Choice,
+    last: State,
+    module: nn.Module,
+    predictions: Callable[[State], Predictions],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    objective: Objective,
+    targets: Tensor,
+) -> dict[str, Any]:
+    """For candidates.json: the start's loss, what the best trained candidate lost and won, and BatchNorm's way.
+
+    Args:
+        choice: made on val.
+        last: the state at the end of the training.
+        module: the student's network, of which only the layers are looked at.
+        predictions: the logits of a state on val.
+        labels: (N,) head indices of val.
+        classes: of the head, in order.
+        objective: what was minimised.
+        targets: (N, C) the teacher's logits on val.
+    """
+    start = choice.candidates[0]
+    best = best_of([c for c in choice.candidates if c.alpha == 1.0 and not c.recalibrated], choice.metric)
+    old, new = in_common([predictions(start.state), predictions(best.state)])
+    truth = torch.from_numpy(labels)[old.index]
+    parts = objective.parts(old.logits, Batch(old.logits, truth, truth, 1.0, targets[old.index]))
+    pair = paired(new.logits.numpy(), old.logits.numpy(), truth.numpy())
+    lost = by_class(new.logits.argmax(1).numpy(), old.logits.argmax(1).numpy(), truth.numpy())[:NAMED]
+    named = [{**c, "class": classes[c["class"]]} for c in lost]
+    return {
+        "start_val": {"loss": sum(value.item() for value in parts.values())},
+        "against_start": {"candidate": best.name, **asdict(pair), "classes": named},
+        "batchnorm": {"distance": batchnorm.moved(module, start.state, last)},
+    }

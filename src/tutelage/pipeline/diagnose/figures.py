@@ -1,0 +1,171 @@
+"""What a diagnosis is made from, and what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.recipe import Recipe, load_recipe
+from tutelage.core.run_dir import Run
+from tutelage.evaluation.paired import Paired, paired
+
+Severity = Literal["problem", "note", "good"]
+ABLE = 2.0  # times chance
+STILL = 0.5  # points of top-1: less is no movement
+
+
+@dataclass(frozen=True)
+class Try:
+    """A recipe key worth changing: the value as an override would have it, and why."""
+
+    key: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a run's figures show.
+
+    Attributes:
+        name: of the finding, the same in every run.
+        severity: problem, note or good.
+        sentence: in plain words.
+        evidence: the figures it rests on.
+        attempts: what to try, the most promising first.
+        stage: of metrics.jsonl that it is about.
+        epoch: since when.
+    """
+
+    name: str
+    severity: Severity
+    sentence: str
+    evidence: Mapping[str, Any]
+    attempts: Sequence[Try] = ()
+    stage: str = "distill"
+    epoch: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """For diagnosis.json."""
+        return {
+            "name": self.name,
+            "severity": self.severity,
+            "sentence": self.sentence,
+            "evidence": dict(self.evidence),
+            "try": [{"key": t.key, "value": t.value, "why": t.why} for t in self.attempts],
+            "stage": self.stage,
+            "epoch": self.epoch,
+        }
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A run's figures, as its files have them; what a run did not record is empty.
+
+    Attributes:
+        recipe: of the run.
+        rows: of metrics.jsonl.
+        preflight: preflight.json.
+        candidates: candidates.json.
+        comparison: comparison.json.
+        answers: predictions.npz: `labels` (N,), `classes` (C,), `{role}_top5` (N, 5), `{role}_prob5` (N, 5).
+    """
+
+    recipe: Recipe
+    rows: Sequence[dict[str, Any]]
+    preflight: Mapping[str, Any]
+    candidates: Mapping[str, Any]
+    comparison: Mapping[str, Any]
+    answers: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Run) -> Figures:
+        """Those of a run that was measured.
+
+        Raises:
+            TutelageError: a file is missing or damaged.
+        """
+        with np.load(run.predictions, allow_pickle=False) as arrays:
+            answers = {name: arrays[name] for name in arrays.files}
+        return cls(
+            recipe=load_recipe(run.recipe),
+            rows=list(read_jsonl(run.metrics)),
+            preflight=read_json(run.preflight),
+            candidates=read_json(run.candidates),
+            comparison=read_json(run.comparison),
+            answers=answers,
+        )
+
+    def stage(self, name: str) -> list[dict[str, Any]]:
+        """The epochs of a stage, in order."""
+        return [row for row in self.rows if row["stage"] == name]
+
+    def row(self, role: str) -> Mapping[str, Any]:
+        """Of the final table."""
+        return next((row for row in self.comparison["rows"] if row["role"] == role), {})
+
+    def start_val(self) -> Mapping[str, Any]:
+        """The starting student's figures on val: `top1`, `nll`, and `loss` (what distilling minimises)."""
+        start = self.candidate("start")
+        return {**(start["val"] if start else {}), **self.training("start_val")}
+
+    def training(self, name: str) -> Mapping[str, Any]:
+        """A part of what was recorded of the distilled student's training, beside the candidates."""
+        return (self.candidates.get("training") or {}).get(name) or {}
+
+    def candidate(self, name: str) -> Mapping[str, Any] | None:
+        """One of the weighed students, by name."""
+        return next((c for c in self.candidates["candidates"] if c["name"] == name), None)
+
+    def against(self, new: str, old: str) -> Paired | None:
+        """Two roles on the test images; None where one of them is not there."""
+        if f"{new}_top5" not in self.answers or f"{old}_top5" not in self.answers:
+            return None
+        first = {role: self.answers[f"{role}_top5"][:, 0] for role in (new, old)}
+        return paired(first[new], first[old], self.answers["labels"])
+
+    @property
+    def gained(self) -> bool:
+        """Whether the student is surely better than labels alone made it, or than its start where no control ran."""
+        pair = self.against("distilled", "control") or self.against("distilled", "start")
+        return pair is not None and pair.low > 0
+
+    @property
+    def able(self) -> bool:
+        """Whether the start could do it already, so that there is something to lose."""
+        return bool(self.start_val()["top1"] > ABLE * self.preflight["chance_top1"])
+
+    @property
+    def still(self) -> float:
+        """Points of top-1 on val that are no movement: half a point, or two images of a small val."""
+        images = (self.preflight.get("val") or {}).get("n")
+        return max(STILL, 200 / images) if images else STILL
+
+    @property
+    def classes(self) -> int:
+        """Of the heads."""
+        return round(100 / self.preflight["chance_top1"])
+
+
+def evidence_of(pair: Paired, prefix: str = "") -> dict[str, Any]:
+    """The figures of a paired difference."""
+    names = ("difference", "low", "high", "negative_flips", "corrections", "n")
+    return {prefix + name: getattr(pair, name) for name in names}
+
+
+def interval(pair: Paired) -> str:
+    """In words."""
+    return f"{pair.difference:+.2f} points, 95% interval {pair.low:+.2f} to {pair.high:+.2f}"
+
+
+def lines(findings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Findings as recorded in diagnosis.json, a line each and one for each thing to try."""
+    text = []
+    for finding in findings:
+        text.append(f"{finding['severity']}: {finding['sentence']}")
+        text += [f"  try {t['key']}={t['value']}: {t['why']}" for t in finding["try"]]
+    return text

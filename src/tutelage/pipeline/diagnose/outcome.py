@@ -1,0 +1,179 @@
+"""Findings about what came of it, on val and on test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tutelage.evaluation.flips import by_class
+from tutelage.pipeline.diagnose.figures import Figures, Finding, Try, evidence_of, interval
+
+GAP = 3.0  # points that val is easier than test
+SURE = 3.0  # standard errors; val and test are drawn once a run, and a false alarm costs trust
+NAMED = 5  # classes named in a sentence
+ALPHA = 0.05
+
+
+def seen_val(figures: Figures) -> Iterator[Finding]:
+    """The start is far better on val than on test: pretraining saw val's images, or val is easier."""
+    val, test = figures.start_val(), figures.row("start")
+    n = (figures.preflight.get("val") or {}).get("n")
+    if not n or not test.get("n"):
+        return
+    gap = val["top1"] - test["top1"]
+    pooled = (val["top1"] * n + test["top1"] * test["n"]) / (n + test["n"]) / 100
+    error = 100 * math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / test["n"]))
+    if gap < GAP or gap < SURE * error:
+        return
+    yield Finding(
+        "val seen in pretraining",
+        "problem",
+        f"The start has {val['top1']:.2f} top-1 on val and {test['top1']:.2f} on test: pretraining saw val's images, "
+        "or val is easier. On images it knows by heart every step looks like a loss, so the choice leans to the start.",
+        {"start_val_top1": val["top1"], "start_test_top1": test["top1"], "gap": gap, "standard_error": error}
+        | _gap_of_kept(figures, test),
+        (
+            Try("data.val", "images that pretraining has not seen", "the choice is made on val"),
+            Try("choose.metric", "nll", "it moves where top-1 stands still"),
+        ),
+    )
+
+
+def misled_choice(figures: Figures) -> Iterator[Finding]:
+    """Kept because better on val, yet surely worse on test."""
+    pair = figures.against("distilled", "start")
+    if pair is None or pair.high >= 0:
+        return
+    n = (figures.preflight.get("val") or {}).get("n")
+    yield Finding(
+        "worse on test than on val",
+        "problem",
+        f"The kept student ({figures.candidates['kept']}) is no worse than the start on val but is on test "
+        f"({interval(pair)}): val is too small or unlike test.",
+        {"val_n": n, **evidence_of(pair)},
+        (
+            Try("data.val_fraction", "0.2", "more images to choose by"),
+            Try("choose.metric", "nll", "less luck than in top-1"),
+        ),
+    )
+
+
+def harmful_teacher(figures: Figures) -> Iterator[Finding]:
+    """Labels alone brought more."""
+    pair = figures.against("distilled", "control")
+    if pair is None or pair.high >= 0:
+        return
+    yield Finding(
+        "the teacher does harm",
+        "problem",
+        f"Labels alone brought more than the teacher did: distilled against control {interval(pair)}.",
+        evidence_of(pair),
+        (
+            Try("loss.label_weight", "1.0", "more of what helped"),
+            Try("loss.temperature", "1", "targets as the teacher means them"),
+            Try("teacher.resolution", "best", "a better teacher"),
+        ),
+    )
+
+
+def gain(figures: Figures) -> Iterator[Finding]:
+    """What distilling brought, where it is sure."""
+    control, start = (figures.against("distilled", role) for role in ("control", "start"))
+    if control is not None and control.low > 0:
+        yield Finding(
+            "gain from the teacher",
+            "good",
+            f"The teacher brought more than labels alone: {interval(control)} against the control.",
+            evidence_of(control),
+        )
+    if start is not None and start.low > 0:
+        yield Finding(
+            "gain over the start",
+            "good",
+            f"The kept student is better than its start: {interval(start)}.",
+            evidence_of(start),
+        )
+
+
+def forgetting(figures: Figures) -> Iterator[Finding]:
+    """Images that the start had right and training lost, more than it won; or whole classes of them."""
+    if not figures.able:
+        return
+    lost = figures.training("against_start")
+    if lost and lost["high"] < 0:
+        yield _forgotten(
+            figures, f"The trained student ({lost['candidate']}) forgot on val", lost, lost["classes"], "val"
+        )
+    pair = figures.against("distilled", "start")
+    if pair is None or not pair.negative_flips:
+        return
+    kept, start = (figures.answers[f"{role}_top5"][:, 0] for role in ("distilled", "start"))
+    classes = by_class(kept, start, figures.answers["labels"])
+    surely = [c for c in classes if c["p"] < ALPHA / len(classes)]
+    if surely and pair.high >= 0:
+        named = [{**c, "class": str(figures.answers["classes"][c["class"]])} for c in surely]
+        yield _forgotten(figures, "The kept student lost whole classes on test", vars(pair), named, "test")
+
+
+def unexplained(figures: Figures, found: Sequence[Finding]) -> list[Finding]:
+    """No gain, and nothing of the above is the matter: said openly."""
+    pair = figures.against("distilled", "start")
+    if pair is None or pair.low > 0 or any(finding.severity == "problem" for finding in found):
+        return []
+    kept = figures.candidates["kept"]
+    return [
+        Finding(
+            "no gain",
+            "note",
+            f"No gain over the start is shown ({interval(pair)}; kept: {kept}), and none of the known causes is seen "
+            "in the figures.",
+            {"kept": kept, **evidence_of(pair)},
+            (
+                Try("train.lr", f"{figures.recipe.train.lr / 3:.0e}", "smaller steps from a good start"),
+                Try("train.epochs", str(2 * figures.recipe.train.epochs), "patience (Beyer 2022)"),
+                Try("preflight.probe_resolutions", "true", "a better resolution for the teacher"),
+            ),
+        )
+    ]
+
+
+def _forgotten(
+    figures: Figures,
+    what: str,
+    figures_of: Mapping[str, Any],
+    classes: Sequence[Mapping[str, Any]],
+    part: str,
+) -> Finding:
+    worst = ", ".join(f"{c['class']} ({c['negative_flips']} of {c['n']})" for c in classes[:NAMED])
+    attempts = []
+    if not figures.recipe.train.l2_sp:
+        attempts.append(Try("train.l2_sp", "1e-3", "a pull to the starting weights (Li 2018)"))
+    attempts.append(Try("train.lr", f"{figures.recipe.train.lr / 3:.0e}", "smaller steps"))
+    if not figures.recipe.train.frozen_batchnorm:
+        attempts.append(Try("train.frozen_batchnorm", "true", "keep the statistics of the start"))
+    if figures.recipe.loss.label_weight:
+        attempts.append(
+            Try("loss.label_weight", "0", "a teacher that knows the lost classes reminds of them")
+        )
+    names = ("difference", "low", "high", "negative_flips", "corrections", "n")
+    return Finding(
+        "forgetting",
+        "problem" if figures_of["high"] < 0 else "note",
+        f"{what}: {figures_of['negative_flips']} images the start had right are lost, {figures_of['corrections']} are "
+        f"won; most are lost in {worst}.",
+        {"part": part, "classes": [dict(c) for c in classes[:NAMED]]} | {k: figures_of[k] for k in names},
+        tuple(attempts),
+    )
+
+
+def _gap_of_kept(figures: Figures, start_test: Mapping[str, Any]) -> dict[str, float]:
+    """What val and test say of the same change: they part where val is known by heart."""
+    kept = figures.candidate(figures.candidates["kept"])
+    test = figures.row("distilled")
+    if kept is None or "top1" not in test:
+        return {}
+    return {
+        "kept_gain_on_val": kept["val"]["top1"] - figures.start_val()["top1"],
+        "kept_gain_on_test": test["top1"] - start_test["top1"],
+    }

@@ -1,0 +1,111 @@
+"""The stations of a run, in order. Each leaves its part in the run directory, so a run can go on anywhere.
+
+data -> models -> teacher's fit -> pre-flight -> control -> train -> choose -> measure -> diagnose -> report
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json, write_json, write_text
+from tutelage.core.progress import Progress
+from tutelage.core.recipe import Recipe, dump_recipe
+from tutelage.core.run_dir import Run, write_digests
+from tutelage.core.runtime import Runtime
+from tutelage.evaluation.table import Row, Table
+from tutelage.pipeline.diagnose import lines
+from tutelage.pipeline.stages.fit import fit_head, fit_teachers
+from tutelage.pipeline.stages.measure import explain, measure
+from tutelage.pipeline.stages.preflight import check
+from tutelage.pipeline.stages.prepare import prepare
+from tutelage.pipeline.stages.train import train_control, train_student
+from tutelage.pipeline.trackers import Tracked, open_trackers
+from tutelage.pipeline.versions import versions
+from tutelage.report.build import write_report
+
+
+def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
+    """Make a new run directory with its recipe and versions, before anything is computed.
+
+    Raises:
+        TutelageError: it exists, or cannot be written.
+    """
+    runtime = Runtime.start()
+    answer: list[Any] = [None, None]  # the path, or why there is none
+    if runtime.is_main:
+        try:
+            run = Run.create(root, recipe.name or _default_name(recipe))
+            write_text(run.recipe, dump_recipe(recipe))
+            write_json(run.versions, versions(command) | {"seeds": seeds})
+            answer[0] = run.path
+        except TutelageError as error:
+            answer[1] = str(error)
+    answer = runtime.from_main(answer)
+    if answer[1] is not None:
+        raise TutelageError(answer[1])
+    return Run(answer[0])
+
+
+def _default_name(recipe: Recipe) -> str:
+    student, teacher = (m.model.partition("@")[0] for m in (recipe.student, recipe.teacher))
+    return f"{student}-from-{teacher}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = None) -> dict[str, Any]:
+    """Run all stations that are not done yet, and return comparison.json's content.
+
+    Args:
+        recipe: of the run.
+        run: its directory.
+        progress: told what happens.
+        memo: where runs of a study keep what they would compute alike; None: a run by itself.
+
+    Raises:
+        TutelageError: bad input, or the pre-flight says no.
+        Interrupted: asked to stop; `distill` on the same run goes on.
+    """
+    runtime = Runtime.start()
+    with run.held() if runtime.is_main else nullcontext():
+        tracker = open_trackers(recipe.track if runtime.is_main else (), run)
+        tracker.on_start(recipe.model_dump(mode="json"))
+        work = prepare(recipe, run, Tracked(progress, tracker), memo)
+        fit_teachers(work)
+        fit_head(work)
+        check(work)
+        control = train_control(work)
+        choice = train_student(work)
+        result = measure(work, control, choice)
+        explain(work)
+        if runtime.is_main:
+            if recipe.export.enabled:
+                deploy(run, progress)
+            write_digests(run)
+            page = write_report(run)
+            tracker.on_end([page, run.recipe, run.comparison, run.diagnosis, run.student], work.student)
+            shutil.rmtree(run.cache, ignore_errors=True)  # it was for the next epoch
+        runtime.wait()
+    return result
+
+
+def deploy(run: Run, progress: Progress) -> None:
+    """Write the kept student's deployed files, with rows of their own in the table."""
+    from tutelage.deploy.named import export_run  # the extra `deploy` is needed here only
+
+    report = export_run(run, say=progress.say)
+    for name, reason in report.rejected.items():
+        progress.say(f"{name} is not fit to be deployed: {reason}")
+
+
+def show(run: Run, progress: Progress) -> None:
+    """Print what a finished run has to say, and where it lies."""
+    result = read_json(run.comparison)
+    progress.table(Table([Row.from_dict(row) for row in result["rows"]]))
+    progress.say(result["verdict"]["sentence"])
+    for line in lines(read_json(run.diagnosis)["findings"]):
+        progress.say(line)
+    progress.say(f"everything is in {run.path}; the page to look at is {run.report}")

@@ -1,0 +1,116 @@
+"""Splits and models, with heads that agree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import entry, read_json, write_json
+from tutelage.core.progress import Progress, Silent
+from tutelage.core.recipe import Recipe, StudentRecipe, TeacherRecipe
+from tutelage.core.run_dir import Run
+from tutelage.core.runtime import Runtime
+from tutelage.data.decoded import decode_once
+from tutelage.data.input_spec import InputSpec
+from tutelage.data.loading import BadImages, Loading
+from tutelage.data.splits import Splits, make_splits
+from tutelage.evaluation import resolution
+from tutelage.models.class_mapping import align_heads
+from tutelage.models.source import Model
+from tutelage.models.timm import load_model, set_resolution
+from tutelage.pipeline.context import Context
+from tutelage.pipeline.stages.work import Work
+
+
+def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = None) -> Work:
+    """Splits and models, with heads that agree."""
+    torch.manual_seed(recipe.train.seed)  # new heads and students from scratch begin the same
+    splits = make_splits(recipe.data)
+    names = [recipe.teacher.model, *recipe.teacher.others]
+    loaded, student = [load_model(name) for name in names], _load_student(recipe)
+    torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
+    teachers, student, class_mapping = align_heads(loaded, student, splits.classes)
+    teachers = [_with_input(t, recipe.teacher) for t in teachers]
+    student = _with_input(student, recipe.student)
+    runtime = Runtime.start()
+    context = Context(
+        run,
+        runtime,
+        progress if runtime.is_main else Silent(),
+        Loading(recipe.data.workers, BadImages(recipe.data.max_bad_images)),
+        memo,
+    )
+    _record_splits(splits, context)
+    context.progress.say(_data_line(splits))
+    for who, model in [*(("teacher", t) for t in teachers), ("student", student)]:
+        context.progress.say(f"{who}: {model.spec} ({model.origin}), {model.input_spec.height} px")
+    splits = _decoded(recipe, splits, _inputs(recipe, teachers, student), context)
+    return Work(recipe, context, splits, teachers, student, class_mapping)
+
+
+def _record_splits(splits: Splits, context: Context) -> None:
+    """Keep what the images are, or see that they are still the same."""
+    record, path = splits.record(), context.run.splits
+    if path.exists():
+        before = entry(path, "parts")
+        changed = [role for role, subset in record["parts"].items() if subset != before.get(role)]
+        if changed:
+            raise TutelageError(
+                f"data.{changed[0]}: the images changed since the run began ({path}); "
+                "put them back, or begin a new run"
+            )
+    elif context.runtime.is_main:
+        write_json(path, record)
+
+
+def _inputs(recipe: Recipe, teachers: list[Model], student: Model) -> list[InputSpec]:
+    """Of all models, at the highest resolution they may look at the images with."""
+    probed = recipe.preflight.probe_resolutions
+    taught = [model.input_spec for model in teachers]
+    if probed or recipe.teacher.resolution == "best":
+        taught = [resolution.reach(spec) for spec in taught]
+    return [*taught, resolution.reach(student.input_spec) if probed else student.input_spec]
+
+
+def _decoded(recipe: Recipe, splits: Splits, specs: list[InputSpec], context: Context) -> Splits:
+    """Images decoded once, as far as they fit; a resumed run does as it did before."""
+    path = context.run.splits
+    with context.runtime.accelerator.main_process_first():
+        record = read_json(path)
+        splits, decoded = decode_once(
+            splits,
+            specs,
+            recipe,
+            context.cache_directory(recipe) / "images",
+            context.progress,
+            record.get("decoded"),
+        )
+        if context.runtime.is_main:
+            write_json(path, record | {"decoded": decoded})
+    return splits
+
+
+def _load_student(recipe: Recipe) -> Model:
+    name = recipe.student.model
+    if recipe.train.from_scratch:
+        name = f"{name.partition('@')[0]}@none"
+    return load_model(name, dropout=recipe.student.dropout)
+
+
+def _with_input(model: Model, wish: TeacherRecipe | StudentRecipe) -> Model:
+    if isinstance(wish.resolution, int):
+        model = set_resolution(model, wish.resolution)
+    if wish.crop_pct is not None:
+        model = replace(model, input_spec=replace(model.input_spec, crop_pct=wish.crop_pct))
+    return model
+
+
+def _data_line(splits: Splits) -> str:
+    extra = f" and {len(splits.unlabelled):,} unlabelled" if splits.unlabelled else ""
+    return (
+        f"data: {len(splits.train):,} images to train on{extra}, {len(splits.val):,} to choose by, "
+        f"{len(splits.test):,} to report on, {len(splits.classes)} classes"
+    )

@@ -1,0 +1,252 @@
+"""The study's file: a base recipe, named variants of it, and a space to search."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import Field, ValidationError
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import (
+    Component,
+    Recipe,
+    apply_override,
+    first_error,
+    parse_recipe,
+    read_yaml,
+    set_key,
+)
+from tutelage.core.run_dir import NAME
+
+# What decides which images choose and report: trials that differ in it cannot be ranked.
+SAME_IMAGES = {"val", "test", "val_fraction", "test_fraction", "split_seed", "limit"}
+
+
+class Range(Component):
+    """Where a number is searched; whole where both ends are."""
+
+    low: int | float
+    high: int | float
+    step: Annotated[float, Field(gt=0)] | None = None
+    log: bool = False  # sampled evenly over its logarithm
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna has it."""
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return IntDistribution(self.low, self.high, log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+
+class StudyRecipe(Component):
+    """A study's file as it is written."""
+
+    name: str | None = None  # of the study's directory; null: the file's
+    base: str | dict[str, Any]  # a recipe's file, seen from the study's, or a recipe
+    variants: tuple[dict[str, Any], ...] = ()  # each a name and the keys that differ from the base
+    search: dict[str, Any] = Field(
+        default_factory=dict
+    )  # by key: a list of choices, or {low, high, step, log}
+    sampler: Literal["tpe", "random", "grid"] = "tpe"  # grid: every combination of the choices
+    trials: Annotated[int, Field(ge=1)] | None = None  # in all, the variants first; null: variants and grid
+    seed: int = 0  # of the sampler
+    storage: str | None = None  # a database's URL; null: a journal in the study's directory
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named set of overrides."""
+
+    name: str
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's file, checked, with everything that it names.
+
+    Attributes:
+        name: of the study.
+        base: the recipe that all trials begin from.
+        tree: the same as the file has it, without the defaults.
+        variants: tried first, in order.
+        space: what is searched after them, by key.
+        sampler: how.
+        trials: in all; None only where there is nothing to sample.
+        seed: of the sampler.
+        storage: a database's URL, or None.
+    """
+
+    name: str
+    base: Recipe
+    tree: dict[str, Any]
+    variants: tuple[Variant, ...]
+    space: dict[str, BaseDistribution]
+    sampler: str
+    trials: int | None
+    seed: int
+    storage: str | None
+
+    def recipe(self, overrides: Mapping[str, Any], where: str = "trial") -> Recipe:
+        """The base with some keys changed.
+
+        Raises:
+            TutelageError: a key or a value is not a recipe's.
+        """
+        return parse_recipe(_changed(self.tree, overrides), where)
+
+    def record(self) -> dict[str, Any]:
+        """What must stay the same while a study goes on."""
+        return {
+            "base": self.base.model_dump(mode="json"),
+            "search": {key: repr(distribution) for key, distribution in self.space.items()},
+            "sampler": self.sampler,
+        }
+
+
+def load_study(
+    path: Path, overrides: Sequence[str] = (), trials: int | None = None, name: str | None = None
+) -> Plan:
+    """Read a study's file and everything it names, and check every variant and every end of the space.
+
+    Args:
+        path: of the YAML file.
+        overrides: ``key.key=value`` each, of the base recipe.
+        trials: in all, in place of the file's.
+        name: of the study, in place of the file's.
+
+    Raises:
+        TutelageError: names the file and the key.
+    """
+    try:
+        file = StudyRecipe.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise TutelageError(f"{path}: {first_error(error, StudyRecipe)}") from None
+    name = name or file.name or path.stem
+    if not NAME.fullmatch(name):
+        raise TutelageError(f"{path}: name {name!r}: use letters, digits and . _ - + @ = only")
+    tree, source = _base(file, path)
+    for override in overrides:
+        apply_override(tree, override)
+    space = {key: _distribution(key, value, path) for key, value in file.search.items()}
+    grid = list(_grid(space, path)) if file.sampler == "grid" and space else []
+    plan = Plan(
+        name,
+        parse_recipe(tree, source),
+        tree,
+        (*_variants(file, path), *grid),
+        {} if grid else space,
+        file.sampler,
+        trials or file.trials,
+        file.seed,
+        file.storage,
+    )
+    _check(plan, path)
+    return plan
+
+
+def _base(file: StudyRecipe, path: Path) -> tuple[dict[str, Any], str]:
+    if isinstance(file.base, str):
+        place = path.parent / file.base
+        return read_yaml(place), str(place)
+    return copy.deepcopy(file.base), f"{path}: base"
+
+
+def _variants(file: StudyRecipe, path: Path) -> list[Variant]:
+    found: dict[str, Variant] = {}
+    for place, entry in enumerate(file.variants, start=1):
+        name = str(entry.get("name", ""))
+        if not NAME.fullmatch(name):
+            raise TutelageError(
+                f"{path}: variant {place}: give it a name of letters, digits and . _ - + @ = only"
+            )
+        if name in found:
+            raise TutelageError(f"{path}: variant {name!r} is there twice; give each its own name")
+        found[name] = Variant(name, {key: value for key, value in entry.items() if key != "name"})
+    return list(found.values())
+
+
+def _distribution(key: str, value: Any, path: Path) -> BaseDistribution:
+    if isinstance(value, list) and value:
+        return CategoricalDistribution([_choice(entry) for entry in value])
+    if not isinstance(value, dict):
+        raise TutelageError(f"{path}: search.{key}: give a list of choices, or low and high of a range")
+    try:
+        return Range.model_validate(value).distribution()
+    except ValidationError as error:
+        raise TutelageError(f"{path}: search.{key}: {first_error(error, Range)}") from None
+    except ValueError as error:  # Optuna's: low above high, log of zero, both step and log
+        raise TutelageError(f"{path}: search.{key}: {' '.join(str(error).split())}") from None
+
+
+def _choice(entry: Any) -> Any:
+    """Optuna keeps plain values only; others travel as YAML, which `value_of` reads."""
+    plain = entry is None or isinstance(entry, bool | int | float)
+    return entry if plain else yaml.safe_dump(entry, default_flow_style=True).removesuffix("...\n").strip()
+
+
+def value_of(parameter: Any) -> Any:
+    """The recipe's value of a trial's parameter."""
+    return yaml.safe_load(parameter) if isinstance(parameter, str) else parameter
+
+
+def _grid(space: Mapping[str, BaseDistribution], path: Path) -> Iterator[Variant]:
+    """Every combination, as variants."""
+    for key, distribution in space.items():
+        if not isinstance(distribution, CategoricalDistribution):
+            raise TutelageError(f"{path}: search.{key}: a grid needs a list of choices")
+    choices = [d.choices for d in space.values() if isinstance(d, CategoricalDistribution)]
+    for place, values in enumerate(itertools.product(*choices), start=1):
+        yield Variant(f"grid-{place}", dict(zip(space, map(value_of, values), strict=True)))
+
+
+def _check(plan: Plan, path: Path) -> None:
+    """Every variant and every end of the space makes a recipe, and all can be ranked together."""
+    if not plan.variants and not plan.space:
+        raise TutelageError(f"{path}: neither variants nor search: there is nothing to try")
+    if plan.space and plan.trials is None:
+        raise TutelageError(f"{path}: trials: say how many the search may take (or give --trials)")
+    tried = [(f"variant {v.name!r}", v.overrides) for v in plan.variants]
+    for key, distribution in plan.space.items():
+        tried += [(f"search.{key}", {key: value}) for value in _ends(distribution)]
+    for what, overrides in tried:
+        where = f"{path}: {what}"
+        recipe = plan.recipe(overrides, where)
+        _comparable(plan.base, recipe, where)
+
+
+def _ends(distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return [value_of(choice) for choice in distribution.choices]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return [distribution.low, distribution.high]
+
+
+def _comparable(base: Recipe, recipe: Recipe, where: str) -> None:
+    """Trials are ranked by one figure on the same images."""
+    fixed = SAME_IMAGES if base.data.val and base.data.test else SAME_IMAGES | {"train"}
+    for key in sorted(fixed):
+        if getattr(recipe.data, key) != getattr(base.data, key):
+            raise TutelageError(
+                f"{where}: data.{key} decides which images choose and report; it must be the base's in all trials"
+            )
+    if recipe.choose.metric != base.choose.metric:
+        raise TutelageError(f"{where}: choose.metric ranks the trials; it must be the base's in all trials")
+
+
+def _changed(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    changed = copy.deepcopy(tree)
+    for key, value in overrides.items():
+        set_key(changed, key, copy.deepcopy(value))
+    return changed

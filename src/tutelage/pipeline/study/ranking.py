@@ -1,0 +1,272 @@
+"""The trials of a study in one table: val ranks them, test reports, and each difference has its interval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from tutelage.core.files import entry
+from tutelage.core.recipe import load_recipe
+from tutelage.core.run_dir import Run
+from tutelage.evaluation.paired import Paired, paired
+from tutelage.evaluation.verdict import outcome
+
+Reached = Literal["running", "done", "failed"]
+
+COLUMNS = ("#", "Trial", "Val", "Test", "Against start", "Against best", "Kept")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A trial that was begun.
+
+    Attributes:
+        number: of the trial.
+        name: of its variant.
+        overrides: what differs from the base, by key.
+        run: its directory.
+        state: `done` where it has its figures.
+        reason: why it failed.
+    """
+
+    number: int
+    name: str
+    overrides: Mapping[str, Any]
+    run: Run
+    state: Reached
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The classes that a run's models gave to its test images, by role."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    by_role: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A finished trial with its figures; `start`, `control` and `best` are what it is held against."""
+
+    of: Entry
+    val: dict[str, float]
+    kept: str
+    test_top1: float
+    from_scratch: bool
+    answers: Answers
+    start: Paired | None = None
+    control: Paired | None = None
+    best: Paired | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All trials, the best on val first."""
+
+    name: str
+    metric: str
+    done: list[Ranked]
+    others: list[Entry]
+
+    def record(self) -> dict[str, Any]:
+        """For study.json."""
+        return {
+            "name": self.name,
+            "metric": self.metric,
+            "best": self.done[0].of.name if self.done else None,
+            "sentence": self.sentence(),
+            "trials": self.records(),
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """Each trial, in the order of the table."""
+        return [*map(_ranked_record, self.done), *map(_entry_record, self.others)]
+
+    def sentence(self) -> str:
+        """What came of it, in plain words."""
+        if not self.done:
+            return f"No trial of {self.name} is finished yet."
+        best = self.done[0]
+        text = (
+            f"Of {len(self.done)} finished trials {best.of.name} (trial {best.of.number}) is best on val "
+            f"({self.metric} {_figure(best.val, self.metric)}); on test it has {best.test_top1:.2f} top-1"
+        )
+        if best.start:
+            text += f", {_words(best.start)} its start ({_interval(best.start)})"
+        level = [one.of.name for one in self.done[1:] if one.best and outcome(one.best) == "no different"]
+        return text + (f". No different from it on test: {', '.join(level)}." if level else ".")
+
+    def cells(self, digits: int = 2) -> list[list[str]]:
+        """The table's lines, as text; intervals with so many digits."""
+        lines = [
+            [
+                str(one.of.number),
+                _title(one.of),
+                _figure(one.val, self.metric),
+                f"{one.test_top1:.2f}",
+                _interval(one.start, digits),
+                _interval(one.best, digits),
+                one.kept,
+            ]
+            for one in self.done
+        ]
+        return lines + [
+            [str(one.number), one.name, one.state, "", one.reason or "", "", ""] for one in self.others
+        ]
+
+    def markdown(self) -> str:
+        """As a page: the sentence, the table and what each trial changed."""
+        head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+        rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in self.cells()]
+        changes = [
+            f"- {one.number} {one.name}: {_settings(one.overrides) or 'the base as it is'}"
+            for one in sorted([*(r.of for r in self.done), *self.others], key=lambda e: e.number)
+        ]
+        return "\n".join(
+            [
+                f"# {self.name}",
+                "",
+                self.sentence(),
+                "",
+                *head,
+                *rows,
+                "",
+                _note(self.metric),
+                "",
+                *changes,
+                "",
+            ]
+        )
+
+    def rich(self) -> Table:
+        """For a terminal."""
+        table = Table(
+            title=self.name, caption=_note(self.metric), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        for column in COLUMNS[:-1]:  # what was kept is in the other two
+            justify: Literal["left", "right"] = "left" if column == "Trial" else "right"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=column != "Trial")
+        for line in self.cells(digits=1):  # so that it fits 80 columns
+            table.add_row(*map(escape, line[:-1]))
+        return table
+
+
+def ranking(name: str, metric: str, entries: Sequence[Entry]) -> Ranking:
+    """Rank what is done by val, and hold each against its start, its control and the best.
+
+    A student from scratch is held against the pretrained start of the best trial that has one: the question
+    is whether it comes up to that.
+
+    Args:
+        name: of the study.
+        metric: `top1` or `nll`, of the kept student on val.
+        entries: the trials that were begun.
+    """
+    done = sorted((_read(e) for e in entries if e.state == "done"), key=lambda r: _merit(r, metric))
+    if done:
+        reference = next((r for r in done if not r.from_scratch), None)
+        done = [_held_against(one, done[0], reference) for one in done]
+    return Ranking(name, metric, done, [e for e in entries if e.state != "done"])
+
+
+def _merit(one: Ranked, metric: str) -> tuple[float, float, int]:
+    top1, nll = -one.val["top1"], one.val["nll"]
+    return (top1, nll, one.of.number) if metric == "top1" else (nll, top1, one.of.number)
+
+
+def _read(one: Entry) -> Ranked:
+    kept = next(c for c in entry(one.run.candidates, "candidates") if c["kept"])
+    rows = {row["role"]: row for row in entry(one.run.comparison, "rows")}
+    recipe = load_recipe(one.run.recipe)
+    scratch = recipe.train.from_scratch or recipe.student.model.endswith("@none")
+    val = {key: kept["val"][key] for key in ("top1", "nll")}
+    return Ranked(one, val, kept["name"], rows["distilled"]["top1"], scratch, _answers(one.run))
+
+
+def _answers(run: Run) -> Answers:
+    with np.load(run.predictions, allow_pickle=False) as arrays:
+        by_role = {
+            name.removesuffix("_top5"): arrays[name][:, 0] for name in arrays.files if name.endswith("_top5")
+        }
+        return Answers(arrays["ids"], arrays["labels"], by_role)
+
+
+def _held_against(one: Ranked, best: Ranked, reference: Ranked | None) -> Ranked:
+    home = reference if one.from_scratch and reference else one
+    return replace(
+        one,
+        start=_pair(one.answers, home.answers, "start"),
+        control=_pair(one.answers, one.answers, "control"),
+        best=_pair(one.answers, best.answers, "distilled") if one is not best else None,
+    )
+
+
+def _pair(new: Answers, old: Answers, role: str) -> Paired | None:
+    """The distilled student against another run's model; None where there is none on the same images."""
+    if role not in old.by_role or not np.array_equal(new.ids, old.ids):
+        return None
+    return paired(new.by_role["distilled"], old.by_role[role], new.labels)
+
+
+def _ranked_record(one: Ranked) -> dict[str, Any]:
+    pairs = {"start": one.start, "control": one.control, "best": one.best}
+    return _entry_record(one.of) | {
+        "val": one.val,
+        "kept": one.kept,
+        "test_top1": one.test_top1,
+        "against": {role: asdict(pair) if pair else None for role, pair in pairs.items()},
+    }
+
+
+def _entry_record(one: Entry) -> dict[str, Any]:
+    return {
+        "number": one.number,
+        "name": one.name,
+        "state": one.state,
+        "overrides": dict(one.overrides),
+        "run": f"{one.run.path.parent.name}/{one.run.path.name}",
+        "reason": one.reason,
+    }
+
+
+def _figure(val: Mapping[str, float], metric: str) -> str:
+    return f"{val[metric]:.2f}" if metric == "top1" else f"{val[metric]:.4f}"
+
+
+def _interval(pair: Paired | None, digits: int = 2) -> str:
+    return f"{pair.difference:+.2f} [{pair.low:+.{digits}f} {pair.high:+.{digits}f}]" if pair else ""
+
+
+def _words(pair: Paired) -> str:
+    found = outcome(pair)
+    return "no different from" if found == "no different" else f"{found} than"
+
+
+def _title(one: Entry) -> str:
+    """A variant's name, or what a searched trial tried."""
+    short = {key.rpartition(".")[2]: value for key, value in one.overrides.items()}
+    return one.name if one.name != "search" else _settings(short)
+
+
+def _settings(overrides: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_value(value)}" for key, value in overrides.items())
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False).strip('"')
+
+
+def _note(metric: str) -> str:
+    return (
+        f"Ranked by {metric} on val. Test: top-1, %. Differences: points of top-1 on the same test images, with "
+        "paired 95% intervals; a student from scratch is held against the pretrained start."
+    )

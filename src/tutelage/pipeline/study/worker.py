@@ -1,0 +1,371 @@
+"""Many runs as one study: variants and a searched space, ranked in one table with intervals.
+
+Optuna keeps the trials, so several processes and machines work on one study; they share its directory. Each
+process claims its trial with a lock that the kernel takes away when the process dies, however it dies: such
+a trial is taken up by the next that is free, and goes on from its run directory.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from filelock import FileLock, Timeout
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import entry, write_json, write_text
+from tutelage.core.progress import Progress
+from tutelage.core.recipe import Recipe, dump_recipe, flat, load_recipe, read_yaml
+from tutelage.core.run_dir import Run
+from tutelage.distillation.stop import Interrupted
+from tutelage.pipeline.run import distill
+from tutelage.pipeline.stages.fit import fit_head, fit_teachers
+from tutelage.pipeline.stages.preflight import check
+from tutelage.pipeline.stages.prepare import prepare
+from tutelage.pipeline.study.plan import Plan, value_of
+from tutelage.pipeline.study.ranking import Entry, Ranking, Reached, ranking
+from tutelage.pipeline.versions import versions
+
+SEARCHED = "search"  # name of the trials that are no variant
+POLL_SECONDS = 1.0  # between two looks at trials that other processes work on
+MAX_DEATHS = 3  # processes that a trial may take with it, before it counts as failed
+MAX_FAILURES = 3  # in a row, before this process takes the cause to be its own
+
+
+class StudyFiles:
+    """The study's directory, and the names of its files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "study.yaml"
+        self.journal = path / "journal.log"
+        self.lock = path / ".lock"
+        self.claims = path / "claims"
+        self.trials = path / "trials"
+        self.shared = path / "shared"
+        self.base = path / "shared" / "runs" / "base"
+        self.json = path / "study.json"
+        self.markdown = path / "study.md"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this process alone works on, until the lock is released or the process dies."""
+
+    trial: optuna.Trial
+    name: str
+    overrides: dict[str, Any]
+    lock: FileLock
+
+    @property
+    def directory(self) -> str:
+        """Name of its run directory."""
+        return _directory(self.trial.number, self.name)
+
+
+def run_study(plan: Plan, root: Path, progress: Progress, command: str) -> Ranking:
+    """Work on a study until all of its trials are done, and rank them; also in study.json and study.md.
+
+    Args:
+        plan: from `load_study`.
+        root: where studies are made; this one's directory has its name.
+        progress: told what happens.
+        command: kept with each trial.
+
+    Raises:
+        TutelageError: bad input, or a study of another recipe.
+        Interrupted: asked to stop; the same call goes on.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise TutelageError(
+            "a study takes several plain processes, one a device: start it without a launcher"
+        )
+    worker = _Worker(plan, StudyFiles(root / plan.name), progress, command)
+    worker.work()
+    return worker.summary()
+
+
+class _Worker:
+    """One process at work on a study. Every change of the study's record is made under one lock."""
+
+    def __init__(self, plan: Plan, files: StudyFiles, progress: Progress, command: str) -> None:
+        self.plan, self.files = plan, files
+        self.progress, self.command = progress, command
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            files.claims.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TutelageError(f"{files.path}: cannot be made ({error.strerror})") from None
+        with self._alone():
+            self.study = self._open()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with FileLock(self.files.lock):
+            yield
+
+    # --- the study's record
+
+    def _open(self) -> optuna.Study:
+        """Begin the study, or go on with it; variants may have been added since."""
+        if self.files.record.exists():
+            self._check_same(read_yaml(self.files.record))
+        study = optuna.create_study(
+            storage=_storage(self.plan, self.files),
+            study_name=self.plan.name,
+            direction="maximize" if self.plan.base.choose.metric == "top1" else "minimize",
+            load_if_exists=True,
+        )
+        if not self.files.record.exists():
+            if study.trials:
+                raise TutelageError(
+                    f"{self.plan.storage}: has a study {self.plan.name!r} that {self.files.path} knows nothing "
+                    "of; go on in the directory where it was begun, or take another --name"
+                )
+            write_text(self.files.record, yaml.safe_dump(self.plan.record(), sort_keys=False))
+        self._enqueue(study)
+        return study
+
+    def _check_same(self, before: dict[str, Any]) -> None:
+        old, new = flat(before), flat(self.plan.record())
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                raise TutelageError(
+                    f"{self.files.path}: this study was begun with {key}={old.get(key)!r}, not {new.get(key)!r}; "
+                    "put it back, or take another --name"
+                )
+
+    def _enqueue(self, study: optuna.Study) -> None:
+        known = {
+            t.user_attrs["name"]: t.user_attrs["overrides"] for t in study.trials if t.user_attrs.get("name")
+        }
+        for variant in self.plan.variants:
+            if variant.name not in known:
+                study.enqueue_trial({}, user_attrs={"name": variant.name, "overrides": variant.overrides})
+            elif known[variant.name] != variant.overrides:
+                raise TutelageError(
+                    f"{self.files.path}: variant {variant.name!r} was begun with {known[variant.name]}, "
+                    f"not {variant.overrides}; give the new one its own name"
+                )
+
+    # --- trial after trial
+
+    def work(self) -> None:
+        """All trials that are free, then what becomes free of those that others work on."""
+        precision = self._precision()
+        failures, waiting = 0, False
+        while True:
+            claim, others = self._next()
+            if claim:
+                failures = 0 if self._run(claim, precision) else failures + 1
+                waiting = False
+            elif not others:
+                return
+            else:
+                if not waiting:
+                    self.progress.say(f"waiting for {others} trials that other processes work on")
+                waiting = True
+                time.sleep(POLL_SECONDS)
+            if failures == MAX_FAILURES:
+                raise TutelageError(
+                    f"{self.files.path}: the last {failures} trials failed (see {self.files.markdown.name}); "
+                    "`tutelage resume` on one of them shows why; then go on with the same command"
+                )
+
+    def _precision(self) -> dict[str, Any]:
+        """The precision of all trials: measured once, so that none is ranked by a lucky measurement."""
+        if self.plan.base.train.precision != "auto":
+            return {}
+        run = Run(self.files.base)
+        with FileLock(self.files.claims / "base.lock"):
+            if not run.preflight.exists():
+                _begin(run, self.plan.base, self.command)
+                with run.held():
+                    work = prepare(self.plan.base, run, self.progress, self.files.shared)
+                    fit_teachers(work)
+                    fit_head(work)
+                    check(work)
+        return {"train.precision": entry(run.preflight, "precision", "chosen")}
+
+    def _next(self) -> tuple[Claim | None, int]:
+        """The next trial to work on, first one whose process died; and how many others are worked on."""
+        with self._alone():
+            trials = self.study.get_trials(deepcopy=False)
+            others = 0
+            for frozen in trials:
+                if frozen.state == TrialState.RUNNING:
+                    lock = self._lock(frozen.number)
+                    if not _free(lock):
+                        others += 1
+                    elif claim := self._take_up(frozen, lock):
+                        return claim, others
+            waiting = [t for t in trials if t.state == TrialState.WAITING]
+            begun = len(trials) - len(waiting)
+            if (self.plan.trials and begun >= self.plan.trials) or not (waiting or self.plan.space):
+                return None, others
+            self.study.sampler = self._sampler(begun)
+            trial = self.study.ask()  # a waiting one first
+            lock = self._lock(trial.number)
+            lock.acquire()
+            return self._claim(trial, lock), others
+
+    def _take_up(self, frozen: FrozenTrial, lock: FileLock) -> Claim | None:
+        trial = optuna.Trial(self.study, frozen._trial_id)
+        deaths = len(frozen.user_attrs.get("claims", [])) - frozen.user_attrs.get("stops", 0)
+        if deaths >= MAX_DEATHS:
+            self._fail(trial, f"{deaths} processes died at it")
+            lock.release()
+            return None
+        self.progress.say(f"trial {frozen.number} was left by its process; going on with it")
+        return self._claim(trial, lock)
+
+    def _claim(self, trial: optuna.Trial, lock: FileLock) -> Claim:
+        """Note who works on a trial, and what it is."""
+        attrs = trial.user_attrs
+        mark = {"host": platform.node(), "pid": os.getpid(), "at": time.time()}
+        trial.set_user_attr("claims", [*attrs.get("claims", []), mark])
+        if "name" in attrs:
+            return Claim(trial, attrs["name"], attrs["overrides"], lock)
+        overrides = {key: value_of(_suggest(trial, key, space)) for key, space in self.plan.space.items()}
+        return Claim(trial, SEARCHED, overrides, lock)
+
+    def _lock(self, number: int) -> FileLock:
+        return FileLock(self.files.claims / f"{number:03d}.lock")
+
+    def _sampler(self, number: int) -> BaseSampler:
+        """Seeded anew for each trial, so that it matters neither which process asks nor when it began."""
+        seed = self.plan.seed + number
+        return RandomSampler(seed) if self.plan.sampler == "random" else TPESampler(seed=seed)
+
+    def _run(self, claim: Claim, precision: dict[str, Any]) -> bool:
+        """Whether the trial came to its end."""
+        run = Run(self.files.trials / claim.directory)
+        words = ", ".join(f"{key}={value}" for key, value in claim.overrides.items()) or "as the base"
+        self.progress.say(f"trial {claim.trial.number} ({claim.name}): {words}")
+        try:
+            _begin(
+                run, self.plan.recipe(precision | claim.overrides | {"name": claim.directory}), self.command
+            )
+            distill(load_recipe(run.recipe), run, self.progress, self.files.shared)
+            merit = _kept(run)[self.plan.base.choose.metric]
+        except Interrupted:
+            with self._alone():
+                claim.trial.set_user_attr("stops", claim.trial.user_attrs.get("stops", 0) + 1)
+            raise
+        except Exception as error:  # one trial that fails is a result of the study, not its end
+            if not isinstance(error, TutelageError):
+                traceback.print_exc()
+            with self._alone():
+                self._fail(claim.trial, " ".join(f"{error or type(error).__name__}".split()))
+            merit = None
+        else:
+            with self._alone():
+                self.study.tell(claim.trial, merit)
+        finally:
+            claim.lock.release()
+        self.summary()
+        return merit is not None
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> None:
+        self.progress.say(f"trial {trial.number} failed: {reason}")
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    # --- what came of it
+
+    def summary(self) -> Ranking:
+        """Rank what is done so far, and write study.json and study.md."""
+        with self._alone():
+            entries = [self._entry(t) for t in self.study.get_trials(deepcopy=False)]
+            found = ranking(self.plan.name, self.plan.base.choose.metric, [e for e in entries if e])
+            write_json(self.files.json, found.record())
+            write_text(self.files.markdown, found.markdown())
+        return found
+
+    def _entry(self, trial: FrozenTrial) -> Entry | None:
+        if trial.state == TrialState.WAITING:
+            return None
+        attrs = trial.user_attrs
+        name = attrs.get("name", SEARCHED)
+        overrides = attrs.get("overrides") or {key: value_of(value) for key, value in trial.params.items()}
+        run = Run(self.files.trials / _directory(trial.number, name))
+        running = trial.state == TrialState.RUNNING
+        # a failed one may have been finished by hand since
+        state: Reached = "running" if running else "done" if run.comparison.exists() else "failed"
+        return Entry(trial.number, name, overrides, run, state, attrs.get("reason"))
+
+
+def _free(lock: FileLock) -> bool:
+    """Take a lock if nobody has it."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
+
+
+def _directory(number: int, name: str) -> str:
+    return f"{number:03d}-{name}"
+
+
+def _storage(plan: Plan, files: StudyFiles) -> BaseStorage:
+    if plan.storage:
+        try:
+            return RDBStorage(plan.storage)
+        except Exception as error:  # SQLAlchemy's, the driver's or Optuna's own
+            raise TutelageError(f"storage {plan.storage!r}: cannot be opened ({_line(error)})") from None
+    _mend(files.journal)
+    path = str(files.journal.resolve())
+    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _mend(journal: Path) -> None:
+    """Take away a line that a full disk or a power cut left half-written: Optuna would read no further."""
+    content = journal.read_bytes() if journal.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(journal, whole)
+
+
+def _begin(run: Run, recipe: Recipe, command: str) -> None:
+    """Make the run directory where it is not whole yet; its recipe comes last."""
+    if not run.recipe.exists():
+        write_json(run.versions, versions(command) | {"seeds": 1})
+        write_text(run.recipe, dump_recipe(recipe))
+
+
+def _kept(run: Run) -> dict[str, float]:
+    return next(c["val"] for c in entry(run.candidates, "candidates") if c["kept"])
+
+
+def _suggest(trial: optuna.Trial, key: str, space: BaseDistribution) -> Any:
+    """The trial's value of a key: sampled once, then always the same."""
+    if isinstance(space, CategoricalDistribution):
+        return trial.suggest_categorical(key, space.choices)
+    if isinstance(space, IntDistribution):
+        return trial.suggest_int(key, space.low, space.high, step=space.step, log=space.log)
+    assert isinstance(space, FloatDistribution)
+    return trial.suggest_float(key, space.low, space.high, step=space.step, log=space.log)

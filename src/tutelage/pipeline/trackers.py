@@ -1,0 +1,290 @@
+"""A run's parameters, metrics, files and model, told to TensorBoard and MLflow through their own libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json, write_text
+from tutelage.core.progress import Progress, Tabular
+from tutelage.core.recipe import flat
+from tutelage.core.run_dir import Run
+
+if TYPE_CHECKING:
+    from tutelage.models.source import Model
+
+log = logging.getLogger(__name__)
+
+NO_METRICS = ("stage", "epoch", "epochs", "step")
+FIGURES = ("size_mb", "latency_ms", "images_per_s", "top1", "top5", "nll", "ece")  # of each model on test
+BATCH = 100  # parameters MLflow takes at once
+LONGEST = 6000  # characters of a parameter that MLflow takes
+
+
+class Tracker(Protocol):
+    """Whom the loop tells."""
+
+    def on_start(self, params: Mapping[str, Any]) -> None:
+        """The run begins or goes on: the recipe, nested or flat."""
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch has ended: its row of ``metrics.jsonl``."""
+
+    def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
+        """The run is done: its files (directories with all in them), and the student that was kept."""
+
+
+def open_trackers(names: Sequence[str], run: Run) -> Tracker:
+    """The trackers a recipe asks for, as one.
+
+    A tracker that fails once the run has started is left out from then on, with one line in the log: a
+    server that is down does not cost a training.
+
+    Args:
+        names: ``tensorboard`` and ``mlflow``.
+        run: where they keep their stores.
+
+    Raises:
+        TutelageError: a tracker is unknown, or its package is not installed.
+    """
+    makers: dict[str, Callable[[Run], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+    trackers = {}
+    for name in names:
+        if name not in makers:
+            raise TutelageError(f"track: {name!r} is not one of {', '.join(makers)}")
+        try:
+            trackers[name] = makers[name](run)
+        except ImportError:
+            raise TutelageError(f"track: {name} is not installed; `pip install 'tutelage[{name}]'`") from None
+    return _All(trackers)
+
+
+class _All:
+    def __init__(self, trackers: dict[str, Tracker]) -> None:
+        self.trackers = trackers
+
+    def on_start(self, params: Mapping[str, Any]) -> None:
+        for name, tracker in self.trackers.items():
+            try:
+                tracker.on_start(params)
+            except Exception as error:
+                raise TutelageError(f"track: {name} cannot begin ({_line(error)})") from error
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        self._tell(lambda tracker: tracker.on_epoch(row))
+
+    def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
+        self._tell(lambda tracker: tracker.on_end(artifacts, model))
+
+    def _tell(self, call: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self.trackers.items()):
+            try:
+                call(tracker)
+            except Exception as error:
+                log.warning("%s is told no more: %s", name, _line(error))
+                del self.trackers[name]
+
+
+class TensorBoard:
+    """Event files in the run's ``tensorboard`` directory; read with ``tensorboard --logdir``.
+
+    It shows figures only: of the artifacts it is told the paths, of the model nothing.
+    """
+
+    def __init__(self, run: Run) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run = run
+        self.params: dict[str, Any] = {}
+        self.writer = SummaryWriter(str(run.tensorboard))
+
+    def on_start(self, params: Mapping[str, Any]) -> None:
+        """The recipe, as a table of keys and values."""
+        self.params = flat(params)
+        rows = [f"| {key} | {value} |" for key, value in self.params.items()]
+        self.writer.add_text("recipe", "\n".join(["| key | value |", "|---|---|", *rows]))
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """A scalar ``stage/figure`` for each figure, at the epoch."""
+        for name, value in epoch_metrics(row).items():
+            self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+
+    def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
+        """The figures on test, as scalars and beside the recipe in the HPARAMS tab."""
+        figures = final_metrics(self.run)
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value)
+        self.writer.add_text("artifacts", "\n\n".join(f"`{path}`" for path in artifacts))
+        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.params.items()}
+        self.writer.add_hparams(plain, figures, run_name=".")
+        self.writer.close()
+
+
+class MLflow:
+    """A run in the store that ``MLFLOW_TRACKING_URI`` names, else in SQLite in the run's ``mlflow`` directory.
+
+    A run that is resumed goes on with the same MLflow run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # training says nothing to third parties
+        import mlflow.pytorch  # noqa: F401 - so that a missing or broken extra is known before training
+        from mlflow import MlflowClient
+
+        self.run = run
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.mlflow.resolve()}/mlflow.db"
+        run.mlflow.mkdir(parents=True, exist_ok=True)
+        with _quiet():
+            self.client = MlflowClient(tracking_uri=self.uri)
+        self.id = ""
+
+    def on_start(self, params: Mapping[str, Any]) -> None:
+        """Begin the MLflow run with the recipe as parameters, or find it again."""
+        from mlflow.entities import Param
+
+        known = self.run.mlflow / "run_id"
+        if known.exists():
+            self.id = known.read_text(encoding="utf-8").strip()
+            self.client.update_run(self.id, status="RUNNING")
+            return
+        with _quiet():
+            created = self.client.create_run(self._experiment(), run_name=self.run.path.resolve().name)
+        self.id = created.info.run_id
+        write_text(known, self.id + "\n")
+        entries = [Param(key, str(value)[:LONGEST]) for key, value in flat(params).items()]
+        for first in range(0, len(entries), BATCH):
+            self.client.log_batch(self.id, params=entries[first : first + BATCH])
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """A metric ``stage/figure`` for each figure, its step being the epoch."""
+        self._log(epoch_metrics(row), row["epoch"])
+
+    def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
+        """The figures on test, the files, and the model as a traced graph (torch.export; no pickle)."""
+        self._log(final_metrics(self.run), 0)
+        for path in artifacts:
+            if path.is_dir():
+                self.client.log_artifacts(self.id, str(path), artifact_path=path.name)
+            else:
+                self.client.log_artifact(self.id, str(path))
+        try:
+            if model is not None:
+                self._log_model(model)
+        finally:
+            self.client.set_terminated(self.id)
+
+    def _experiment(self) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "tutelage")
+        found = self.client.get_experiment_by_name(name)
+        if found:
+            return found.experiment_id
+        own = (self.run.mlflow / "artifacts").resolve().as_uri()
+        return self.client.create_experiment(name, None if "MLFLOW_TRACKING_URI" in os.environ else own)
+
+    def _log(self, figures: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        self.client.log_batch(self.id, metrics=[Metric(k, v, now, step) for k, v in figures.items()])
+
+    def _log_model(self, model: Model) -> None:
+        import mlflow
+        import numpy as np
+        import timm
+        import torch
+
+        spec, before = model.input_spec, mlflow.get_tracking_uri()
+        example = np.zeros((2, len(spec.mean), spec.height, spec.width), np.float32)
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            with _quiet(), mlflow.start_run(run_id=self.id):
+                mlflow.pytorch.log_model(
+                    model.module.cpu().eval(),
+                    name="student",
+                    input_example=example,
+                    serialization_format="pt2",
+                    pip_requirements=[
+                        f"torch=={torch.__version__.split('+')[0]}",
+                        f"timm=={timm.__version__}",
+                    ],
+                    metadata=model.metadata(),
+                )
+        finally:
+            mlflow.set_tracking_uri(before)
+
+
+class Tracked:
+    """Another progress, whose epochs a tracker is told too."""
+
+    def __init__(self, progress: Progress, tracker: Tracker) -> None:
+        self.progress = progress
+        self.tracker = tracker
+
+    def say(self, text: str) -> None:
+        """As the other."""
+        self.progress.say(text)
+
+    def begin(self, stage: str, steps: int) -> None:
+        """As the other."""
+        self.progress.begin(stage, steps)
+
+    def step(self, losses: dict[str, float], images: int) -> None:
+        """As the other."""
+        self.progress.step(losses, images)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """The other and the tracker."""
+        self.progress.epoch(row)
+        self.tracker.on_epoch(row)
+
+    def end(self) -> None:
+        """As the other."""
+        self.progress.end()
+
+    def table(self, table: Tabular) -> None:
+        """As the other."""
+        self.progress.table(table)
+
+
+def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """``distill/val/top1`` and so on: every figure of a row of ``metrics.jsonl``."""
+    figures = flat({k: v for k, v in row.items() if k not in NO_METRICS}, "/")
+    return {f"{row['stage']}/{name}": float(value) for name, value in figures.items() if _is_number(value)}
+
+
+def final_metrics(run: Run) -> dict[str, float]:
+    """``test/distilled/top1`` and so on, of every model in ``comparison.json``; nothing where it is not there."""
+    rows = read_json(run.comparison)["rows"] if run.comparison.exists() else []
+    return {f"test/{r['role']}/{k}": float(r[k]) for r in rows for k in FIGURES if _is_number(r.get(k))}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow's and Alembic's chatter about the tables they make."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,39 @@
+"""What ran, and on what: kept with every run, so that a figure can be traced."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tutelage.core.runtime import gpu_name
+
+PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "torchmetrics", "numpy", "pillow")
+
+
+def versions(command: str) -> dict[str, Any]:
+    """Versions of the packages that decide figures, the machine, the time and the command."""
+    return {
+        **{name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "gpu": gpu_name(),
+        },
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,232 @@
+"""What a run directory says, read once; what it does not say yet is None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.run_dir import Run
+from tutelage.report.predictions import Predictions, read_predictions
+
+T = TypeVar("T")
+
+STAGES = {
+    "teacher-fit": "fitting the teacher",
+    "head-fit": "fitting the student's new head",
+    "control": "training the labels-only control",
+    "distill": "distilling",
+}
+
+
+@dataclass(frozen=True)
+class Station:
+    """One part of a run's way. `state` is ``done``, ``going``, ``ahead`` or ``skipped``."""
+
+    name: str
+    state: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """A run directory's contents.
+
+    Attributes:
+        run: the directory.
+        recipe: the parsed recipe.
+        metrics: a row an epoch, every stage.
+        damaged: one line for each file that is there and cannot be read.
+    """
+
+    run: Run
+    recipe: dict[str, Any]
+    recipe_text: str
+    versions: dict[str, Any] | None
+    preflight: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+    candidates: dict[str, Any] | None
+    comparison: dict[str, Any] | None
+    diagnosis: dict[str, Any] | None
+    predictions: Predictions | None
+    damaged: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """The run directory's name."""
+        return self.run.path.resolve().name
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of the comparison table."""
+        return list((self.comparison or {}).get("rows") or [])
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """Empty before it is measured."""
+        return (self.comparison or {}).get("verdict") or {}
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """Of the diagnosis."""
+        return list((self.diagnosis or {}).get("findings") or [])
+
+    @property
+    def kept(self) -> dict[str, Any] | None:
+        """The candidate that was kept."""
+        options = (self.candidates or {}).get("candidates") or []
+        return next((c for c in options if c.get("kept")), None)
+
+    def stage(self, name: str) -> list[dict[str, Any]]:
+        """The metrics of one stage, in order; of an epoch run twice, the later row."""
+        rows = {row["epoch"]: row for row in self.metrics if row.get("stage") == name}
+        return [rows[epoch] for epoch in sorted(rows)]
+
+    @cached_property
+    def stations(self) -> list[Station]:
+        """The run's way, in order, and how far along it is."""
+        return _stations(self)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every station is done."""
+        return all(s.state in {"done", "skipped"} for s in self.stations)
+
+    @property
+    def reached(self) -> str:
+        """How far the run has got, as half a sentence."""
+        going = next((s for s in self.stations if s.state in {"going", "ahead"}), None)
+        if going is None:
+            return "every station was reached"
+        if going.state == "going":
+            return f"it had reached {going.detail}"
+        done = [s.name for s in self.stations if s.state == "done"]
+        return (
+            f"it had got through “{done[-1]}”, and “{going.name}” came next" if done else "it had only begun"
+        )
+
+    @property
+    def last_written(self) -> datetime:
+        """When the newest of the run's files was written."""
+        files = [p for p in _watched(self.run) if p.exists()]
+        return datetime.fromtimestamp(max(p.stat().st_mtime for p in files))
+
+    @property
+    def seconds(self) -> float:
+        """Spent in training, all stages."""
+        return sum(row.get("seconds") or 0 for row in self.metrics)
+
+
+def read_run_records(run: Run, predictions: bool = True) -> RunRecords:
+    """Read what a run has left. Damaged files are named in `Facts.damaged`, not raised.
+
+    Args:
+        run: the directory.
+        predictions: also those of the test images.
+    """
+    damaged: list[str] = []
+
+    def read(path: Path, reader: Callable[[Path], T]) -> T | None:
+        if not path.exists():
+            return None
+        try:
+            return reader(path)
+        except TutelageError as error:
+            damaged.append(str(error))
+            return None
+
+    return RunRecords(
+        run=run,
+        recipe=read(run.recipe, _read_yaml) or {},
+        recipe_text=run.recipe.read_text(encoding="utf-8", errors="replace"),
+        versions=read(run.versions, _read_mapping),
+        preflight=read(run.preflight, _read_mapping),
+        metrics=read(run.metrics, lambda path: list(read_jsonl(path))) or [],
+        candidates=read(run.candidates, _read_mapping),
+        comparison=read(run.comparison, _read_mapping),
+        diagnosis=read(run.diagnosis, _read_mapping),
+        predictions=read(run.predictions, read_predictions) if predictions else None,
+        damaged=tuple(damaged),
+    )
+
+
+def fingerprint(run: Run) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of each file that the page is made of: equal means the same page."""
+    found = []
+    for path in _watched(run):
+        try:
+            stat = path.stat()
+        except OSError:
+            continue
+        found.append((path.name, stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
+
+
+def _watched(run: Run) -> list[Path]:
+    return [
+        run.recipe, run.versions, run.preflight, run.metrics, run.candidates, run.comparison, run.predictions,
+        run.diagnosis, run.deploy,
+    ]  # fmt: skip
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise TutelageError(f"{path}: damaged (not an object); take it from a copy or run again")
+    return content
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise TutelageError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _stations(records: RunRecords) -> list[Station]:
+    training = _training(records)
+    later = [
+        ("choose", "weighing the candidates", records.candidates is not None),
+        ("measure", "measuring every model", records.comparison is not None),
+        ("diagnose", "the diagnosis", records.diagnosis is not None),
+    ]
+    if (records.recipe.get("export") or {}).get("enabled"):
+        later.append(("deploy", "writing the deployed files", records.run.deploy.is_dir()))
+    states = [
+        Station("pre-flight", "done" if records.preflight else "ahead", "the pre-flight checks"),
+        *training,
+    ]
+    states += [Station(name, "done" if done else "ahead", detail) for name, detail, done in later]
+    return _settle(states)
+
+
+def _training(records: RunRecords) -> list[Station]:
+    """One station for each stage trained, or to be trained for certain."""
+    certain = {"distill", "control"} if records.recipe.get("control", True) else {"distill"}
+    found = []
+    for name, words in STAGES.items():
+        rows = records.stage(name)
+        if rows:
+            epoch, epochs = rows[-1]["epoch"], rows[-1].get("epochs") or rows[-1]["epoch"]
+            detail = f"epoch {epoch} of {epochs} of {words}"
+            found.append(Station(name, "done" if epoch >= epochs else "going", detail))
+        elif name in certain:
+            found.append(Station(name, "ahead", words))
+    return sorted(found, key=lambda s: s.state == "ahead")
+
+
+def _settle(stations: list[Station]) -> list[Station]:
+    """A station that left nothing although a later one is done was not needed."""
+    last = max((i for i, s in enumerate(stations) if s.state == "done"), default=-1)
+    return [
+        Station(s.name, "skipped", s.detail) if s.state == "ahead" and i < last else s
+        for i, s in enumerate(stations)
+    ]

@@ -1,0 +1,89 @@
+"""Recipes: overrides, shorthands, and one clear line for what is wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+def test_defaults_come_back_from_their_yaml() -> None:
+    assert parse_recipe(yaml.safe_load(dump_recipe(Recipe()))) == Recipe()
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if "study" not in p.name], ids=lambda p: p.name)
+def test_shipped_recipes_are_valid_and_say_how_they_are_run(path: Path) -> None:
+    load_recipe(path)
+    assert f"tutelage distill recipes/{path.name}" in path.read_text().split("\nname:")[0]
+
+
+def test_overrides_reach_nested_keys() -> None:
+    recipe = load_recipe(None, ["train.epochs=3", "train.lr=1e-4", "teacher=resnet50", "track=[mlflow]"])
+    assert (recipe.train.epochs, recipe.train.lr) == (3, 1e-4)
+    assert recipe.teacher.model == "resnet50"
+    assert recipe.track == ("mlflow",)
+
+
+def test_a_shorthand_model_and_an_override_below_it_go_together(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("teacher: resnet50\n")
+    recipe = load_recipe(path, ["teacher.resolution=128"])
+    assert (recipe.teacher.model, recipe.teacher.resolution) == ("resnet50", 128)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", r"unknown key 'train.epoch'; did you mean 'epochs'"),
+        ("trian.epochs=3", r"unknown key 'trian'; did you mean 'train'"),
+        ("train.epochs=none", r"train.epochs"),
+        ("train.epochs=0", r"train.epochs"),
+        ("train.lr=-1", r"train.lr"),
+        ("train.epochs", r"write it as key.key=value"),
+        ("train.epochs=[", r"not YAML"),
+        ("teacher.fit.epoch=3", r"teacher.fit.*epoch"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_the_key(override: str, message: str) -> None:
+    with pytest.raises(TutelageError, match=message) as caught:
+        load_recipe(None, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "a mapping"),
+        ("a: [", "not YAML"),
+        ("train: 5", "train"),
+        ("!!python/object:os.x {}", "not YAML"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(TutelageError, match=message) as caught:
+        load_recipe(path)
+    assert "wrong.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_learn_from_is_refused() -> None:
+    with pytest.raises(TutelageError, match="nothing to learn"):
+        load_recipe(None, ["loss.weight=0", "loss.label_weight=0"])
+
+
+@given(st.text(max_size=30))
+def test_any_override_is_taken_or_refused_in_one_line(text: str) -> None:
+    refusal = ""
+    try:
+        load_recipe(None, [text])
+    except TutelageError as error:
+        refusal = str(error)
+    assert "\n" not in refusal

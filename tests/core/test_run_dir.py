@@ -1,0 +1,128 @@
+"""The run directory: files whole or not at all, one process at a time, names that are no paths."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import append_jsonl, entry, read_json, read_jsonl, write_bytes, write_json
+from tutelage.core.run_dir import Run
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", "a/b", "..", ".", "", ".hidden", "a\\b", "a\nb", "x" * 200]
+)
+def test_a_name_that_is_a_path_is_refused(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "runs"
+    with pytest.raises(TutelageError, match="run name"):
+        Run.create(root, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_exists_is_not_written_over(tmp_path: Path) -> None:
+    write_json(Run.create(tmp_path, "one").versions, {})
+    with pytest.raises(TutelageError, match="this run exists; go on with `tutelage resume"):
+        Run.create(tmp_path, "one")
+
+
+def test_a_run_that_was_killed_before_it_was_begun_is_begun_anew(tmp_path: Path) -> None:
+    left = tmp_path / "one"
+    left.mkdir()
+    (left / "recipe.yaml").write_text("{}")
+    (left / ".versions.json.12.tmp").write_text("{")
+    assert Run.create(tmp_path, "one").path == left
+    (left / "versions.json").write_text("{}")
+    with pytest.raises(TutelageError, match="this run exists"):
+        Run.create(tmp_path, "one")
+
+
+def test_a_place_that_takes_no_files_is_named() -> None:
+    for root in (Path("/proc"), Path("/dev/null/runs")):  # read-only even to root
+        with pytest.raises(TutelageError, match="cannot be made"):
+            Run.create(root, "one")
+        with pytest.raises(TutelageError, match="cannot be written"):
+            write_bytes(root / "x" / "file", b"")
+        with pytest.raises(TutelageError, match="cannot be written"):
+            append_jsonl(root / "x" / "file", {})
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TutelageError, match=r"file\.json: cannot be written \(No space left on device\)"):
+        write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_not_written(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": value})
+
+
+def _hold(path: Path, held: Any, done: Any) -> None:
+    with Run(path).held():
+        held.set()
+        done.wait(60)
+
+
+def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "one")
+    fork = multiprocessing.get_context("fork")
+    held, done = fork.Event(), fork.Event()
+    other = fork.Process(target=_hold, args=(run.path, held, done))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(TutelageError, match="another process is at work on this run"), run.held():
+        pass
+    other.kill()  # a killed process holds nothing
+    other.join()
+    with run.held():
+        pass
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "one")
+    run.checkpoints.mkdir()
+    for folder in (run.path, run.checkpoints):
+        (folder / ".student.safetensors.123.tmp").write_bytes(b"half")
+    with run.held():
+        assert not list(run.path.rglob("*.tmp"))
+
+
+def test_a_line_cut_by_a_crash_is_passed_over_and_a_damaged_one_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a"')
+    assert list(read_jsonl(path)) == [{"a": 1}]
+    path.write_text('{"a"\n{"a": 1}\n')
+    with pytest.raises(TutelageError, match="line 1 is damaged"):
+        list(read_jsonl(path))
+
+
+@pytest.mark.parametrize("content", ["", "[", "[" * 100_000, "\x00", '{"a": {"b": 1}'])
+def test_damaged_json_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(TutelageError, match=r"x\.json: damaged"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"a": 1}, {"a": {"c": 2}}, [], None])
+def test_an_entry_that_is_missing_is_named(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(TutelageError, match=r"x\.json: damaged \(no a\.b\)"):
+        entry(path, "a", "b")

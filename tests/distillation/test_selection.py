@@ -1,0 +1,171 @@
+"""Whatever the figures are, the kept student is never worse on val than the start."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.helpers.real_runs import KINDS, real_run
+
+from tutelage.core.files import read_json
+from tutelage.core.recipe import ChooseRecipe
+from tutelage.distillation.checkpoint import State
+from tutelage.distillation.selection import Candidate, average, best_of, choose, interpolate
+from tutelage.evaluation.quality import merit
+
+FIGURE = st.floats(0, 100, allow_nan=False) | st.sampled_from([math.nan, math.inf])
+NLL = st.floats(0, 1e6, allow_nan=False) | st.sampled_from([math.nan, math.inf])
+RECIPES = st.builds(
+    ChooseRecipe, metric=st.sampled_from(["top1", "nll"]), interpolate=st.booleans(), soup=st.booleans()
+)
+VALUES = st.floats(-1e6, 1e6, width=32)
+
+
+def state(*values: float, count: int = 0) -> State:
+    return {"weight": torch.tensor(values), "batches": torch.tensor(count)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), recipe=RECIPES, same=st.booleans())
+def test_the_kept_figure_is_never_below_the_start_s(
+    data: st.DataObject, recipe: ChooseRecipe, same: bool
+) -> None:
+    """`evaluate` is random: it gives every state whatever figures it likes, NaN and infinity among them."""
+    start_val = {"top1": data.draw(st.floats(0, 100)), "nll": data.draw(st.floats(0, 1e6))}
+    start = state(0.0, 1.0)
+    trained = {
+        "last": state(1.0, 2.0),
+        "best": state(1.0, 2.0) if same else state(3.0, -1.0),
+        "ema": state(0.5, 1.5),
+    }
+
+    def evaluate(candidate: State) -> dict[str, float]:
+        if candidate is start:
+            return start_val
+        return {"top1": data.draw(FIGURE), "nll": data.draw(NLL)}
+
+    choice = choose(start, trained, evaluate, lambda averaged: dict(averaged), recipe)
+    assert merit(choice.kept.val, recipe.metric) >= merit(start_val, recipe.metric)
+    assert choice.kept.val[recipe.metric] == pytest.approx(
+        (max if recipe.metric == "top1" else min)(
+            c.val[recipe.metric] for c in choice.candidates if not math.isnan(c.val[recipe.metric])
+        )
+    )
+    record = choice.record()
+    assert [c["name"] for c in record["candidates"] if c["kept"]] == [record["kept"]]
+    assert all(v is None or math.isfinite(v) for c in record["candidates"] for v in c["val"].values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), metric=st.sampled_from(["top1", "nll"]))
+def test_the_soup_is_never_worse_on_val_than_its_best_ingredient(data: st.DataObject, metric: str) -> None:
+    def evaluate(_: State) -> dict[str, float]:
+        return {"top1": data.draw(FIGURE), "nll": data.draw(NLL)}
+
+    recipe = ChooseRecipe(metric=metric, interpolate=False, soup=True)
+    trained = {"last": state(1.0), "best": state(2.0), "ema": state(3.0)}
+    choice = choose(state(0.0), trained, evaluate, lambda averaged: averaged, recipe)
+    soup = next((c for c in choice.candidates if c.name == "soup"), None)
+    if soup is not None:
+        ingredients = [c for c in choice.candidates if c.name in soup.source.split("+")]
+        assert len(ingredients) > 1
+        assert merit(soup.val, metric) >= max(merit(c.val, metric) for c in ingredients)
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=5))
+def test_interpolation_has_both_its_ends_exactly(
+    pairs: list[tuple[float, float]],
+) -> None:
+    start = state(*(a for a, _ in pairs), count=3)
+    trained = state(*(b for _, b in pairs), count=9)
+    assert torch.equal(interpolate(start, trained, 0.0)["weight"], start["weight"])
+    assert torch.equal(interpolate(start, trained, 1.0)["weight"], trained["weight"])
+    assert interpolate(start, trained, 0.5)["batches"] == 9  # whole numbers are not averaged
+
+
+@given(st.floats(0, 1), VALUES, VALUES)
+def test_interpolation_lies_between(alpha: float, a: float, b: float) -> None:
+    between = interpolate(state(a), state(b), alpha)["weight"].item()
+    slack = 1e-6 * max(abs(a), abs(b), 1)
+    assert min(a, b) - slack <= between <= max(a, b) + slack
+
+
+def test_the_average_of_several_is_their_mean() -> None:
+    mean = average([state(1.0, 4.0), state(2.0, 5.0), state(6.0, 0.0)])
+    assert mean["weight"].tolist() == pytest.approx([3.0, 3.0])
+
+
+def test_a_trained_state_that_is_another_s_copy_is_weighed_once() -> None:
+    weighed: list[State] = []
+
+    def evaluate(candidate: State) -> dict[str, float]:
+        weighed.append(candidate)
+        return {"top1": 1.0, "nll": 1.0}
+
+    recipe = ChooseRecipe(interpolate=False, soup=False)
+    trained = {"last": state(1.0), "best": state(1.0), "ema": {}}
+    choice = choose(state(0.0), trained, evaluate, lambda averaged: averaged, recipe)
+    assert [c.name for c in choice.candidates] == ["start", "last"]
+    assert len(weighed) == 2
+
+
+@pytest.mark.parametrize(
+    ("better", "kept"),
+    [(1.0, "last-recalibrated"), (-1.0, "last"), (0.0, "last")],
+    ids=["new", "old", "same"],
+)
+def test_all_but_the_start_are_weighed_with_old_and_with_new_statistics(better: float, kept: str) -> None:
+    weight = {"last": 2.0, "ema": 1.0}
+    choice = choose(
+        state(0.0),
+        {name: state(value) for name, value in weight.items()},
+        lambda s: {"top1": s["weight"].item(), "nll": 1.0},
+        lambda s: {**s, "weight": s["weight"] + better},
+        ChooseRecipe(interpolate=True, soup=True),
+    )
+    assert choice.kept.name == kept
+    plain = [c for c in choice.candidates if not c.recalibrated and c.name not in ("start", "soup")]
+    mended = {c.name: c for c in choice.candidates if c.recalibrated}
+    assert len(plain) >= 2 * 4
+    for candidate in plain:
+        other = mended[f"{candidate.name}-recalibrated"]
+        assert (other.source, other.alpha) == (candidate.source, candidate.alpha)
+        assert candidate.val["top1"] == pytest.approx(candidate.alpha * weight[candidate.source])
+        assert other.val["top1"] == pytest.approx(candidate.val["top1"] + better)
+
+
+def test_without_statistics_nothing_is_weighed_twice() -> None:
+    choice = choose(
+        state(0.0),
+        {"last": state(1.0)},
+        lambda s: {"top1": s["weight"].item(), "nll": 1.0},
+        lambda s: s,
+        ChooseRecipe(),
+    )
+    assert not any(c.recalibrated for c in choice.candidates)
+
+
+def test_equal_top1_goes_to_the_lower_nll_and_then_to_the_start() -> None:
+    def one(name: str, nll: float) -> Candidate:
+        return Candidate(name, name, 1.0, {"top1": 70.0, "nll": nll}, {})
+
+    assert best_of([one("start", 1.3), one("last", 1.2)], "top1").name == "last"
+    assert best_of([one("start", 1.3), one("last", 1.3)], "top1").name == "start"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_real_run_keeps_no_student_below_its_start(kind: str, runs: Path) -> None:
+    """`wild` trains with a learning rate 100 times too high, `shuffled` with labels that mean nothing."""
+    record = read_json(real_run(kind, runs).candidates)
+    by_name = {c["name"]: c["val"]["top1"] for c in record["candidates"]}
+    assert by_name[record["kept"]] >= by_name["start"]
+    if kind in {"wild", "shuffled"}:
+        assert record["kept"] == "start"
+        assert by_name["last"] < by_name["start"] - 50

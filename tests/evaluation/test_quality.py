@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+from torch import Tensor
+
+from tutelage.evaluation.quality import Quality, over_classes, quality
+
+
+def by_hand(logits: np.ndarray, labels: np.ndarray) -> Quality:
+    """The definitions, in NumPy and float64."""
+    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    confidence, right = np.exp(log_p.max(1)), order[:, 0] == labels
+    bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
+    gaps = [abs((right[bins == b] - confidence[bins == b]).sum()) for b in range(15)]
+    return Quality(
+        top1=100 * right.mean(),
+        top5=100 * (order[:, :5] == labels[:, None]).any(1).mean(),
+        nll=-log_p[np.arange(len(labels)), labels].mean(),
+        ece=100 * sum(gaps) / len(labels),
+        n=len(labels),
+    )
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    n, classes = draw(st.integers(1, 60)), draw(st.integers(2, 12))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    scale = draw(st.sampled_from([0.1, 1.0, 8.0]))
+    return (
+        torch.randn(n, classes, generator=generator) * scale,
+        torch.randint(classes, (n,), generator=generator),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@example((torch.tensor([[-1.5, 15.6], [3.0, 1.0]]), torch.tensor([0, 0])))  # a confidence of exactly 1
+@given(answers())
+def test_figures_are_those_of_the_definitions(case: tuple[Tensor, Tensor]) -> None:
+    logits, labels = case
+    mine, theirs = quality(logits, labels), by_hand(logits.numpy(), labels.numpy())
+    assert mine.top1 == pytest.approx(theirs.top1)
+    assert mine.top5 == pytest.approx(theirs.top5)
+    assert mine.nll == pytest.approx(theirs.nll, rel=1e-4, abs=1e-5)
+    assert mine.ece == pytest.approx(theirs.ece, abs=1e-2)
+    assert mine.n == theirs.n
+
+
+@settings(max_examples=30, deadline=None)
+@given(answers(), st.floats(-50, 50))
+def test_a_constant_added_to_logits_changes_nothing(case: tuple[Tensor, Tensor], constant: float) -> None:
+    logits, labels = case
+    moved = (logits.double() + constant).float()
+    assert quality(moved, labels).nll == pytest.approx(quality(logits, labels).nll, abs=1e-3)
+
+
+def test_accuracies_are_exact_shares() -> None:
+    logits = torch.eye(3)[[0, 1, 2]]
+    assert quality(logits, torch.tensor([0, 1, 0])).top1 == 100 * 2 / 3
+
+
+def test_sure_and_right_or_sure_and_wrong() -> None:
+    logits = 100 * torch.eye(4)
+    right, wrong = quality(logits, torch.arange(4)), quality(logits, torch.arange(4).roll(1))
+    assert (right.top1, right.nll) == (100, 0)
+    assert (wrong.top1, wrong.nll) == (0, 100)
+    # in points; a confidence of 1 counts as the largest float below it
+    assert (right.ece, wrong.ece) == pytest.approx((0, 100), abs=1e-5)
+
+
+def test_images_without_label_do_not_count() -> None:
+    logits = torch.randn(10, 6)
+    labels = torch.tensor([0, 1, 2, 3, 4, -1, -1, -1, -1, -1])
+    assert quality(logits, labels) == quality(logits[:5], labels[:5])
+    with pytest.raises(ValueError, match="no labelled image"):
+        quality(logits, torch.full((10,), -1))
+
+
+def test_half_precision_logits_are_weighed_in_float32() -> None:
+    logits = torch.tensor([[30000.0, 0.0], [0.0, 30000.0]], dtype=torch.float16)
+    assert quality(logits, torch.tensor([0, 1])).nll == 0
+
+
+def test_over_some_classes() -> None:
+    logits = torch.tensor([[1.0, 9.0, 2.0, 3.0]])
+    assert over_classes(logits, torch.tensor([3, 0])).tolist() == [[3.0, 1.0]]

@@ -1,0 +1,83 @@
+"""One sentence about what came of it."""
+
+import numpy as np
+import pytest
+
+from tutelage.evaluation.paired import Paired, paired
+from tutelage.evaluation.verdict import outcome, verdict
+
+N = 1000
+LABELS = np.zeros(N, np.int64)
+
+
+def pair(won: int, lost: int) -> Paired:
+    """Of a new model with so many corrections and negative flips against an old one with 700 of 1,000 right."""
+    old = (np.arange(N) >= 700).astype(np.int64)
+    new = old.copy()
+    new[700 : 700 + won] = 0
+    new[:lost] = 1
+    return paired(new, old, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "expected"),
+    [
+        (60, 10, "better"),
+        (10, 60, "worse"),
+        (30, 28, "no different"),
+        (0, 0, "no different"),
+        (1, 0, "no different"),
+    ],
+)
+def test_the_outcome_follows_the_interval(won: int, lost: int, expected: str) -> None:
+    assert outcome(pair(won, lost)) == expected
+
+
+def test_better_says_by_how_much_and_how_sure() -> None:
+    better = pair(60, 10)
+    result = verdict({"start": better}, "ema@0.5")
+    assert result["outcome"] == "better"
+    assert result["sentence"] == (
+        f"The kept student (ema@0.5) is better than its start by 5.00 points top-1 (95% interval {better.low:+.2f} to "
+        f"{better.high:+.2f}), on 1,000 test images."
+    )
+
+
+def test_worse_names_a_positive_amount() -> None:
+    sentence = verdict({"start": pair(10, 60)}, "last")["sentence"]
+    assert "worse than its start by 5.00 points" in sentence
+
+
+def test_no_different_gives_the_difference_with_its_sign() -> None:
+    result = verdict({"start": pair(28, 30)}, "last")
+    assert result["outcome"] == "no different"
+    assert "no different from its start (-0.20 points top-1" in result["sentence"]
+
+
+def test_a_start_that_was_kept_is_said_to_be_kept() -> None:
+    result = verdict({"start": pair(0, 0), "control": pair(10, 60)}, "start")
+    assert result["sentence"].startswith(
+        "No trained candidate beat the start on val, so the start is kept; it is "
+    )
+    assert result["outcome"] == "no different"
+    assert "worse than the labels-only control" in result["sentence"]
+    assert "its start" not in result["sentence"]  # it is the start
+
+
+def test_a_start_that_was_kept_without_an_opponent_is_a_whole_sentence() -> None:
+    sentence = verdict({"start": pair(0, 0)}, "start")["sentence"]
+    assert (
+        sentence == "No trained candidate beat the start on val, so the start is kept, on 1,000 test images."
+    )
+
+
+def test_every_opponent_is_named_in_one_order_and_the_outcome_is_that_against_the_start() -> None:
+    pairs = {"teacher": pair(10, 60), "control": pair(30, 28), "start": pair(60, 10)}
+    result = verdict(pairs, "soup")
+    places = [
+        result["sentence"].index(words) for words in ("its start", "the labels-only control", "the teacher")
+    ]
+    assert places == sorted(places)
+    assert result["outcome"] == "better"
+    assert {entry["old"] for entry in result["pairs"]} == {"start", "control", "teacher"}
+    assert all(entry["new"] == "distilled" and entry["n"] == N for entry in result["pairs"])
