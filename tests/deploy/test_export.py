@@ -18,7 +18,7 @@ from tutelage.core.recipe import Recipe, dump_recipe
 from tutelage.core.run_dir import Run
 from tutelage.data.input_spec import InputSpec, normalised
 from tutelage.data.loading import eval_loader, normalise
-from tutelage.data.sources.synthetic import synthetic_part
+from tutelage.data.sources.synthetic import Synthetic
 from tutelage.deploy import export
 from tutelage.deploy import parity as parity_module
 from tutelage.deploy.bench import images_of
@@ -145,9 +145,9 @@ def test_what_is_reported_on_was_not_calibrated_on() -> None:
 
 
 def test_synthetic_pictures_are_the_same_each_time() -> None:
-    first, second = (np.asarray(synthetic_part(3).image(2)) for _ in range(2))
+    first, second = (np.asarray(Synthetic(3).image(2)) for _ in range(2))
     assert (first == second).all()
-    assert (first != np.asarray(synthetic_part(3).image(1))).any()
+    assert (first != np.asarray(Synthetic(3).image(1))).any()
     assert first.std() > 20
 
 

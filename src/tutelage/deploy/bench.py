@@ -13,7 +13,7 @@ from torch import Tensor
 from tutelage.core.errors import TutelageError
 from tutelage.data.loading import BadImages, dead_workers_named, eval_loader, normalise
 from tutelage.data.sources.base import open_for_evaluation, open_source, parts_of
-from tutelage.data.sources.synthetic import is_synthetic, synthetic_part
+from tutelage.data.sources.synthetic import Synthetic
 from tutelage.data.splits import Subset, stratified, whole
 from tutelage.deploy.build import CALIBRATION, Deployed, Material, Say, Variant, as_model, build
 from tutelage.deploy.parity import Checked, complaint, parity
@@ -37,7 +37,7 @@ def images_of(data: str | None, max_drop: float = 1.0) -> tuple[Material, Subset
         max_drop: points of top-1.
     """
     if data is None:
-        return Material(synthetic_part(MADE_UP), max_drop=max_drop), None
+        return Material(whole(Synthetic(MADE_UP)), max_drop=max_drop), None
     report = open_for_evaluation(data)
     train = open_source(data, "train") if "train" in parts_of(data) else report
     if train.origin != report.origin:
@@ -91,7 +91,7 @@ class Bench:
             batch_size: that the throughput will be measured with.
             roles: one a model; a file's is the model's and its own. None: rows are called by their model.
         """
-        self.subset = subset or synthetic_part(MADE_UP)
+        self.subset = subset or whole(Synthetic(MADE_UP))
         self._batch_size = batch_size
         self._entries = [
             entry
@@ -165,7 +165,7 @@ def calibrated(material: Material) -> str:
     """What int8 was calibrated on, in a line."""
     subset = material.calibration
     count = f"{min(CALIBRATION, len(subset))} images ({subset.images.name})"
-    if is_synthetic(subset):
+    if isinstance(subset.images, Synthetic):
         return f"int8 is calibrated on {count}: its size and speed are real, its answers mean NOTHING"
     return f"int8 is calibrated on {count}"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_json
-from tutelage.data.sources.synthetic import synthetic_part
-from tutelage.data.splits import Subset
+from tutelage.data.sources.synthetic import Synthetic
+from tutelage.data.splits import Subset, whole
 from tutelage.deploy.bench import MADE_UP, Bench, calibrated
 from tutelage.deploy.build import VARIANTS, Deployed, Material, Say, build, files_of
 from tutelage.deploy.manifest import LABELS, PREPROCESS
@@ -147,7 +147,7 @@ def _material(
             f"{model.spec}: int8 needs images to calibrate on; name some with --data KIND:WHERE, "
             "or leave it out with --no-int8"
         )
-    return Material(calibration or synthetic_part(MADE_UP), validation, max_drop)
+    return Material(calibration or whole(Synthetic(MADE_UP)), validation, max_drop)
 
 
 @contextmanager

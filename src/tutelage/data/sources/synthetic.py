@@ -1,4 +1,4 @@
-"""Made-up pictures, for a model whose own images are not at hand: good for shapes and speed, not for quality."""
+"""Synthetic images, for a model whose own images are not at hand: good for shapes and speed, not for quality."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import numpy as np
 from PIL import Image
 
 from tutelage.data.sources.base import ImageSet
-from tutelage.data.splits import Subset, whole
 
 NAME = "synthetic images"
 SIDE = 256
 
 
-class _Clouds(ImageSet):
-    """Noise at many scales, as natural images have it; a pure function of the number."""
+class Synthetic(ImageSet):
+    """Unlabelled noise at many scales, as natural images have it: a pure function of each image's number."""
 
     def __init__(self, size: int) -> None:
         super().__init__(NAME, NAME, [f"synthetic-{number}" for number in range(size)])
 
     def image(self, index: int) -> Image.Image:
+        """256 x 256 pixels, RGB."""
         rng = np.random.default_rng(index)
         total = np.zeros((SIDE, SIDE, 3))
         for side in (2, 4, 8, 16, 32, 64, 128, 256):
@@ -26,13 +26,3 @@ class _Clouds(ImageSet):
             total += np.asarray(noise.resize((SIDE, SIDE), Image.Resampling.BICUBIC), float) / side
         total -= total.min()
         return Image.fromarray((255 * total / total.max()).astype(np.uint8))
-
-
-def synthetic_part(size: int) -> Subset:
-    """So many unlabelled pictures."""
-    return whole(_Clouds(size))
-
-
-def is_synthetic(subset: Subset) -> bool:
-    """Whether a part is made up."""
-    return isinstance(subset.images, _Clouds)
