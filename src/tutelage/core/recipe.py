@@ -94,7 +94,10 @@ class DataRecipe(Component):
 class ViewRecipe(Component):
     """Augmentation. A view is a pure function of (image, seed); every entry can be switched off."""
 
-    crop_scale: tuple[Share, Share] = (0.35, 1.0)  # area of the crop; (1, 1): the whole image
+    crop_scale: tuple[Share, Share] = (
+        0.35,
+        1.0,
+    )  # area of the crop, less where crop_ratio demands it; (1, 1): all
     crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)  # width over height
     flip: Fraction = 0.5  # probability
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # degrees, uniformly to either side

@@ -145,13 +145,20 @@ def _between(bounds: tuple[float, float], u: float) -> float:
 def _crop_box(
     size: tuple[int, int], recipe: ViewRecipe, u_area: float, u_ratio: float, u_x: float, u_y: float
 ) -> tuple[float, float, float, float]:
-    """A random resized crop (Szegedy 2015): uniform area, log-uniform ratio among those that fit inside."""
+    """A random resized crop (Szegedy et al. 2015): uniform area, log-uniform ratio among those that fit inside.
+
+    The ratio is kept on every image, and the area gives way: where no crop of the drawn area has a ratio within
+    `crop_ratio` and fits inside (100% of a 16:9 photograph), the largest crop that does is taken, at a random
+    place. Among the crops of such a ratio it is the nearest to the drawn area. torchvision also falls back to
+    the largest crop, but at the centre, and only after ten further draws, which make the mean area smaller.
+    """
     if recipe.crop_scale == (1.0, 1.0):
         return (0.0, 0.0, 1.0, 1.0)
-    area = _between(recipe.crop_scale, u_area)
     aspect = size[0] / size[1]
-    low = max(recipe.crop_ratio[0], area * aspect)
-    high = min(recipe.crop_ratio[1], aspect / area)
+    least, most = recipe.crop_ratio
+    area = min(_between(recipe.crop_scale, u_area), most / aspect, aspect / least)
+    low = max(least, area * aspect)
+    high = min(most, aspect / area)
     ratio = math.exp(_between((math.log(low), math.log(high)), u_ratio)) if low < high else min(low, high)
     width = min(1.0, math.sqrt(area * ratio / aspect))
     height = min(1.0, math.sqrt(area * aspect / ratio))

@@ -28,7 +28,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_json
 from tutelage.distillation.targets.layout import BATCH, Layout, Targets
 
-FORMAT = 1  # of the files; another number is another cache
+FORMAT = 2  # of the files and of the views that they answer; another number is another cache
 WAIT = 0.5  # seconds between two looks at what other processes are filling
 MAKING = 2**62  # the byte of the lock file that stands for making files; those of claims are below it
 SUM = np.dtype([("crc", "<u4"), ("written", "<u4")])
