@@ -6,13 +6,15 @@ import errno
 import json
 import multiprocessing
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.files import append_jsonl, entry, read_json, read_jsonl, write_bytes, write_json
+from tutelage.core.files import append_jsonl, entry, link_file, read_json, read_jsonl, write_bytes, write_json
 from tutelage.core.run_dir import Run
 
 
@@ -92,6 +94,67 @@ def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
     other.join()
     with run.held():
         pass
+
+
+def _fork_and_die(path: Path, child: Any) -> None:
+    """Hold a run, fork a process as a data loader does, and be killed while it lives on."""
+    with Run(path).held():
+        if not (pid := os.fork()):
+            time.sleep(60)
+            os._exit(0)
+        child.send(pid)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_lock_is_released_with_its_process_while_a_forked_process_lives_on(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "one")
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    other = fork.Process(target=_fork_and_die, args=(run.path, sender))
+    other.start()
+    left = receiver.recv()
+    other.join()
+    try:
+        assert other.exitcode == -signal.SIGKILL
+        os.kill(left, 0)  # it is alive
+        with run.held():
+            pass
+    finally:
+        os.kill(left, signal.SIGKILL)
+
+
+def test_a_forked_process_that_ends_does_not_release_the_lock(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "one")
+    fork = multiprocessing.get_context("fork")
+    with run.held():
+        worker = fork.Process(target=int)
+        worker.start()
+        worker.join()
+        held, done = fork.Event(), fork.Event()
+        other = fork.Process(target=_hold, args=(run.path, held, done))
+        other.start()
+        other.join()
+        assert not held.is_set()
+        assert other.exitcode == 1
+
+
+def test_a_link_is_made_in_one_step_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "sub" / "target"
+    source.write_text("new")
+    target.parent.mkdir()
+    target.write_text("old")
+    for _ in range(2):  # the second time both are the same file, which `os.replace` leaves as it is
+        link_file(source, target)
+        assert target.samefile(source)
+        assert list(target.parent.iterdir()) == [target]
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    target.unlink()
+    link_file(source, target)
+    assert not target.samefile(source)
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:

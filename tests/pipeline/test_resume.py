@@ -181,3 +181,36 @@ def test_a_process_killed_from_outside_goes_on_from_the_command_line(
     assert started.wait() == -signal.SIGKILL
     assert subprocess.run([*command, "resume", run.path], **quietly, check=False).returncode == 0
     assert differing(unbroken[0], outcome(run)) == []
+
+
+def children_of(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in listed.read_text().split()] if listed.exists() else []
+
+
+def test_a_run_whose_loader_processes_outlive_it_can_be_resumed_at_once(recipe: Path, tmp_path: Path) -> None:
+    """They are forked and see some seconds later that their parent is gone; until then they held its lock."""
+    command = [sys.executable, "-m", "tutelage"]
+    quietly = {"stdout": subprocess.DEVNULL, "env": os.environ | ONE_THREAD}
+    quick = ["data.workers=2", "teacher.fit=no", "control=false", "train.epochs=1"]
+    begun = ["distill", recipe, *quick, "--name", "run", "--runs", tmp_path]
+    started = subprocess.Popen([*command, *begun], **quietly)
+    run = Run(tmp_path / "run")
+    deadline = time.monotonic() + 300
+    workers: list[int] = []
+    while not (workers and workers == children_of(started.pid) and run.lock.exists()):
+        assert time.monotonic() < deadline
+        assert started.poll() is None
+        workers = children_of(started.pid)
+        time.sleep(0.2)  # as long as that they have been at work, so that they are past their beginning
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)  # so that they live on for certain
+    started.kill()
+    assert started.wait() == -signal.SIGKILL
+    try:
+        assert all(Path(f"/proc/{pid}").exists() for pid in workers)
+        again = subprocess.run([*command, "resume", run.path], **quietly, check=False)
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+    assert again.returncode == 0

@@ -24,7 +24,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         TutelageError: the disk is full or the place cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -37,6 +37,30 @@ def write_bytes(path: Path, content: bytes) -> None:
             aside.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name, in place of whatever has that name; where hard links do not work, copy it.
+
+    A hard link takes no space on the disk. It is safe because files are replaced as a whole, never changed.
+
+    Raises:
+        TutelageError: the disk is full or the place cannot be written.
+    """
+    aside = _aside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, aside)
+        os.replace(aside, target)
+    except OSError:
+        write_bytes(target, source.read_bytes())
+    finally:
+        aside.unlink(missing_ok=True)  # `os.replace` keeps it where both names are of the same file already
+
+
+def _aside(path: Path) -> Path:
+    """Where a file is made before it is renamed; `Run.held` removes what a killed process leaves of these."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def unwritable(path: Path, error: OSError) -> TutelageError:

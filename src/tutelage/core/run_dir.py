@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import digest, unwritable, write_json
@@ -83,26 +84,30 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from working on the same run; what a killed one left half-written goes.
+        """Keep other processes from working on the same run, and remove what a killed process left half-written.
+
+        The lock belongs to this process alone: it is released when the process dies, however it dies, even while
+        processes that it has forked (those of data loaders) live on. `FileLock` closes its file in forked processes.
 
         Raises:
-            TutelageError: another process is at work on it, or it cannot be written.
+            TutelageError: another process is at work on this run, or its directory cannot be written.
         """
+        lock = FileLock(self.lock)
         try:
-            lock = open(self.lock, "w")  # noqa: SIM115 - closed below
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise TutelageError(
+                f"{self.path}: another process is at work on this run; wait for it or stop it"
+            ) from None
         except OSError as error:
             raise unwritable(self.path, error) from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls when this process dies, however
-            except BlockingIOError:
-                raise TutelageError(
-                    f"{self.path}: another process is at work on this run; wait for it or stop it"
-                ) from None
+        try:
             for aside in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
                 aside.unlink(missing_ok=True)
-            self.digests.unlink(missing_ok=True)  # of files that are about to change
+            self.digests.unlink(missing_ok=True)  # the files that it lists are about to change
             yield
+        finally:
+            lock.release()
 
 
 def _unbegun(path: Path) -> bool:
@@ -113,7 +118,7 @@ def _unbegun(path: Path) -> bool:
 
 
 def write_digests(run: Run) -> None:
-    """Note size and SHA-256 of each file that a run has, for `tutelage check`."""
+    """Record the size and the SHA-256 of each file of a run, for `tutelage verify`."""
     write_json(run.digests, {name: digest(run.path / name) for name in sorted(own_files(run))})
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tutelage.core.files import write_bytes
+from tutelage.core.files import link_file
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.models.digest import state_digest
 from tutelage.pipeline.context import Context
@@ -44,10 +43,10 @@ def made_once(context: Context, mine: Path, key: Callable[[], Mapping[str, Any]]
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_name(f"{place.name}.lock")):
         if brought := place.exists():
-            _link(place, mine)
+            link_file(place, mine)
         yield brought
         if not brought:
-            _link(mine, place)
+            link_file(mine, place)
 
 
 def train_once(stage: Stage, context: Context) -> Trained:
@@ -72,14 +71,3 @@ def stage_key(stage: Stage, context: Context) -> dict[str, Any]:
         "head": [stage.head_only, stage.head_index.tolist()],
         "machine": [context.runtime.precision, context.runtime.device.type],
     }
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link costs no room, and files are replaced, never changed; where there are none, a copy."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.link")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, aside)
-        os.replace(aside, target)
-    except OSError:
-        write_bytes(target, source.read_bytes())
