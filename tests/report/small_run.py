@@ -28,7 +28,7 @@ from tutelage.evaluation.paired import paired
 from tutelage.evaluation.quality import quality
 from tutelage.evaluation.table import Row, Table
 
-STATIONS = ("preflight", "control", "distill", "choose", "measure", "diagnose")
+STAGES = ("preflight", "control", "distill", "choose", "measure", "diagnose")
 
 
 def make_run(
@@ -39,7 +39,7 @@ def make_run(
     Args:
         root: where the run directory is made.
         name: of the run.
-        stop: the run is killed in the middle of this station (one of `STATIONS`).
+        stop: the run is killed in the middle of this stage (one of `STAGES`).
         overrides: of the recipe.
     """
     recipe = parse_recipe(_recipe() | (overrides or {}))
@@ -57,12 +57,12 @@ def make_run(
 
 
 def _pass(lab: _Lab, stop: str | None) -> None:
-    for station in STATIONS:
-        if station == stop:
-            if station in {"control", "distill"}:
-                lab.train(station, epochs=min(3, lab.recipe.train.epochs - 1))
+    for stage in STAGES:
+        if stage == stop:
+            if stage in {"control", "distill"}:
+                lab.train(stage, epochs=min(3, lab.recipe.train.epochs - 1))
             return
-        getattr(lab, f"do_{station}")()
+        getattr(lab, f"do_{stage}")()
 
 
 def _recipe() -> dict[str, Any]:
@@ -103,7 +103,7 @@ class _Lab:
         self.states: dict[str, dict[str, Tensor]] = {}
         self.control = self.student = self.start
 
-    # --- stations
+    # --- stages
 
     def do_preflight(self) -> None:
         teacher, student = self._val(self.teacher), self._val(self.start)

@@ -12,10 +12,11 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.run_dir import Run
 from tutelage.report import plots, tables
+from tutelage.report.class_names import class_names
 from tutelage.report.page import embed
 from tutelage.report.predictions import (
     Predictions,
-    Said,
+    TopClasses,
     agreement,
     class_changes,
     confusion_matrix,
@@ -26,13 +27,12 @@ from tutelage.report.predictions import (
     reliability,
 )
 from tutelage.report.run_records import read_run_records
-from tutelage.report.sections import class_names
 from tutelage.report.style import text
 
 
-def predictions(*classes: int, sure: float = 0.8) -> Said:
+def predictions(*classes: int, sure: float = 0.8) -> TopClasses:
     top = np.array([[c, (c + 1) % 3] for c in classes])
-    return Said(top, np.tile([sure, 1 - sure], (len(classes), 1)))
+    return TopClasses(top, np.tile([sure, 1 - sure], (len(classes), 1)))
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_confusions_are_counted(small: Predictions) -> None:
         {"start": predictions(1, 1), "teacher": predictions(0, 1)},
     )
     (pair,) = confusions(again, "start", 5)
-    assert (pair.true, pair.predictions, pair.n, pair.counts) == ("x", "y", 2, {"start": 2, "teacher": 1})
+    assert (pair.true, pair.called, pair.n, pair.counts) == ("x", "y", 2, {"start": 2, "teacher": 1})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import STATIONS, make_folder, make_run
+from small_run import STAGES, make_folder, make_run
 
 from conftest import Visits, until
 from tutelage.core.files import read_json, read_jsonl
@@ -191,21 +191,19 @@ REACHED = {
 }
 
 
-@pytest.mark.parametrize("station", STATIONS)
-def test_a_killed_run_says_how_far_it_got(tmp_path: Path, visit: Visits, station: str) -> None:
-    run = make_run(
-        tmp_path, station, stop=station, overrides={"data": {"train": "digits", "limit": 150}} | SHORT
-    )
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_says_how_far_it_got(tmp_path: Path, visit: Visits, stage: str) -> None:
+    run = make_run(tmp_path, stage, stop=stage, overrides={"data": {"train": "digits", "limit": 150}} | SHORT)
     write_report(run)
     page = run.report.read_text(encoding="utf-8")
     assert re.findall(r'<section id="(\w+)"', page) == SECTIONS
     missing = re.findall(r'<p class="missing">(.*?)</p>', page)
-    assert f"{REACHED[station]}. Its last file" in page
+    assert f"{REACHED[stage]}. Its last file" in page
     assert len(missing) == {"preflight": 9, "control": 6, "distill": 6, "choose": 6, "measure": 5}.get(
-        station, 0
+        stage, 0
     )
-    assert all(REACHED[station] in why for why in missing)
-    if station == "distill":
+    assert all(REACHED[stage] in why for why in missing)
+    if stage == "distill":
         shown = visit(run.report.as_uri(), width=390)
         assert "tutelage resume" in shown.locator(".progress").inner_text()
         assert shown.locator("#training .canvas").count() > 3

@@ -42,7 +42,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> Path:
     page = out or Path.cwd() / "report.html"
     runs = find_runs(paths)
     title = f"{len(runs)} runs side by side"
-    return _write(page, title, several_sections(_all_facts(runs), title, page.parent))
+    return _write(page, title, several_sections(_all_records(runs), title, page.parent))
 
 
 def contents(path: Path) -> tuple[str, list[Section]]:
@@ -56,7 +56,7 @@ def contents(path: Path) -> tuple[str, list[Section]]:
         return title, run_sections(read_run_records(runs[0]))
     seeds = Run(path).seeds
     found = read_json(seeds) if seeds.exists() else None
-    return title, several_sections(_all_facts(runs), title, path, found)
+    return title, several_sections(_all_records(runs), title, path, found)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
@@ -77,7 +77,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     return list(found.values())
 
 
-def _all_facts(runs: Sequence[Run]) -> list[RunRecords]:
+def _all_records(runs: Sequence[Run]) -> list[RunRecords]:
     return [read_run_records(run, predictions=False) for run in runs]
 
 

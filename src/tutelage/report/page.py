@@ -1,4 +1,4 @@
-"""From facts to one self-contained HTML page: no network, no code but its own."""
+"""One self-contained HTML page: it loads nothing over the network and runs only its own scripts."""
 
 from __future__ import annotations
 

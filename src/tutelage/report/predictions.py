@@ -15,8 +15,8 @@ LEAST = 5  # images in a bin that is drawn
 
 
 @dataclass(frozen=True)
-class Said:
-    """One model's answers: classes (N, k) by falling probability, and the probabilities (N, k)."""
+class TopClasses:
+    """The k most probable classes (N, k) of a model, most probable first, and their probabilities (N, k)."""
 
     top: np.ndarray
     prob: np.ndarray
@@ -39,7 +39,7 @@ class Predictions:
     ids: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    roles: dict[str, Said]
+    roles: dict[str, TopClasses]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,7 +110,7 @@ def read_predictions(path: Path) -> Predictions:
                 ids=arrays["ids"].astype(str),
                 labels=arrays["labels"].astype(int),
                 classes=tuple(arrays["classes"].astype(str).tolist()),
-                roles={r: Said(arrays[f"{r}_top5"].astype(int), arrays[f"{r}_prob5"]) for r in roles},
+                roles={r: TopClasses(arrays[f"{r}_top5"].astype(int), arrays[f"{r}_prob5"]) for r in roles},
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise TutelageError(f"{path}: damaged ({error}); run `tutelage resume` again to rewrite it") from None

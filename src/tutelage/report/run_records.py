@@ -27,8 +27,8 @@ STAGES = {
 
 
 @dataclass(frozen=True)
-class Station:
-    """One part of a run's way. `state` is ``done``, ``going``, ``ahead`` or ``skipped``."""
+class StageState:
+    """One stage of a run. `state` is ``done``, ``going``, ``ahead`` or ``skipped``."""
 
     name: str
     state: str
@@ -84,30 +84,35 @@ class RunRecords:
         options = (self.candidates or {}).get("candidates") or []
         return next((c for c in options if c.get("kept")), None)
 
+    def predictions_of(self, *roles: str) -> Predictions | None:
+        """The predictions for the test images, where those of all these roles are among them."""
+        known = self.predictions.roles if self.predictions else {}
+        return self.predictions if set(roles) <= known.keys() else None
+
     def stage(self, name: str) -> list[dict[str, Any]]:
         """The metrics of one stage, in order; of an epoch run twice, the later row."""
         rows = {row["epoch"]: row for row in self.metrics if row.get("stage") == name}
         return [rows[epoch] for epoch in sorted(rows)]
 
     @cached_property
-    def stations(self) -> list[Station]:
-        """The run's way, in order, and how far along it is."""
-        return _stations(self)
+    def stages(self) -> list[StageState]:
+        """The stages of the run in order, and how far along it is."""
+        return _stages(self)
 
     @property
     def finished(self) -> bool:
-        """Whether every station is done."""
-        return all(s.state in {"done", "skipped"} for s in self.stations)
+        """Whether every stage is done."""
+        return all(s.state in {"done", "skipped"} for s in self.stages)
 
     @property
     def reached(self) -> str:
         """How far the run has got, as half a sentence."""
-        going = next((s for s in self.stations if s.state in {"going", "ahead"}), None)
+        going = next((s for s in self.stages if s.state in {"going", "ahead"}), None)
         if going is None:
-            return "every station was reached"
+            return "every stage is done"
         if going.state == "going":
             return f"it had reached {going.detail}"
-        done = [s.name for s in self.stations if s.state == "done"]
+        done = [s.name for s in self.stages if s.state == "done"]
         return (
             f"it had got through “{done[-1]}”, and “{going.name}” came next" if done else "it had only begun"
         )
@@ -125,7 +130,7 @@ class RunRecords:
 
 
 def read_run_records(run: Run, predictions: bool = True) -> RunRecords:
-    """Read what a run has left. Damaged files are named in `Facts.damaged`, not raised.
+    """Read what a run has left. Damaged files are named in `RunRecords.damaged`, not raised.
 
     Args:
         run: the directory.
@@ -191,7 +196,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _stations(records: RunRecords) -> list[Station]:
+def _stages(records: RunRecords) -> list[StageState]:
     training = _training(records)
     later = [
         ("choose", "weighing the candidates", records.candidates is not None),
@@ -201,15 +206,15 @@ def _stations(records: RunRecords) -> list[Station]:
     if (records.recipe.get("export") or {}).get("enabled"):
         later.append(("deploy", "writing the deployed files", records.run.deploy.is_dir()))
     states = [
-        Station("pre-flight", "done" if records.preflight else "ahead", "the pre-flight checks"),
+        StageState("pre-flight", "done" if records.preflight else "ahead", "the pre-flight checks"),
         *training,
     ]
-    states += [Station(name, "done" if done else "ahead", detail) for name, detail, done in later]
+    states += [StageState(name, "done" if done else "ahead", detail) for name, detail, done in later]
     return _settle(states)
 
 
-def _training(records: RunRecords) -> list[Station]:
-    """One station for each stage trained, or to be trained for certain."""
+def _training(records: RunRecords) -> list[StageState]:
+    """One entry for each stage that was trained, or to be trained for certain."""
     certain = {"distill", "control"} if records.recipe.get("control", True) else {"distill"}
     found = []
     for name, words in STAGES.items():
@@ -217,16 +222,16 @@ def _training(records: RunRecords) -> list[Station]:
         if rows:
             epoch, epochs = rows[-1]["epoch"], rows[-1].get("epochs") or rows[-1]["epoch"]
             detail = f"epoch {epoch} of {epochs} of {words}"
-            found.append(Station(name, "done" if epoch >= epochs else "going", detail))
+            found.append(StageState(name, "done" if epoch >= epochs else "going", detail))
         elif name in certain:
-            found.append(Station(name, "ahead", words))
+            found.append(StageState(name, "ahead", words))
     return sorted(found, key=lambda s: s.state == "ahead")
 
 
-def _settle(stations: list[Station]) -> list[Station]:
-    """A station that left nothing although a later one is done was not needed."""
-    last = max((i for i, s in enumerate(stations) if s.state == "done"), default=-1)
+def _settle(stages: list[StageState]) -> list[StageState]:
+    """A stage that left nothing although a later one is done was not needed."""
+    last = max((i for i, s in enumerate(stages) if s.state == "done"), default=-1)
     return [
-        Station(s.name, "skipped", s.detail) if s.state == "ahead" and i < last else s
-        for i, s in enumerate(stations)
+        StageState(s.name, "skipped", s.detail) if s.state == "ahead" and i < last else s
+        for i, s in enumerate(stages)
     ]

@@ -74,7 +74,7 @@ def _head(
         counts={kind: outcomes.count(kind) for kind in ("better", "no different", "worse")},
         total=len(runs),
         seeds=seeds,
-        unfinished=[(names[f.run.path], f.reached) for f in runs if not f.finished],
+        unfinished=[(names[r.run.path], r.reached) for r in runs if not r.finished],
         best=best,
         best_name=names[best.run.path] if best else "",
         damaged=[line for records in runs for line in records.damaged],
@@ -136,7 +136,7 @@ def _differences(
     figures = {}
     for old in ("start", "control"):
         found = [(pair, "all seeds") for pair in (seeds or {}).get("pairs", []) if pair["old"] == old]
-        found += [(pair, names[f.run.path]) for f in runs if (pair := _pair(f, old))]
+        found += [(pair, names[r.run.path]) for r in runs if (pair := _pair(r, old))]
         if found:
             figures[old] = embed(plots.intervals([p for p, _ in found], [n for _, n in found]))
     if not figures:
@@ -165,7 +165,7 @@ def _tradeoff(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
 
 def _curves(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
     id, title = "training", "Training"
-    rows = {names[f.run.path]: f.stage("distill") for f in runs if f.stage("distill")}
+    rows = {names[r.run.path]: r.stage("distill") for r in runs if r.stage("distill")}
     if not rows:
         return missing(id, title, "No run has ended an epoch of distilling yet.")
     best = names[runs[0].run.path] if runs[0].kept else None
@@ -175,7 +175,7 @@ def _curves(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
 
 def _settings(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
     id, title = "settings", "What differs"
-    recipes = {names[f.run.path]: flat(f.recipe) for f in runs}
+    recipes = {names[r.run.path]: flat(r.recipe) for r in runs}
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
     told = [key for key in keys if not key.startswith(UNTOLD)]
     differing = [k for k in told if len({json.dumps(r.get(k), sort_keys=True) for r in recipes.values()}) > 1]

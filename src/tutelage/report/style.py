@@ -54,11 +54,11 @@ def text(value: Any, limit: int = 0) -> str:
     Direction is isolated, so that a right-to-left name leaves its surroundings alone; longer than `limit`
     characters (0: any) is cut with an ellipsis.
     """
-    predictions = " ".join(str(value).split())
-    if limit and len(predictions) > limit:
-        predictions = predictions[: limit - 1] + "…"
-    escaped = html.escape(predictions, quote=False)
-    return escaped if predictions.isascii() else f"\u2068{escaped}\u2069"
+    name = " ".join(str(value).split())
+    if limit and len(name) > limit:
+        name = name[: limit - 1] + "…"
+    escaped = html.escape(name, quote=False)
+    return escaped if name.isascii() else f"\u2068{escaped}\u2069"
 
 
 def figure(height: int = 320, **layout: Any) -> go.Figure:

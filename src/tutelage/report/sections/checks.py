@@ -1,0 +1,36 @@
+"""What was checked before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tutelage.report import tables
+from tutelage.report.page import Section, missing, render_section
+from tutelage.report.run_records import RunRecords
+
+
+def checks_section(records: RunRecords) -> Section:
+    """Show the results of the pre-flight checks."""
+    id, title = "checks", "Checked before training"
+    if records.preflight is None:
+        return missing(id, title, f"The pre-flight has not been made yet: {records.reached}.")
+    return render_section(
+        id,
+        title,
+        "checks.html.j2",
+        preflight=records.preflight,
+        rates=_rates(records.preflight),
+        resolutions=records.preflight.get("resolutions") or [],
+        duration=tables.duration,
+    )
+
+
+def _rates(preflight: dict[str, Any]) -> str:
+    """``student 61 images/s in fp32, 42 in bf16``, for each network probed."""
+    found = []
+    for who, rates in ((preflight.get("precision") or {}).get("images_per_s") or {}).items():
+        if isinstance(rates, dict):
+            found.append(
+                f"{who} " + ", ".join(f"{rate:,.0f} images/s in {kind}" for kind, rate in rates.items())
+            )
+    return "; ".join(found)

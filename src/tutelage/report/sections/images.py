@@ -1,0 +1,84 @@
+"""The test images whose prediction changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.core.errors import TutelageError
+from tutelage.report.class_names import class_names
+from tutelage.report.page import Section, missing, render_section
+from tutelage.report.predictions import Predictions, greatest_changes
+from tutelage.report.run_records import RunRecords
+from tutelage.report.sections.data import splits
+
+CARDS = 12  # images of each kind
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's first class for one image."""
+
+    role: str
+    called: str
+    percent: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image that changed."""
+
+    picture: Any
+    id: str
+    truth: str
+    answers: Sequence[Answer]
+
+
+def images_section(records: RunRecords) -> Section:
+    """Show the test images whose true class lost or gained the most probability."""
+    id, title = "images", "Images that changed"
+    predictions = records.predictions_of("start", "distilled")
+    if predictions is None:
+        return missing(id, title, f"There is no student to set against its start yet: {records.reached}.")
+    chosen = greatest_changes(predictions, "start", "distilled", CARDS)
+    total = {
+        kind: len(v)
+        for kind, v in greatest_changes(predictions, "start", "distilled", len(predictions)).items()
+    }
+    try:
+        cards = {kind: _cards(records, predictions, positions.tolist()) for kind, positions in chosen.items()}
+    except TutelageError as error:
+        return missing(id, title, f"The test images cannot be read: {error}")
+    return render_section(id, title, "images.html.j2", cards=cards, total=total)
+
+
+def _cards(records: RunRecords, predictions: Predictions, positions: Sequence[int]) -> list[Card]:
+    from tutelage.data.decode import UnreadableImage
+    from tutelage.report.thumbnails import picture
+
+    part = splits(records.recipe_text).test
+    place = {id: position for position, id in enumerate(part.ids)}
+    names = class_names(predictions.classes)
+    cards = []
+    for position in positions:
+        id, label = str(predictions.ids[position]), int(predictions.labels[position])
+        if id not in place:
+            raise TutelageError(f"{part.images.name}: has no image {id!r} any more")
+        try:
+            shown = picture(part.image(place[id]))
+        except UnreadableImage as error:
+            raise TutelageError(str(error)) from None
+        answers = [
+            Answer(
+                role,
+                names[predictions.classes[predictions.roles[role].first[position]]],
+                100 * float(predictions.roles[role].prob[position, 0]),
+                bool(predictions.roles[role].first[position] == label),
+            )
+            for role in ("start", "distilled", "teacher")
+            if role in predictions.roles
+        ]
+        cards.append(Card(shown, id, names[predictions.classes[label]], answers))
+    return cards

@@ -1,0 +1,74 @@
+"""What the models predict for the test images."""
+
+from __future__ import annotations
+
+from tutelage.report import plots, tables
+from tutelage.report.class_names import class_names
+from tutelage.report.page import Section, embed, missing, render_section
+from tutelage.report.predictions import (
+    agreement,
+    class_changes,
+    confusion_matrix,
+    confusions,
+    hardest_classes,
+    reliability,
+)
+from tutelage.report.run_records import RunRecords
+from tutelage.report.style import NAMES, role_name
+
+MATRIX_CLASSES = 30  # more cannot be read
+CONFUSIONS = 12
+
+
+def agreement_section(records: RunRecords) -> Section:
+    """Show how often the models agree with the teacher, and how well they are calibrated."""
+    id, title = "teacher", "Teacher and student"
+    predictions = records.predictions_of("teacher")
+    if predictions is None:
+        return missing(
+            id, title, f"The models have not been asked about the test images yet: {records.reached}."
+        )
+    parts = [
+        agreement(predictions, role)
+        for role in ("start", "control", "distilled")
+        if role in predictions.roles
+    ]
+    lines = [reliability(predictions, role) for role in NAMES if role in predictions.roles]
+    errors = {row["role"]: row["ece"] for row in records.rows if row.get("ece") is not None}
+    return render_section(
+        id,
+        title,
+        "teacher.html.j2",
+        agreement=embed(plots.agreement(parts)),
+        reliability=embed(plots.reliability(lines)),
+        agreements=", ".join(f"the {role_name(p.role).lower()} on {p.agreement:.1f}%" for p in parts),
+        calibration=", ".join(f"{role_name(role).lower()} {error:.2f}%" for role, error in errors.items()),
+    )
+
+
+def classes_section(records: RunRecords) -> Section:
+    """Show the change of each class and the most frequent mistakes."""
+    id, title = "classes", "Class by class"
+    predictions = records.predictions_of("start", "distilled")
+    if predictions is None:
+        return missing(id, title, f"There is no student to set against its start yet: {records.reached}.")
+    names = class_names(predictions.classes)
+    changes = class_changes(predictions, "start", "distilled")
+    matrix = confusion_matrix(predictions, "distilled")
+    chosen = hardest_classes(matrix, MATRIX_CLASSES)
+    moved = any(c.change for c in changes)
+    called = [names[predictions.classes[i]] for i in chosen]
+    smallest, largest = min(c.n for c in changes), max(c.n for c in changes)
+    return render_section(
+        id,
+        title,
+        "classes.html.j2",
+        change=embed(plots.class_changes(changes, names)) if moved else None,
+        sizes=str(smallest) if smallest == largest else f"{smallest} to {largest}",
+        point=" to ".join(dict.fromkeys(f"{100 / n:.3g}" for n in (largest, smallest))),
+        change_sheet=tables.class_changes(changes, names),
+        confusion=embed(plots.confusion(matrix[chosen][:, chosen], called)),
+        shown=len(chosen),
+        total=len(predictions.classes),
+        mistakes=tables.confusions(confusions(predictions, "distilled", CONFUSIONS), names),
+    )

@@ -1,0 +1,26 @@
+"""Which candidate was selected on the validation images."""
+
+from __future__ import annotations
+
+from tutelage.report import plots, tables
+from tutelage.report.page import Section, embed, missing, render_section
+from tutelage.report.run_records import RunRecords
+
+
+def selection_section(records: RunRecords) -> Section:
+    """Show the candidates with their figures on the validation images."""
+    id, title = "choice", "What was kept"
+    options = (records.candidates or {}).get("candidates") or []
+    if not options:
+        return missing(id, title, f"No candidate has been weighed yet: {records.reached}.")
+    metric = (records.candidates or {}).get("metric", "top1")
+    return render_section(
+        id,
+        title,
+        "choice.html.j2",
+        figure=embed(plots.candidates(options, metric)),
+        kept=records.kept,
+        start=next((c for c in options if c["name"] == "start"), None),
+        metric={"top1": "top-1", "nll": "NLL"}.get(metric, metric),
+        sheet=tables.candidates(options),
+    )

@@ -1,0 +1,81 @@
+"""How training went, epoch by epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tutelage.core.recipe import flat
+from tutelage.report import plots, tables
+from tutelage.report.page import Section, embed, missing, render_section
+from tutelage.report.run_records import RunRecords
+
+FITS = ("teacher-fit", "head-fit")
+
+
+def training_section(records: RunRecords) -> Section:
+    """Show the curves of training with the findings of the diagnosis."""
+    id, title = "training", "Training"
+    trained = records.stage("control") + records.stage("distill")
+    fits = [row for row in records.metrics if row["stage"].startswith(FITS)]
+    if not trained and not fits:
+        return missing(id, title, f"No epoch has ended yet: {records.reached}.")
+    levels = _levels(records) if trained else {}
+    kept = _kept_at(records)
+    figures = plots.curves(trained, records.findings, kept, levels) if trained else {}
+    fitted = plots.curves(fits)["accuracy"] if fits else None
+    return render_section(
+        id,
+        title,
+        "training.html.j2",
+        records=records,
+        accuracy=embed(figures["accuracy"]) if figures else None,
+        panels={name: embed(figures[name].update_layout(showlegend=False)) for name in list(figures)[1:]},
+        fitted=embed(fitted) if fitted else None,
+        summary=_last_epoch(records),
+        kept=kept,
+        findings=[_finding(f) for f in records.findings],
+        sheet=tables.epochs(fits + trained),
+    )
+
+
+def _levels(records: RunRecords) -> dict[str, float]:
+    """Val top-1 of teacher and start, from the pre-flight."""
+    who = {"teacher": "teacher", "start": "student"}
+    preflight = records.preflight or {}
+    return {role: preflight[key]["val"]["top1"] for role, key in who.items() if key in preflight}
+
+
+def _kept_at(records: RunRecords) -> dict[str, Any] | None:
+    """The kept candidate with the epoch that its weights come from; a soup comes from several."""
+    kept, rows = records.kept, records.stage("distill")
+    if not kept or not rows:
+        return None
+    best = max(rows, key=lambda row: row["val"]["top1"])["epoch"]
+    epochs = {"start": 0, "best": best, "last": rows[-1]["epoch"], "ema": rows[-1]["epoch"]}
+    return {**kept, "epoch": epochs.get(kept["source"])}
+
+
+def _last_epoch(records: RunRecords) -> str:
+    sentences = []
+    for stage, name in (("distill", "The distilled student"), ("control", "The labels-only control")):
+        rows = records.stage(stage)
+        if rows:
+            last = rows[-1]
+            sentences.append(
+                f"{name} ended epoch {last['epoch']} of {last['epochs']} with val top-1 {last['val']['top1']:.2f}%."
+            )
+    return " ".join(sentences)
+
+
+def _finding(finding: dict[str, Any]) -> dict[str, Any]:
+    evidence = flat(finding.get("evidence") or {})
+    shown = [f"{key.replace('_', ' ')} {_brief(value)}" for key, value in evidence.items()]
+    return {**finding, "evidence": ", ".join(shown)}
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(_brief(v) for v in value[:8]) + (", …" if len(value) > 8 else "")
+    return str(value)

@@ -1,0 +1,39 @@
+"""The augmented views that the models were trained on."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from tutelage.core.errors import TutelageError
+from tutelage.data.input_spec import InputSpec
+from tutelage.report.class_names import class_names
+from tutelage.report.page import Section, missing, render_section
+from tutelage.report.run_records import RunRecords
+from tutelage.report.sections.data import recipe, splits
+
+
+def views_section(records: RunRecords) -> Section:
+    """Show some training images as the models are given them."""
+    id, title = "views", "What the models saw"
+    preflight = records.preflight or {}
+    inputs = {who: (preflight.get(who) or {}).get("input") for who in ("teacher", "student")}
+    if not all(inputs.values()):
+        return missing(
+            id, title, f"It is not recorded yet how the models want their images: {records.reached}."
+        )
+    specs = {who: InputSpec.from_dict(values) for who, values in inputs.items() if values}
+    try:
+        rows = _contact_sheet(records.recipe_text, tuple(specs.values()))
+    except TutelageError as error:
+        return missing(id, title, f"The training images cannot be read: {error}")
+    names = class_names([row.label for row in rows])
+    return render_section(id, title, "views.html.j2", rows=rows, names=names, specs=specs)
+
+
+@lru_cache(maxsize=4)
+def _contact_sheet(recipe_text: str, specs: tuple[InputSpec, ...]) -> list[Any]:
+    """Kept, since a watched page is made again after every epoch and the views are the same."""
+    from tutelage.report.thumbnails import contact_sheet
+
+    return contact_sheet(splits(recipe_text).train, recipe(recipe_text), specs)
