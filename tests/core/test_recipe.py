@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from tutelage.core.recipe import RENAMED, Recipe, dump_recipe, flat, load_recipe, parse_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -77,6 +77,71 @@ def test_a_wrong_file_is_one_line_that_names_it(text: str, message: str, tmp_pat
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(TutelageError, match="nothing to learn"):
         load_recipe(None, ["loss.weight=0", "loss.label_weight=0"])
+
+
+# --- keys that had another name
+
+OLD = {
+    "choose": {"metric": "nll"},
+    "teacher": {"fit": {"mixed": True}},
+    "student": {"model": "resnet18", "head_fit": {"epochs": 2, "mixed": True}},
+}
+
+
+def assert_understood(recipe: Recipe) -> None:
+    assert recipe.selection.metric == "nll"
+    assert recipe.teacher.fit.use_mixup is True  # type: ignore[union-attr]
+    assert recipe.student.head_fit.use_mixup is True  # type: ignore[union-attr]
+
+
+def test_old_keys_in_a_file_are_understood_and_written_under_their_new_names(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump(OLD))
+    recipe = load_recipe(path)
+    assert_understood(recipe)
+    written = yaml.safe_load(dump_recipe(recipe))
+    assert set(RENAMED.values()) <= {key for new in RENAMED.values() for key in _prefixes(flat(written), new)}
+    assert not any(_prefixes(flat(written), old) for old in RENAMED)
+    assert parse_recipe(written) == recipe
+
+
+def _prefixes(keys: dict[str, object], name: str) -> set[str]:
+    return {name for key in keys if key == name or key.startswith(f"{name}.")}
+
+
+def test_old_keys_of_a_tree_are_understood_and_the_tree_stays_as_it_is() -> None:
+    before = yaml.safe_dump(OLD)
+    assert_understood(parse_recipe(OLD))
+    assert yaml.safe_dump(OLD) == before
+
+
+def test_old_keys_in_overrides_are_understood() -> None:
+    words = ["choose.metric=nll", "teacher.fit.mixed=true", "student.head_fit.mixed=true"]
+    assert_understood(load_recipe(None, words))
+    assert load_recipe(None, ["choose={soup: false}"]).selection.soup is False
+
+
+def test_an_override_by_the_new_name_changes_what_a_file_gives_by_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump(OLD))
+    recipe = load_recipe(path, ["selection.soup=false", "selection.metric=top1", "teacher.fit.epochs=7"])
+    assert (recipe.selection.metric, recipe.selection.soup) == ("top1", False)
+    assert (recipe.teacher.fit.epochs, recipe.teacher.fit.use_mixup) == (7, True)  # type: ignore[union-attr]
+
+
+def test_an_old_and_a_new_name_together_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text("choose: {soup: false}\nselection: {metric: nll}\n")
+    with pytest.raises(TutelageError, match=r"both.yaml: choose is the old name of selection; give only sel"):
+        load_recipe(path)
+    for words in (
+        ["choose.metric=nll", "selection.metric=nll"],
+        ["selection.metric=nll", "choose.metric=nll"],
+    ):
+        with pytest.raises(
+            TutelageError, match=r"choose.metric is the old name of selection.metric; give onl"
+        ):
+            load_recipe(None, words)
 
 
 @given(st.text(max_size=30))

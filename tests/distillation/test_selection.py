@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.helpers.real_runs import KINDS, real_run
 
 from tutelage.core.files import read_json
-from tutelage.core.recipe import ChooseRecipe
+from tutelage.core.recipe import SelectionRecipe
 from tutelage.distillation.checkpoint import State
 from tutelage.distillation.selection import Candidate, average, best_of, choose, interpolate
 from tutelage.evaluation.quality import merit
@@ -18,7 +18,7 @@ from tutelage.evaluation.quality import merit
 FIGURE = st.floats(0, 100, allow_nan=False) | st.sampled_from([math.nan, math.inf])
 NLL = st.floats(0, 1e6, allow_nan=False) | st.sampled_from([math.nan, math.inf])
 RECIPES = st.builds(
-    ChooseRecipe, metric=st.sampled_from(["top1", "nll"]), interpolate=st.booleans(), soup=st.booleans()
+    SelectionRecipe, metric=st.sampled_from(["top1", "nll"]), interpolate=st.booleans(), soup=st.booleans()
 )
 VALUES = st.floats(-1e6, 1e6, width=32)
 
@@ -30,7 +30,7 @@ def state(*values: float, count: int = 0) -> State:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), recipe=RECIPES, same=st.booleans())
 def test_the_kept_figure_is_never_below_the_start_s(
-    data: st.DataObject, recipe: ChooseRecipe, same: bool
+    data: st.DataObject, recipe: SelectionRecipe, same: bool
 ) -> None:
     """`evaluate` is random: it gives every state whatever figures it likes, NaN and infinity among them."""
     start_val = {"top1": data.draw(st.floats(0, 100)), "nll": data.draw(st.floats(0, 1e6))}
@@ -64,7 +64,7 @@ def test_the_soup_is_never_worse_on_val_than_its_best_ingredient(data: st.DataOb
     def evaluate(_: State) -> dict[str, float]:
         return {"top1": data.draw(FIGURE), "nll": data.draw(NLL)}
 
-    recipe = ChooseRecipe(metric=metric, interpolate=False, soup=True)
+    recipe = SelectionRecipe(metric=metric, interpolate=False, soup=True)
     trained = {"last": state(1.0), "best": state(2.0), "ema": state(3.0)}
     choice = choose(state(0.0), trained, evaluate, lambda averaged: averaged, recipe)
     soup = next((c for c in choice.candidates if c.name == "soup"), None)
@@ -104,7 +104,7 @@ def test_a_trained_state_that_is_another_s_copy_is_weighed_once() -> None:
         weighed.append(candidate)
         return {"top1": 1.0, "nll": 1.0}
 
-    recipe = ChooseRecipe(interpolate=False, soup=False)
+    recipe = SelectionRecipe(interpolate=False, soup=False)
     trained = {"last": state(1.0), "best": state(1.0), "ema": {}}
     choice = choose(state(0.0), trained, evaluate, lambda averaged: averaged, recipe)
     assert [c.name for c in choice.candidates] == ["start", "last"]
@@ -123,7 +123,7 @@ def test_all_but_the_start_are_weighed_with_old_and_with_new_statistics(better: 
         {name: state(value) for name, value in weight.items()},
         lambda s: {"top1": s["weight"].item(), "nll": 1.0},
         lambda s: {**s, "weight": s["weight"] + better},
-        ChooseRecipe(interpolate=True, soup=True),
+        SelectionRecipe(interpolate=True, soup=True),
     )
     assert choice.kept.name == kept
     plain = [c for c in choice.candidates if not c.recalibrated and c.name not in ("start", "soup")]
@@ -142,7 +142,7 @@ def test_without_statistics_nothing_is_weighed_twice() -> None:
         {"last": state(1.0)},
         lambda s: {"top1": s["weight"].item(), "nll": 1.0},
         lambda s: s,
-        ChooseRecipe(),
+        SelectionRecipe(),
     )
     assert not any(c.recalibrated for c in choice.candidates)
 

@@ -102,7 +102,7 @@ def prepared(tree: dict, root: Path, name: str) -> Work:
 
 def trained(tree: dict, root: Path, name: str) -> Run:
     """A run as far as its student, from teachers as they are."""
-    tree["choose"] = {"interpolate": False, "soup": False}
+    tree["selection"] = {"interpolate": False, "soup": False}
     tree["teacher"]["fit"] = "no"
     work = prepared(tree, root, name)
     fit_head(work)

@@ -169,7 +169,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "frozen_batchnorm": True,
             },
             "preflight": {"probe_resolutions": True, "allow_weak_teacher": True},
-            "choose": {"interpolate": False, "soup": False},
+            "selection": {"interpolate": False, "soup": False},
             "control": False,
         }
     )

@@ -23,8 +23,8 @@ KINDS: dict[str, dict[str, str]] = {
     "wild": {
         "train.lr": "0.03",
         "loss.temperature": "4",
-        "choose.interpolate": "true",
-        "choose.soup": "true",
+        "selection.interpolate": "true",
+        "selection.soup": "true",
     },
     "shuffled": {"loss.label_weight": "1", "loss.weight": "0.1", "train.lr": "3e-3", "train.epochs": "2"},
     "seen": {"loss.temperature": "4"},
@@ -53,7 +53,7 @@ def real_run(kind: str, root: Path) -> Run:
         }
         | {"precision": "fp32"},
         "preflight": {"allow_weak_teacher": True},
-        "choose": {"interpolate": False, "soup": False},
+        "selection": {"interpolate": False, "soup": False},
         "control": False,
     }
     if kind == "drift":

@@ -29,7 +29,7 @@ from tutelage.pipeline.study.worker import MAX_DEATHS, StudyFiles, _Worker, run_
 
 DIGITS = Path(__file__).parents[2] / "recipes" / "digits-study.yaml"
 QUICK = ["data.limit=100", "teacher.fit.epochs=1", "train.epochs=1", "control=false", "train.ema=0",
-         "choose.interpolate=false", "choose.soup=false"]  # fmt: skip
+         "selection.interpolate=false", "selection.soup=false"]  # fmt: skip
 TRIALS = 12
 
 
@@ -300,7 +300,8 @@ def test_the_shipped_studies_are_sound() -> None:
         ({"variants": [{"train.lr": 0.1}]}, "variant 1: give it a name"),
         ({"variants": [{"name": "x"}, {"name": "x"}]}, "'x' is there twice"),
         ({"variants": [{"name": "x", "data.split_seed": 1}]}, "variant 'x': data.split_seed decides"),
-        ({"variants": [{"name": "x", "choose.metric": "nll"}]}, "variant 'x': choose.metric"),
+        ({"variants": [{"name": "x", "selection.metric": "nll"}]}, "variant 'x': selection.metric"),
+        ({"variants": [{"name": "x", "choose.soup": True, "selection.soup": True}]}, "variant 'x': choose.soup is"),
         ({"variants": []}, "nothing to try"),
         ({"base": "missing.yaml"}, "missing.yaml: no such"),
         ({"base": {"train": {"lr": "high"}}}, "base: train.lr"),
@@ -319,6 +320,25 @@ def test_bad_study_is_refused_in_one_line(
     line = refused([str(small(tmp_path, **change)), "--studies", str(tmp_path / "studies")], capsys)
     assert words in line
     assert not list(tmp_path.glob("studies/*/trials"))
+
+
+def test_a_study_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its file, its overrides and its record name the keys as they were named then."""
+    base = {"choose": {"metric": "nll"}, "student": {"head_fit": {"mixed": True}}}
+    old = [{"name": "one", "choose.soup": False}]
+    search = {"choose.interpolate": [True, False]}
+    path = small(tmp_path, base=base, variants=old, search=search, trials=3)
+    plan = load_study(path, ["choose.soup=true"])
+    assert (plan.base.selection.metric, plan.base.selection.soup) == ("nll", True)
+    assert plan.recipe(plan.variants[0].overrides).selection.soup is False
+    assert plan.recipe({"choose.interpolate": False}).selection.interpolate is False
+
+    record = worker(path, tmp_path).files.record
+    tree = yaml.safe_load(record.read_text())
+    tree["base"]["choose"] = tree["base"].pop("selection")
+    tree["base"]["student"]["head_fit"]["mixed"] = tree["base"]["student"]["head_fit"].pop("use_mixup")
+    record.write_text(yaml.safe_dump(tree))
+    assert len(worker(path, tmp_path).study.trials) == 1
 
 
 def test_missing_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,14 @@
 """The recipe: everything that decides what a run does, one pydantic model per component.
 
 A recipe is read from YAML, changed by dotted overrides (``train.epochs=5``) and written back with all
-defaults spelled out. Unknown keys are refused with the nearest right name.
+defaults spelled out. Unknown keys are refused with the nearest right name; old names of keys (`RENAMED`) still work.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,6 +24,13 @@ from pydantic import (
 )
 
 from tutelage.core.errors import TutelageError
+
+# Keys that had another name once, as they are written in recipes and overrides.
+RENAMED = {
+    "choose": "selection",
+    "teacher.fit.mixed": "teacher.fit.use_mixup",
+    "student.head_fit.mixed": "student.head_fit.use_mixup",
+}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -43,7 +51,9 @@ class FitRecipe(Component):
     lr: Positive = 3e-4
     weight_decay: NonNegative = 0.01
     label_smoothing: Fraction = 0.0
-    mixed: bool = False  # mixup and cutmix of the view, off by default: soft targets want a sharp teacher
+    use_mixup: bool = (
+        False  # apply the view's mixup and cutmix here too; off: soft targets want a sharp teacher
+    )
 
 
 # YAML 1.1 reads a bare no as false
@@ -153,8 +163,8 @@ class TrainRecipe(Component):
     seed: int = 0
 
 
-class ChooseRecipe(Component):
-    """Which candidate is kept. The choice is made on val, and the start is always a candidate."""
+class SelectionRecipe(Component):
+    """Which candidate is kept. It is selected on val, and the start is always a candidate."""
 
     metric: Literal["top1", "nll"] = "top1"
     interpolate: bool = True  # WiSE-FT, between the start and each trained candidate
@@ -201,7 +211,7 @@ class Recipe(Component):
     train: TrainRecipe = TrainRecipe()
     targets: TargetsRecipe = TargetsRecipe()
     preflight: PreflightRecipe = PreflightRecipe()
-    choose: ChooseRecipe = ChooseRecipe()
+    selection: SelectionRecipe = SelectionRecipe()
     export: ExportRecipe = ExportRecipe()
     control: bool = True  # also train with hard labels only, on the same budget
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
@@ -239,16 +249,15 @@ def load_recipe(path: Path | None, overrides: list[str] | None = None) -> Recipe
     Raises:
         TutelageError: names the file and the key, and the nearest right name of an unknown key.
     """
-    tree = read_yaml(path) if path else {}
-    for override in overrides or []:
-        apply_override(tree, override)
+    tree = rename_keys(read_yaml(path), str(path)) if path else {}
+    set_keys(tree, [parse_override(override) for override in overrides or []])
     return parse_recipe(tree, where=str(path) if path else "recipe")
 
 
 def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     """Validate a plain dictionary; errors become one line that names the key."""
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(rename_keys(tree, where))
     except ValidationError as error:
         raise TutelageError(f"{where}: {first_error(error)}") from None
 
@@ -281,8 +290,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Change a recipe's tree by one ``key.key=value``; the value is read as YAML.
+def rename_keys(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy of a recipe's tree in which keys have the names of today (`RENAMED`).
+
+    Raises:
+        TutelageError: a key is given by both its old and its new name.
+    """
+    changed = copy.deepcopy(dict(tree))
+    for old, new in RENAMED.items():
+        *parents, last = old.split(".")
+        place: Any = changed
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            continue
+        name = new.rpartition(".")[2]
+        if name in place:
+            raise TutelageError(f"{where}: {old} is the old name of {new}; give only {new}")
+        place[name] = place.pop(last)
+    return changed
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """The dotted key and the value of a ``key.key=value``; the value is read as YAML.
 
     Raises:
         TutelageError: it is not of that form.
@@ -291,14 +321,35 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise TutelageError(f"override {override!r}: write it as key.key=value")
     try:
-        value = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except yaml.YAMLError:
         raise TutelageError(f"override {override!r}: the value is not YAML") from None
-    set_key(tree, key, value)
+
+
+def set_keys(tree: dict[str, Any], values: Iterable[tuple[str, Any]]) -> None:
+    """Set dotted keys of a recipe's tree, in order, to values that were read from YAML.
+
+    Raises:
+        TutelageError: a key is given by both its old and its new name.
+    """
+    names: dict[str, str] = {}
+    for key, value in values:
+        new = _renamed_key(key)
+        if names.setdefault(new, key) != key:
+            old = key if key != new else names[new]
+            raise TutelageError(f"{old} is the old name of {new}; give only {new}")
+        set_key(tree, new, _number(value))
+
+
+def _renamed_key(key: str) -> str:
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a recipe's tree, making the mappings on the way."""
+    """Set a dotted key of a recipe's tree, making the mappings on the way; the value is taken as it is."""
     *parents, last = key.split(".")
     for parent in parents:
         child = tree.get(parent)
@@ -306,7 +357,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
             child = _as_model(child) if parent in {"teacher", "student"} and isinstance(child, str) else {}
             tree[parent] = child
         tree = child
-    tree[last] = _number(value)
+    tree[last] = value
 
 
 def _number(value: Any) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tutelage.core.recipe import ChooseRecipe
+from tutelage.core.recipe import SelectionRecipe
 from tutelage.distillation.checkpoint import State
 from tutelage.evaluation.quality import merit
 
@@ -78,7 +78,7 @@ def choose(
     trained: dict[str, State],
     evaluate: Evaluate,
     recalibrate: Recalibrate,
-    recipe: ChooseRecipe,
+    recipe: SelectionRecipe,
 ) -> Choice:
     """Weigh the start, the trained states, the ways between them, and their soup; keep the best.
 

@@ -13,6 +13,7 @@ import yaml
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.recipe import rename_keys
 from tutelage.core.run_dir import Run
 from tutelage.report.predictions import Predictions, read_predictions
 
@@ -193,7 +194,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise TutelageError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    return content if isinstance(content, dict) else {}
+    return rename_keys(content, str(path)) if isinstance(content, dict) else {}
 
 
 def _stages(records: RunRecords) -> list[StageState]:

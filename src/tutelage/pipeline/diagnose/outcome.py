@@ -35,7 +35,7 @@ def seen_val(figures: Figures) -> Iterator[Finding]:
         | _gap_of_kept(figures, test),
         (
             Try("data.val", "images that pretraining has not seen", "the choice is made on val"),
-            Try("choose.metric", "nll", "it moves where top-1 stands still"),
+            Try("selection.metric", "nll", "it moves where top-1 stands still"),
         ),
     )
 
@@ -54,7 +54,7 @@ def misled_choice(figures: Figures) -> Iterator[Finding]:
         {"val_n": n, **evidence_of(pair)},
         (
             Try("data.val_fraction", "0.2", "more images to choose by"),
-            Try("choose.metric", "nll", "less luck than in top-1"),
+            Try("selection.metric", "nll", "less luck than in top-1"),
         ),
     )
 

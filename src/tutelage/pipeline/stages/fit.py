@@ -50,7 +50,7 @@ def _fit(work: Work, name: str, model: Model, fit: FitRecipe, head_only: bool = 
         max_bad_steps=base.max_bad_steps,
     )
     view = work.recipe.view
-    if not fit.mixed:
+    if not fit.use_mixup:
         view = view.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     objective = Objective(LossRecipe(label_smoothing=fit.label_smoothing), distil=False)
     stage = Stage(

@@ -32,7 +32,7 @@ def _at_best_resolution(work: Work, choice: Choice) -> list[ModelEntry]:
     if not choice.resolutions:
         return []
     student = work.student
-    best = resolution.best(choice.resolutions, "distilled", work.recipe.choose.metric)
+    best = resolution.best(choice.resolutions, "distilled", work.recipe.selection.metric)
     if best == student.input_spec.height:
         return []
     student.module.load_state_dict(choice.kept.state)

@@ -36,7 +36,7 @@ def _preflight_key(work: Work) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json", include={"teacher", "student", "preflight", "control"}),
         "train": recipe.train.model_dump(mode="json", include={"epochs", "batch_size", "precision"}),
         "temperature": recipe.loss.temperature,
-        "metric": recipe.choose.metric,
+        "metric": recipe.selection.metric,
         "states": [state_digest(model.module.state_dict()) for model in [*work.teachers, work.student]],
         "images": [work.splits.train.digest(), work.splits.val.digest()],
     }
@@ -100,7 +100,7 @@ def _probe_resolutions(work: Work) -> list[dict[str, Any]]:
 
 def _use_resolutions(work: Work, found: list[dict[str, Any]]) -> None:
     if work.recipe.teacher.resolution == "best":
-        metric = work.recipe.choose.metric
+        metric = work.recipe.selection.metric
         work.teachers = [
             set_resolution(model, resolution.best(found, _teacher_name(place), metric))
             for place, model in enumerate(work.teachers)

@@ -37,7 +37,7 @@ def train_control(work: Work) -> State | None:
         return None
     work.student.module.load_state_dict(work.start)
     stage = _stage(work, "control", work.splits.train)
-    key = {"stage": stage_key(stage, work.context), "choose": work.recipe.choose.model_dump(mode="json")}
+    key = {"stage": stage_key(stage, work.context), "choose": work.recipe.selection.model_dump(mode="json")}
     trained = train_once(stage, work.context)
     with made_once(work.context, work.run.control, lambda: key) as there:
         if there:
@@ -93,7 +93,7 @@ def _stage(work: Work, name: str, subset: Subset) -> Stage:
 
 
 def _choose(work: Work, trained: Trained) -> Choice:
-    recipe, student = work.recipe.choose, work.student
+    recipe, student = work.recipe.selection, work.student
     # between random and trained weights there is nothing worth weighing
     interpolate = recipe.interpolate and student.pretrained
     return choose(

@@ -71,7 +71,7 @@ def probed(work: Work, who: str, model: Model) -> list[dict[str, Any]]:
     """A model's figures on val at neighbouring resolution."""
     subset = sample(work.splits.val, resolution.IMAGES)
     model.module.to(work.device)
-    metric = work.recipe.choose.metric
+    metric = work.recipe.selection.metric
     found = resolution.probe(model, who, lambda there: figures_on(work, there, subset), metric)
     best = resolution.best(found, who, metric)
     figures = ", ".join(

@@ -22,11 +22,12 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import (
     Component,
     Recipe,
-    apply_override,
     first_error,
+    parse_override,
     parse_recipe,
     read_yaml,
-    set_key,
+    rename_keys,
+    set_keys,
 )
 from tutelage.core.run_dir import NAME
 
@@ -104,7 +105,12 @@ class Plan:
         Raises:
             TutelageError: a key or a value is not a recipe's.
         """
-        return parse_recipe(_changed(self.tree, overrides), where)
+        changed = copy.deepcopy(self.tree)
+        try:
+            set_keys(changed, copy.deepcopy(dict(overrides)).items())
+        except TutelageError as error:
+            raise TutelageError(f"{where}: {error}") from None
+        return parse_recipe(changed, where)
 
     def record(self) -> dict[str, Any]:
         """What must stay the same while a study goes on."""
@@ -137,8 +143,7 @@ def load_study(
     if not NAME.fullmatch(name):
         raise TutelageError(f"{path}: name {name!r}: use letters, digits and . _ - + @ = only")
     tree, source = _base(file, path)
-    for override in overrides:
-        apply_override(tree, override)
+    set_keys(tree, map(parse_override, overrides))
     space = {key: _distribution(key, value, path) for key, value in file.search.items()}
     grid = list(_grid(space, path)) if file.sampler == "grid" and space else []
     plan = Plan(
@@ -159,8 +164,9 @@ def load_study(
 def _base(file: StudyRecipe, path: Path) -> tuple[dict[str, Any], str]:
     if isinstance(file.base, str):
         place = path.parent / file.base
-        return read_yaml(place), str(place)
-    return copy.deepcopy(file.base), f"{path}: base"
+        return rename_keys(read_yaml(place), str(place)), str(place)
+    source = f"{path}: base"
+    return rename_keys(file.base, source), source
 
 
 def _variants(file: StudyRecipe, path: Path) -> list[Variant]:
@@ -241,12 +247,7 @@ def _comparable(base: Recipe, recipe: Recipe, where: str) -> None:
             raise TutelageError(
                 f"{where}: data.{key} decides which images choose and report; it must be the base's in all trials"
             )
-    if recipe.choose.metric != base.choose.metric:
-        raise TutelageError(f"{where}: choose.metric ranks the trials; it must be the base's in all trials")
-
-
-def _changed(tree: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    changed = copy.deepcopy(tree)
-    for key, value in overrides.items():
-        set_key(changed, key, copy.deepcopy(value))
-    return changed
+    if recipe.selection.metric != base.selection.metric:
+        raise TutelageError(
+            f"{where}: selection.metric ranks the trials; it must be the base's in all trials"
+        )

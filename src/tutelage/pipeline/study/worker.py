@@ -34,7 +34,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, write_json, write_text
 from tutelage.core.progress import Progress
-from tutelage.core.recipe import Recipe, dump_recipe, flat, load_recipe, read_yaml
+from tutelage.core.recipe import Recipe, dump_recipe, flat, load_recipe, read_yaml, rename_keys
 from tutelage.core.run_dir import Run
 from tutelage.distillation.stop import Interrupted
 from tutelage.pipeline.run import distill
@@ -132,7 +132,7 @@ class _Worker:
         study = optuna.create_study(
             storage=_storage(self.plan, self.files),
             study_name=self.plan.name,
-            direction="maximize" if self.plan.base.choose.metric == "top1" else "minimize",
+            direction="maximize" if self.plan.base.selection.metric == "top1" else "minimize",
             load_if_exists=True,
         )
         if not self.files.record.exists():
@@ -146,6 +146,7 @@ class _Worker:
         return study
 
     def _check_same(self, before: dict[str, Any]) -> None:
+        before = before | {"base": rename_keys(before["base"], str(self.files.record))}
         old, new = flat(before), flat(self.plan.record())
         for key in [*old, *new]:
             if old.get(key) != new.get(key):
@@ -266,7 +267,7 @@ class _Worker:
                 run, self.plan.recipe(precision | claim.overrides | {"name": claim.directory}), self.command
             )
             distill(load_recipe(run.recipe), run, self.progress, self.files.shared)
-            merit = _kept(run)[self.plan.base.choose.metric]
+            merit = _kept(run)[self.plan.base.selection.metric]
         except Interrupted:
             with self._alone():
                 claim.trial.set_user_attr("stops", claim.trial.user_attrs.get("stops", 0) + 1)
@@ -296,7 +297,7 @@ class _Worker:
         """Rank what is done so far, and write study.json and study.md."""
         with self._alone():
             entries = [self._entry(t) for t in self.study.get_trials(deepcopy=False)]
-            found = ranking(self.plan.name, self.plan.base.choose.metric, [e for e in entries if e])
+            found = ranking(self.plan.name, self.plan.base.selection.metric, [e for e in entries if e])
             write_json(self.files.json, found.record())
             write_text(self.files.markdown, found.markdown())
         return found
