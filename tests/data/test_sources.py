@@ -57,7 +57,9 @@ def test_names_hold_any_string_in_any_order():
         ("", "unknown kind"),
         ("folder:", "say where after the colon"),
         ("digits:x", "write 'digits' alone"),
-        ("digits#val", "unknown kind; did you mean 'digits'?"),
+        ("digits#val", "unknown kind, and no such path; did you mean 'digits'?"),
+        ("no/such/photos", "unknown kind, and no such path; write a path that exists, folder:PATH"),
+        ("hf", "say where after a colon, such as hf:PATH"),
         ("folder:/no/such/place", "folder:/no/such/place: no such folder"),
     ],
 )
@@ -65,8 +67,16 @@ def test_a_source_that_is_none(spec, line):
     assert line in refusal(spec)
 
 
-def test_a_path_without_a_kind_is_told_its_kind(tmp_path):
-    assert f"did you mean 'folder:{tmp_path}'?" in refusal(str(tmp_path))
+def test_a_path_that_exists_needs_no_kind(tmp_path, monkeypatch):
+    put(tmp_path, "photos/train/cat/1.png", "photos/train/dog/1.png", "photos/val/dog/2.png", "hf/cat/1.png")
+    monkeypatch.chdir(tmp_path)
+    assert parts_of("photos") == ("train", "val")
+    assert open_source("photos").name == open_source("folder:photos", "train").name == "folder:photos#train"
+    assert list(open_source("photos#val").ids) == ["val/dog/2.png"]
+    assert list(open_source(str(tmp_path / "photos" / "val")).ids) == ["dog/2.png"]
+    assert list(open_source("hf").ids) == ["cat/1.png"]  # a kind alone is none: hf needs a colon
+    assert "a file, not a folder" in refusal("photos/val/dog/2.png")
+    assert "no part 'test'; it has train, val" in refusal("photos#test")
 
 
 # --- digits ---------------------------------------------------------------------------------------------

@@ -1,28 +1,34 @@
-"""Where images come from: ``KIND:WHERE`` with an optional ``#part``, such as ``folder:photos#val``."""
+"""Where images come from: ``KIND:WHERE`` with an optional ``#part``, such as ``folder:photos#val``.
+
+A path that exists needs no kind: ``photos#val`` is ``folder:photos#val``. Installed packages add kinds through the
+entry point group ``tutelage.sources``; each names a `Source`.
+"""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Protocol, cast, overload
 
 import numpy as np
 from PIL import Image
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.plugins import load_plugin, nearest, plugin_names
 from tutelage.data.decode import SUFFIXES
 
+GROUP = "tutelage.sources"  # of the entry points
 KINDS = {
     "folder": "tutelage.data.sources.folder",
     "hf": "tutelage.data.sources.huggingface",
     "wds": "tutelage.data.sources.webdataset",
     "digits": "tutelage.data.sources.digits",
 }
+WRITE = "write a path that exists, folder:PATH, hf:NAME, wds:PATTERN or digits"
 PART_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -127,8 +133,38 @@ class ImageSet(ABC):
         return self._digest
 
 
+class Source(Protocol):
+    """A kind of data source: a module, or any object, with these two functions."""
+
+    def parts(self, where: str) -> tuple[str, ...]:
+        """The parts that the source comes in.
+
+        Args:
+            where: what was written after the colon.
+
+        Returns:
+            Names such as ``("train", "val")``; common names as in `PART_NAMES`. (): the source is one set.
+
+        Raises:
+            TutelageError: there is no such source.
+        """
+        ...
+
+    def load(self, where: str, part: str | None) -> ImageSet:
+        """Open the source, without decoding its images.
+
+        Args:
+            where: what was written after the colon.
+            part: one of `parts`; what was written after ``#``; None: the source is one set.
+
+        Raises:
+            TutelageError: there is no such source or part, or it holds no images.
+        """
+        ...
+
+
 def open_source(spec: str, part: str | None = None) -> ImageSet:
-    """Open ``KIND:WHERE[#part]``.
+    """Open ``KIND:WHERE[#part]``, or ``PATH[#part]`` of a folder.
 
     Args:
         spec: the source; a part named in it wins over `part`.
@@ -140,12 +176,17 @@ def open_source(spec: str, part: str | None = None) -> ImageSet:
     """
     kind, where, named = _parse(spec)
     part = named or part
-    parts = _module(kind).parts(where)
+    source = _source(kind)
+    parts = source.parts(where)
     if part is None and parts:
         part = "train" if "train" in parts else parts[0]
     if part is not None and parts and canonical_part(part) not in parts and part.isidentifier():
         raise TutelageError(f"{spec}: no part {part!r}; it has {', '.join(parts)}")
-    images: ImageSet = _module(kind).load(where, part if parts or named else None)
+    images = source.load(where, part if parts or named else None)
+    if not isinstance(images, ImageSet):
+        raise TutelageError(
+            f"{spec}: the package of kind {kind!r} gave {type(images).__name__}, not an ImageSet"
+        )
     return images
 
 
@@ -162,8 +203,7 @@ def open_for_evaluation(spec: str) -> ImageSet:
 def parts_of(spec: str) -> tuple[str, ...]:
     """The parts a source comes in (``train``, ``val``, ``test``...); none when it is one set or names one."""
     kind, where, named = _parse(spec)
-    parts: tuple[str, ...] = () if named else _module(kind).parts(where)
-    return parts
+    return () if named else tuple(_source(kind).parts(where))
 
 
 def canonical_part(name: str) -> str:
@@ -190,8 +230,13 @@ def _printable(name: str) -> bool:
 def _parse(spec: str) -> tuple[str, str, str | None]:
     """(kind, where, part)."""
     kind, colon, where = spec.partition(":")
-    if kind not in KINDS or (not where and kind != "digits"):
-        raise TutelageError(_unknown(spec, kind if colon else ""))
+    needs_where = kind in KINDS and kind != "digits"
+    if (needs_where and not colon) or not (kind in KINDS or kind in plugin_names(GROUP)):
+        if not _is_path(spec):
+            raise TutelageError(_unknown(spec, kind, colon))
+        kind, where = "folder", spec
+    elif needs_where and not where:
+        raise TutelageError(f"data source {spec!r}: say where after the colon; {WRITE}")
     head, hash_, part = where.rpartition("#")
     if not hash_ or Path(where).exists():
         return kind, where, None
@@ -200,15 +245,30 @@ def _parse(spec: str) -> tuple[str, str, str | None]:
     return kind, head, part
 
 
-def _unknown(spec: str, kind: str) -> str:
-    known = "folder:PATH, hf:NAME, wds:PATTERN or digits"
+def _is_path(spec: str) -> bool:
+    """Whether there is something of this name, with or without a part."""
+    return any(name and Path(name).expanduser().exists() for name in (spec, spec.rpartition("#")[0]))
+
+
+def _unknown(spec: str, kind: str, colon: str) -> str:
     if kind in KINDS:
-        return f"data source {spec!r}: say where after the colon; write {known}"
-    if spec and Path(spec).exists():
-        return f"data source {spec!r}: name its kind; did you mean 'folder:{spec}'?"
-    close = difflib.get_close_matches((kind or spec).lower(), KINDS, n=1, cutoff=0.0)
-    return f"data source {spec!r}: unknown kind; did you mean {close[0]!r}? Write {known}"
+        return (
+            f"data source {spec!r}: say where after a colon, such as {kind}:PATH; there is no path {spec!r}"
+        )
+    packages = plugin_names(GROUP)
+    close = nearest(kind, [*KINDS, *packages], cutoff=0.0 if colon else 0.5)
+    hint = f"; did you mean {close!r}?" if close else ""
+    extra = "".join(f", or {name}:WHERE" for name in packages)
+    return f"data source {spec!r}: unknown kind{'' if colon else ', and no such path'}{hint}; {WRITE}{extra}"
 
 
-def _module(kind: str) -> Any:
-    return importlib.import_module(KINDS[kind])
+def _source(kind: str) -> Source:
+    """The code of a kind; a built-in one wins over a package's."""
+    if kind in KINDS:
+        return cast(Source, importlib.import_module(KINDS[kind]))
+    source = load_plugin(GROUP, kind, f"data source {kind!r}")
+    if not all(callable(getattr(source, name, None)) for name in ("parts", "load")):
+        raise TutelageError(
+            f"data source {kind!r}: its package names no `parts(where)` and `load(where, part)`"
+        )
+    return cast(Source, source)

@@ -1,0 +1,43 @@
+"""What installed packages add to tutelage, each through an entry point."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from typing import Any
+
+from tutelage.core.errors import TutelageError
+
+
+def plugin_names(group: str) -> list[str]:
+    """Names of all entry points of a group, sorted."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
+def load_plugin(group: str, name: str, what: str) -> Any:
+    """Import the object that an entry point names.
+
+    Args:
+        group: such as ``tutelage.sources``.
+        name: one of `plugin_names`.
+        what: what the user wrote, for the error's line.
+
+    Raises:
+        TutelageError: no installed package has such an entry point, or its module cannot be imported.
+    """
+    for point in entry_points(group=group, name=name):
+        try:
+            return point.load()
+        except Exception as error:  # a third party's module may fail in any way while it is imported
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise TutelageError(
+                f"{what}: the entry point {name} = {point.value} ({group}) cannot be loaded ({reason}); "
+                "repair or uninstall that package"
+            ) from error
+    raise TutelageError(f"{what}: no installed package has an entry point {name!r} in {group}")
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.0) -> str:
+    """The known word that is most like this one; "" where none is like it by `cutoff` (0 to 1)."""
+    return next(iter(difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=cutoff)), "")
