@@ -20,7 +20,8 @@ from tutelage.data.imagecache import cache_side, cached
 from tutelage.data.loading import Loading
 from tutelage.data.sources.base import open_source
 from tutelage.data.splits import Subset, whole
-from tutelage.distillation.objective import Objective
+from tutelage.distillation.losses import CrossEntropy
+from tutelage.distillation.objective import Objective, terms_of
 from tutelage.distillation.stage import Stage
 from tutelage.distillation.teacher import TargetSource, Teacher, cached_teacher
 from tutelage.models import precision
@@ -109,7 +110,7 @@ class Ours:
                 self.student,
                 self.recipe.train,
                 self.recipe.view,
-                Objective(self.recipe.loss, distil=teacher is not None),
+                Objective(terms_of(self.recipe.loss) if teacher else [CrossEntropy()]),
                 self.subset,
                 one,
                 np.arange(CLASSES),

@@ -25,7 +25,8 @@ from tutelage.data.decode import UnreadableImage
 from tutelage.data.sources.base import ImageSet
 from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.checkpoint import load_checkpoint, state_of
-from tutelage.distillation.objective import Batch, Objective
+from tutelage.distillation.losses import TermBatch
+from tutelage.distillation.objective import Objective, terms_of
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted
 from tutelage.distillation.teacher import Teacher
@@ -82,14 +83,14 @@ def test_one_seed_gives_bit_identical_weights_and_another_does_not(
 
 def test_the_losses_of_a_tiny_run_are_those_of_record(reference: Trained) -> None:
     """Other CPUs sum in another order: 1e-3 leaves room for that, and for nothing else."""
-    found = {name: [row["loss"][name] for row in reference.rows] for name in ("kd", "label", "total")}
+    found = {name: [row["loss"][name] for row in reference.rows] for name in ("kl", "cross_entropy", "total")}
     found["val"] = [row["val"]["nll"] for row in reference.rows]
     assert found == {name: pytest.approx(values, abs=1e-3) for name, values in PINNED.items()}
 
 
 PINNED = {
-    "kd": [1.35345, 1.25770],
-    "label": [1.67884, 1.23947],
+    "kl": [1.35345, 1.25770],
+    "cross_entropy": [1.67884, 1.23947],
     "total": [3.03229, 2.49717],
     "val": [2.27517, 2.24550],
 }
@@ -170,15 +171,15 @@ class Spoiling(Objective):
     """Spoils the loss at some steps, counted from 1."""
 
     def __init__(self, steps: set[int], spoil: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(LossRecipe(), distil=True)
+        super().__init__(terms_of(LossRecipe()))
         self.steps, self.spoil, self.at = steps, spoil, 0
 
-    def __call__(self, model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
-        parts = super().__call__(model, batch)
+    def forward(self, batch: TermBatch, student: torch.nn.Module | None = None) -> dict[str, Tensor]:
+        parts = super().forward(batch, student)
         self.at += 1
         if self.at in self.steps:
             # what a broken batch does to running statistics
-            model.bn1.running_mean = torch.full_like(model.bn1.running_mean, torch.nan)
+            student.bn1.running_mean = torch.full_like(student.bn1.running_mean, torch.nan)
             parts["loss"] = self.spoil(parts["loss"])
         return parts
 

@@ -319,7 +319,7 @@ def test_reading_takes_no_memory_of_its_own(tmp_path: Path) -> None:
         ({"view": {"cutmix": 1.0}}, "set view.mixup and view.cutmix to 0, or targets.mode=live"),
         (
             {"loss": {"name": "dist"}, "targets": {"mode": "cached", "top_k": 5}},
-            "only loss.name=kl .* not dist",
+            "only the loss kl can .* not dist",
         ),
     ],
 )

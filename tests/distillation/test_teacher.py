@@ -41,7 +41,7 @@ def tiny_model(name: str, resolution: int = 64) -> Model:
 
 def logits_of(model: Model, precision: str) -> torch.Tensor:
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    return Teacher([model], CPU, precision).targets([images])  # type: ignore[arg-type]
+    return Teacher([model], CPU, precision).outputs([images]).logits  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
@@ -112,7 +112,7 @@ def trained(tree: dict, root: Path, name: str) -> Run:
 
 def losses_of(run: Run) -> list[tuple[float, float]]:
     rows = [row for row in read_jsonl(run.metrics) if row["stage"] == "distill"]
-    return [(row["loss"]["kd"], row["val"]["loss"]) for row in rows]
+    return [(row["loss"]["kl"], row["val"]["loss"]) for row in rows]
 
 
 @pytest.mark.parametrize("views", [None, 1])

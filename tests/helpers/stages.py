@@ -14,7 +14,8 @@ from tutelage.core.run_dir import Run
 from tutelage.core.runtime import Runtime
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Splits, make_splits
-from tutelage.distillation.objective import Objective
+from tutelage.distillation.losses import CrossEntropy
+from tutelage.distillation.objective import Objective, terms_of
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.teacher import Teacher
 from tutelage.models.source import Model
@@ -48,7 +49,7 @@ def small_stage(
         network("test_efficientnet", 0),
         TrainRecipe.model_validate(settings),
         ViewRecipe(crop_scale=(0.7, 1.0), flip=0.0, mixup=0.2),
-        objective or Objective(LossRecipe(), distil=teacher is not None),
+        objective or Objective(terms_of(LossRecipe()) if teacher is not None else [CrossEntropy()]),
         splits.train,
         splits.val,
         torch.arange(10).numpy(),

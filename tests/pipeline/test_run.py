@@ -57,8 +57,8 @@ def test_the_run_directory_is_that_of_the_design(finished: Run) -> None:
 
 def test_each_loss_term_is_logged(finished: Run) -> None:
     row = list(read_jsonl(finished.metrics))[-1]
-    assert set(row["loss"]) == {"total", "kd", "label"}
-    assert row["loss"]["total"] == pytest.approx(row["loss"]["kd"] + row["loss"]["label"], rel=1e-5)
+    assert set(row["loss"]) == {"total", "kl", "cross_entropy"}
+    assert row["loss"]["total"] == pytest.approx(row["loss"]["kl"] + row["loss"]["cross_entropy"], rel=1e-5)
 
 
 def test_the_kept_student_is_the_file_and_knows_its_classes(finished: Run) -> None:

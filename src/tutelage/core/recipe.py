@@ -128,7 +128,7 @@ class ViewRecipe(Component):
 
 
 class LossRecipe(Component):
-    """What the student is asked to match: weight * kd + label_weight * cross-entropy."""
+    """What the student is asked to match: weight * loss + label_weight * cross-entropy, or a list of terms."""
 
     name: str = "kl"
     temperature: Positive = 2.0
@@ -136,6 +136,27 @@ class LossRecipe(Component):
     label_weight: NonNegative = 0.5
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the hard labels
     options: dict[str, float] = Field(default_factory=dict)  # the loss's own, e.g. {beta: 8} for dkd
+    terms: tuple[dict[str, dict[str, Any] | None], ...] = ()  # in place of all of the above
+
+    @property
+    def distils_with(self) -> tuple[str, ...]:
+        """The names of all terms but the labels' cross-entropy."""
+        named = [name for term in self.terms for name in term] or ([self.name] if self.weight else [])
+        return tuple(name for name in named if name != "cross_entropy")
+
+    @model_validator(mode="after")
+    def _terms_say_all(self) -> LossRecipe:
+        plain = LossRecipe.model_construct()
+        also = [
+            key
+            for key in type(self).model_fields
+            if key != "terms" and getattr(self, key) != getattr(plain, key)
+        ]
+        if self.terms and also:
+            raise ValueError(
+                f"terms are all that is minimised: leave loss.{also[0]} out, or set it in a term"
+            )
+        return self
 
 
 class TrainRecipe(Component):
@@ -218,7 +239,7 @@ class Recipe(Component):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Recipe:
-        if self.loss.weight == 0 and self.loss.label_weight == 0:
+        if not self.loss.terms and self.loss.weight == 0 and self.loss.label_weight == 0:
             raise ValueError("loss.weight and loss.label_weight are both 0: there is nothing to learn from")
         return self
 
@@ -231,9 +252,10 @@ class Recipe(Component):
                 "targets.mode=cached: a mixed image's partner changes with the order of the batch, so its target "
                 "cannot be kept; set view.mixup and view.cutmix to 0, or targets.mode=live"
             )
-        if self.targets.top_k and self.loss.name != "kl":
+        others = [name for name in self.loss.distils_with if name != "kl"]
+        if self.targets.top_k and others:
             raise ValueError(
-                f"targets.top_k: only loss.name=kl can do with the largest classes, not {self.loss.name}; "
+                f"targets.top_k: only the loss kl can work with the largest classes, not {others[0]}; "
                 "leave targets.top_k out"
             )
         return self

@@ -1,95 +1,159 @@
-"""What one training step minimises, returned in parts so that each can be logged."""
+"""What one training step minimises: a weighted sum of terms, returned in parts so that each can be logged."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import LossRecipe
-from tutelage.distillation import losses
-from tutelage.distillation.targets.layout import Targets, TopK
+from tutelage.distillation.losses import CrossEntropy, LogitTerm, Term, TermBatch, make_term
+from tutelage.models.features import Layer, NetworkInfo
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One batch on the device.
-
-    Attributes:
-        images: (B, 3, H, W) the student's, normalised.
-        labels: (B,) head indices, -1 where there is none.
-        other_labels: (B,) of the images mixed in; equal to labels without mixing.
-        lam: share of the first label.
-        targets: (B, C) teacher's logits, or the largest of them; None without a teacher.
-    """
-
-    images: Tensor
-    labels: Tensor
-    other_labels: Tensor
-    lam: float
-    targets: Targets | None
-
-
-class Objective:
-    """weight * kd + label_weight * cross-entropy, and L2-SP where asked for.
+class Objective(nn.Module):
+    """The sum of weighted terms, and L2-SP where asked for.
 
     Args:
-        recipe: names the loss and its weights.
-        distil: without a teacher only the cross-entropy is left, at weight 1.
-        label_smoothing: of the hard labels.
-        l2_sp: strength of the pull towards `start` (Li et al. 2018, "Explicit inductive bias for transfer
-            learning"); the head is left out when it is not in `start`.
-        start: the starting parameters by name.
+        terms: `Term` objects, or plain functions of (student logits, teacher logits), which get a weight of 1.
+        l2_sp: strength of the pull towards `start` (Li et al. 2018, "Explicit inductive bias for transfer learning
+            with convolutional networks").
+        start: the starting parameters of the student by name; those that are not in it are not pulled.
     """
 
     def __init__(
-        self, recipe: LossRecipe, *, distil: bool, l2_sp: float = 0.0, start: dict[str, Tensor] | None = None
+        self,
+        terms: Sequence[Term | Callable[..., Tensor]],
+        *,
+        l2_sp: float = 0.0,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.recipe = recipe
-        self.distil = distil
+        super().__init__()
+        if not terms:
+            raise TutelageError("loss.terms: there is no term, so there is nothing to learn from")
+        made = [term if isinstance(term, Term) else LogitTerm(term) for term in terms]
+        self.terms = nn.ModuleDict(dict(zip(_names(made), made, strict=True)))
         self.l2_sp = l2_sp
-        self.start = start or {}
-        self.kd = losses.get(recipe.name)
-        self.kd.check(recipe.options)
+        self.start = dict(start or {})
 
     @property
-    def label_weight(self) -> float:
-        """Of the cross-entropy."""
-        return self.recipe.label_weight if self.distil else 1.0
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is needed at all."""
+        return any(term.needs.teacher for term in self._terms())
 
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The student's `output` (B, C) and the scalar parts: `loss` is the sum that is minimised."""
-        output = model(batch.images).float()
-        parts = self.parts(output, batch)
+    @property
+    def student_layers(self) -> tuple[Layer, ...]:
+        """Layers of the student that are compared."""
+        return tuple(dict.fromkeys(layer for term in self._terms() for layer in term.needs.student_layers))
+
+    @property
+    def teacher_layers(self) -> tuple[Layer, ...]:
+        """Layers of the teacher that are compared."""
+        return tuple(dict.fromkeys(layer for term in self._terms() for layer in term.needs.teacher_layers))
+
+    @property
+    def temperature(self) -> float:
+        """That of the first term that softens the teacher's logits; 1 where there is none."""
+        found = [term.temperature for term in self._terms() if isinstance(term, LogitTerm)]
+        return next((temperature for temperature in found if temperature is not None), 1.0)
+
+    def build(self, student: NetworkInfo, teacher: NetworkInfo) -> None:
+        """Let each term make what it learns of its own."""
+        for term in self._terms():
+            term.build(student, teacher)
+
+    def forward(self, batch: TermBatch, student: nn.Module | None = None) -> dict[str, Tensor]:
+        """The weighted terms by name, and their sum as ``loss``, all scalars.
+
+        Args:
+            batch: what the terms compare.
+            student: whose parameters are pulled to the start; needed for L2-SP only.
+        """
+        parts = {name: term.weight * term(batch) for name, term in self._named()}
         if self.l2_sp:
-            parts["l2_sp"] = self.l2_sp / 2 * self._distance(model)
-        return {"output": output, "loss": torch.stack(list(parts.values())).sum(), **parts}
+            assert student is not None
+            parts["l2_sp"] = self.l2_sp / 2 * self._distance(student)
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
-    def parts(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms that depend on the output alone; also used on val."""
-        parts: dict[str, Tensor] = {}
-        if self.distil and self.recipe.weight:
-            parts["kd"] = self.recipe.weight * self._kd(output, batch)
-        if self.label_weight:
-            parts["label"] = self.label_weight * losses.hard_label_loss(
-                output, batch.labels, batch.other_labels, batch.lam, self.recipe.label_smoothing
-            )
-        return parts
+    def on_logits(self, batch: TermBatch) -> dict[str, Tensor]:
+        """The weighted terms that need no layers, by name: what can be told of stored logits, as on val."""
+        return {
+            name: term.weight * term(batch)
+            for name, term in self._named()
+            if not (term.needs.student_layers or term.needs.teacher_layers)
+        }
 
-    def _kd(self, output: Tensor, batch: Batch) -> Tensor:
-        targets, temperature = batch.targets, self.recipe.temperature
-        assert targets is not None
-        if isinstance(targets, TopK):
-            return losses.kl_top_k(output, targets.indices, targets.log_probs, temperature)
-        labels = losses.dominant_labels(batch.labels, batch.other_labels, batch.lam)
-        return self.kd(output, targets, labels, temperature=temperature, **self.recipe.options)
+    def _named(self) -> list[tuple[str, Term]]:
+        return [(name, term) for name, term in self.terms.items() if isinstance(term, Term)]
 
-    def _distance(self, model: nn.Module) -> Tensor:
-        module = getattr(model, "module", model)
+    def _terms(self) -> list[Term]:
+        return [term for _, term in self._named()]
+
+    def _distance(self, student: nn.Module) -> Tensor:
         squares = [
             (parameter - self.start[name]).square().sum()
-            for name, parameter in module.named_parameters()
+            for name, parameter in student.named_parameters()
             if name in self.start and parameter.requires_grad
         ]
         return torch.stack(squares).sum()
+
+
+def terms_of(recipe: LossRecipe) -> list[Term]:
+    """The terms that a recipe names: ``loss.terms``, or the shorthand ``loss.name`` with labels beside it.
+
+    Raises:
+        TutelageError: a term is unknown, or a setting of it is.
+    """
+    if recipe.terms:
+        return [make_term(*_one(entry, place)) for place, entry in enumerate(recipe.terms)]
+    terms: list[Term] = []
+    if recipe.weight:
+        terms.append(_short(recipe))
+    if recipe.label_weight:
+        terms.append(CrossEntropy(recipe.label_weight, recipe.label_smoothing))
+    return terms
+
+
+def label_smoothing_of(recipe: LossRecipe) -> float:
+    """The smoothing of the hard labels, which the labels-only control has too."""
+    return next(
+        (t.label_smoothing for t in terms_of(recipe) if isinstance(t, CrossEntropy)), recipe.label_smoothing
+    )
+
+
+def soft_temperature(recipe: LossRecipe) -> float:
+    """The temperature at which a recipe looks at the teacher's logits."""
+    return Objective(terms_of(recipe)).temperature
+
+
+def _short(recipe: LossRecipe) -> Term:
+    settings: dict[str, Any] = {"weight": recipe.weight, **recipe.options}
+    term = make_term(recipe.name, settings, "loss.name")
+    # a study may vary the name only: a loss without a temperature leaves the recipe's aside
+    if recipe.temperature is not None and isinstance(term, LogitTerm) and term.function.uses_temperature:
+        term.temperature = recipe.temperature
+    return term
+
+
+def _one(entry: Mapping[str, Any], place: int) -> tuple[str, dict[str, Any], str]:
+    where = f"loss.terms.{place}"
+    if len(entry) != 1:
+        raise TutelageError(f"{where}: write one term as {{name: {{setting: value}}}}, not {dict(entry)}")
+    ((name, settings),) = entry.items()
+    if not isinstance(settings, Mapping | None):
+        raise TutelageError(f"{where}: write the settings of {name} as {{weight: 1}}, not {settings!r}")
+    return name, dict(settings or {}), where
+
+
+def _names(terms: Sequence[Term]) -> list[str]:
+    """Each term's own name; a second of the same name gets a number."""
+    seen: Counter[str] = Counter()
+    names = []
+    for term in terms:
+        seen[term.name] += 1
+        names.append(term.name if seen[term.name] == 1 else f"{term.name}_{seen[term.name]}")
+    return names

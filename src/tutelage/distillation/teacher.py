@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tutelage.core.errors import TutelageError
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe
 from tutelage.core.runtime import Precision, autocast
@@ -17,58 +18,99 @@ from tutelage.data.loading import Loading, normalise
 from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy
 from tutelage.distillation.losses import mean_teacher_logits
+from tutelage.distillation.objective import soft_temperature
+from tutelage.distillation.outputs import Outputs
 from tutelage.distillation.targets.cache import Cache
 from tutelage.distillation.targets.fill import fill_from, identity_of_data
-from tutelage.distillation.targets.layout import Layout, Targets
+from tutelage.distillation.targets.layout import Layout
 from tutelage.models.digest import state_digest
+from tutelage.models.features import Layer, NetworkInfo, network_info, run_with_features
 from tutelage.models.fold import for_inference
 from tutelage.models.source import Model
+from tutelage.models.timm import load_model
 
 
 class TargetSource(Protocol):
-    """What a training loop asks for targets."""
+    """What a training loop asks for the teacher's outputs."""
 
     @property
     def input_specs(self) -> list[InputSpec]:
         """The views it wants beside the student's; none where it needs no images."""
 
-    def targets(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Targets:
-        """Targets of a batch on the device: images by `input_specs`, positions in the part, epoch from 0."""
+    def info(self, layers: Sequence[Layer]) -> NetworkInfo:
+        """Shapes of its tapped layers.
+
+        Raises:
+            TutelageError: it has no such layer, or no layers at all.
+        """
+
+    def outputs(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Outputs:
+        """Its outputs for a batch, on the device: images by `input_specs`, positions in the subset, epoch from 0."""
 
 
 class Teacher:
     """One or several frozen networks that look at the student's view, each in its own way.
 
     Args:
-        models: networks whose heads have the same classes in the same order.
-        device: where they run.
-        precision: bf16 runs them under autocast; the targets are float32 in either case.
+        models: networks whose heads have the same classes in the same order; one may be given alone. A name
+            (NAME@WEIGHTS) is loaded, and any ``nn.Module`` is taken as it is.
+        device: where they run; None: where the first one lies.
+        precision: bf16 runs them under autocast; the outputs are float32 in either case.
+        layers: of the first network, whose outputs are given too. A network whose layers are tapped is not folded.
     """
 
-    def __init__(self, models: Sequence[Model], device: torch.device, precision: Precision = "fp32") -> None:
-        self.models = list(models)
-        self.device = device
+    def __init__(
+        self,
+        models: Model | nn.Module | str | Sequence[Model | nn.Module | str],
+        device: torch.device | None = None,
+        precision: Precision = "fp32",
+        layers: Sequence[Layer] = (),
+    ) -> None:
+        several = models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
+        self.models = [as_model(model) for model in several]
+        self.device = device or device_of(self.models[0].module)
         self.precision = precision
+        self.layers = tuple(layers)
         for model in self.models:
-            model.module.eval().requires_grad_(False).to(device)
-        self._networks = [for_inference(m.module, m.input_spec, device, precision) for m in self.models]
+            model.module.eval().requires_grad_(False).to(self.device)
+        self._networks = [self._network(model, place) for place, model in enumerate(self.models)]
+
+    def tap(self, layers: Sequence[Layer]) -> None:
+        """Give the outputs of these layers too, from now on."""
+        if missing := [layer for layer in layers if layer not in self.layers]:
+            self.layers = (*self.layers, *missing)
+            self._networks[0] = self._network(self.models[0], 0)
+
+    def _network(self, model: Model, place: int) -> nn.Module:
+        if place == 0 and self.layers:
+            return model.module
+        return for_inference(model.module, model.input_spec, self.device, self.precision)
 
     @property
     def input_specs(self) -> list[InputSpec]:
         """How each network wants its pictures."""
         return [model.input_spec for model in self.models]
 
+    def info(self, layers: Sequence[Layer]) -> NetworkInfo:
+        """Shapes of some layers of the first network."""
+        spec = self.models[0].input_spec
+        return network_info(self.models[0].module, layers, spec.height, spec.width, self.device)
+
     @torch.no_grad()
-    def targets(self, images: Sequence[Tensor], index: Tensor | None = None, epoch: int = 0) -> Tensor:
-        """Logits (B, C) in float32 of one batch, given once in each network's own form.
+    def outputs(self, images: Sequence[Tensor], index: Tensor | None = None, epoch: int = 0) -> Outputs:
+        """Logits (B, C) in float32 and tapped layers of one batch, given once in each network's own form.
 
         Several teachers give the logarithm of their mean probability. `index` and `epoch` are not needed.
         """
-        outputs = []
-        for network, batch in zip(self._networks, images, strict=True):
+        logits: list[Tensor] = []
+        features: dict[Layer, Tensor] = {}
+        for place, (network, batch) in enumerate(zip(self._networks, images, strict=True)):
             with autocast(self.device, self.precision):
-                outputs.append(network(batch).float())
-        return outputs[0] if len(outputs) == 1 else mean_teacher_logits(outputs)
+                layers = self.layers if place == 0 else ()
+                answer, tapped = run_with_features(network, network, batch, layers)
+                logits.append(answer.float())
+                features |= tapped
+        return Outputs(logits[0] if len(logits) == 1 else mean_teacher_logits(logits), features)
 
     def identity(self) -> list[dict[str, Any]]:
         """What decides the targets of a view, as plain JSON values."""
@@ -82,10 +124,11 @@ class Teacher:
         ]
 
     def logits(self, views: Sequence[Tensor]) -> Tensor:
-        """`targets` of uint8 views as a loader gives them, mean and std still to be applied."""
-        return self.targets(
-            [normalise(x, spec, self.device) for x, spec in zip(views, self.input_specs, strict=True)]
-        )
+        """The logits (B, C) of uint8 views as a loader gives them, mean and std still to be applied."""
+        images = [normalise(x, spec, self.device) for x, spec in zip(views, self.input_specs, strict=True)]
+        logits = self.outputs(images).logits
+        assert isinstance(logits, Tensor)
+        return logits
 
 
 class CachedTeacher:
@@ -107,9 +150,17 @@ class CachedTeacher:
         """None: it needs no images."""
         return []
 
-    def targets(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Targets:
+    def info(self, layers: Sequence[Layer]) -> NetworkInfo:
+        """Nothing: a cache holds logits only."""
+        if layers:
+            raise TutelageError(
+                f"targets.mode=cached: a cache holds logits only, not layer {layers[0]!r}; use targets.mode=live"
+            )
+        return NetworkInfo()
+
+    def outputs(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Outputs:
         """The targets of the images at `index` (B,), in the view of an epoch."""
-        return self.cache.read(epoch % self.views, index.numpy()).to(self.device)
+        return Outputs(self.cache.read(epoch % self.views, index.numpy()).to(self.device))
 
 
 def passes(recipe: Recipe) -> int:
@@ -146,7 +197,7 @@ def cached_teacher(
     """
     settings, seed, views = recipe.targets, recipe.train.seed, passes(recipe)
     policy = ViewPolicy(recipe.view)
-    layout = Layout(len(subset), teacher.models[0].num_classes, settings.top_k, recipe.loss.temperature)
+    layout = Layout(len(subset), teacher.models[0].num_classes, settings.top_k, soft_temperature(recipe.loss))
     identity = {"teachers": teacher.identity(), "precision": teacher.precision}
     cache = Cache(directory, identity | identity_of_data(subset, policy, seed), layout)
     fill_from(
@@ -162,3 +213,19 @@ def cached_teacher(
         on_batch=on_batch,
     )
     return CachedTeacher(cache, views, teacher.device)
+
+
+def as_model(model: Model | nn.Module | str) -> Model:
+    """A model by its name, or any network as one; a `Model` stays as it is."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str):
+        return load_model(model)
+    name = type(model).__name__
+    spec = InputSpec.of(getattr(model, "pretrained_cfg", None) or {})
+    return Model(name, name, model, spec, None, None, "module", pretrained=True)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network's parameters lie; the CPU where it has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

@@ -16,18 +16,20 @@ from torch import Tensor
 
 from tutelage.core.errors import TutelageError
 from tutelage.distillation.losses import (
+    TermBatch,
     dist,
     dkd,
-    get,
     kl,
     kl_top_k,
     logit_mse,
+    make_term,
     mean_teacher_logits,
     nkd,
     soft_cross_entropy,
     standardised_kl,
     wttm,
 )
+from tutelage.distillation.outputs import Outputs
 
 ALL = ["kl", "standardised_kl", "dist", "dkd", "nkd", "wttm", "soft_cross_entropy", "logit_mse"]
 Array = np.ndarray
@@ -118,7 +120,8 @@ def batch(rows: int = 12, classes: int = 7, scale: float = 3.0, seed: int = 0) -
 def value(
     name: str, student: Tensor, teacher: Tensor, labels: Tensor, T: float = 1.0, **options: float
 ) -> Tensor:
-    return get(name)(student, teacher, labels, temperature=T, **options)
+    term = make_term(name, options if name == "logit_mse" else {"temperature": T, **options})
+    return term(TermBatch(Outputs(student), Outputs(teacher), labels, labels))
 
 
 @pytest.mark.parametrize("T", TEMPERATURES)

@@ -1,4 +1,4 @@
-"""Losses by name, their options, and those that other packages add."""
+"""Terms by name, their settings, and those that other packages add."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ import torch
 from torch import Tensor
 
 from tutelage.core.errors import TutelageError
-from tutelage.distillation.losses import dkd, get, kl, names, nkd, registry
+from tutelage.distillation.losses import (
+    DKD,
+    KL,
+    LogitTerm,
+    Term,
+    TermBatch,
+    dkd,
+    kl,
+    make_term,
+    names,
+    nkd,
+    registry,
+)
+from tutelage.distillation.outputs import Outputs
 
 STUDENT, TEACHER = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 5
@@ -31,13 +44,13 @@ def careless(student_logits: Tensor, teacher_logits: Tensor, margin: float) -> T
 @pytest.fixture
 def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("third_party_losses")
-    module.__dict__.update(cosine=cosine, careless=careless, kl=cosine, number=3)
+    module.__dict__.update(cosine=cosine, careless=careless, kl=cosine, number=3, halved=Halved)
     monkeypatch.setitem(sys.modules, "third_party_losses", module)
     points = EntryPoints(
         [
             *(
                 EntryPoint(name, f"third_party_losses:{name}", registry.GROUP)
-                for name in ("cosine", "careless", "kl", "number", "absent")
+                for name in ("cosine", "careless", "kl", "number", "absent", "halved")
             ),
             EntryPoint("elsewhere", "third_party_losses:cosine", "another.group"),
         ]
@@ -45,60 +58,104 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", points.select)
 
 
+class Halved(Term):
+    """A term with a setting of its own, as a package writes it."""
+
+    name = "halved"
+
+    def __init__(self, weight: float = 1.0, by: float = 2.0) -> None:
+        super().__init__(weight)
+        self.by = by
+
+    def forward(self, batch: TermBatch) -> Tensor:
+        return batch.student.logits.square().mean() / self.by
+
+
+def value(term: Term, labels: Tensor = LABELS) -> Tensor:
+    return term(TermBatch(Outputs(STUDENT), Outputs(TEACHER), labels, labels))
+
+
+def logit_term(name: str, **settings: float) -> LogitTerm:
+    term = make_term(name, settings)
+    assert isinstance(term, LogitTerm)
+    return term
+
+
 def test_names_and_what_they_need() -> None:
     built_in = {"kl", "standardised_kl", "dist", "dkd", "nkd", "wttm", "soft_cross_entropy", "logit_mse"}
-    assert built_in <= set(names())
-    assert {name for name in built_in if get(name).needs_labels} == {"dkd", "nkd"}
-    assert {name for name in built_in if not get(name).uses_temperature} == {"logit_mse"}
-    assert get("dkd").options == {"alpha": 1.0, "beta": 8.0}
-    assert get("kl").options == {}
+    assert built_in | {"cross_entropy", "feature_mse"} <= set(names())
+    assert {name for name in built_in if logit_term(name).needs.labels} == {"dkd", "nkd"}
+    assert all(logit_term(name).needs.teacher_logits for name in built_in)
+    assert {name for name in built_in if logit_term(name).temperature is None} == {"logit_mse"}
+    assert {name for name in built_in if logit_term(name).needs.top_k} == {"kl"}
+    assert make_term("cross_entropy", {}).needs.labels
+    assert not make_term("cross_entropy", {}).needs.teacher
 
 
-def test_one_calling_form_for_all() -> None:
-    assert torch.equal(get("kl")(STUDENT, TEACHER, LABELS, temperature=2), kl(STUDENT, TEACHER, 2))
+def test_each_loss_has_its_authors_temperature() -> None:
+    own = {"kl": 1, "standardised_kl": 2, "dist": 1, "dkd": 4, "nkd": 1, "wttm": 2, "soft_cross_entropy": 1}
+    assert {name: logit_term(name).temperature for name in own} == own
+
+
+def test_a_term_is_its_function() -> None:
+    assert torch.equal(value(make_term("kl", {"temperature": 2})), kl(STUDENT, TEACHER, 2))
     assert torch.equal(
-        get("dkd")(STUDENT, TEACHER, LABELS, temperature=2, beta=3), dkd(STUDENT, TEACHER, LABELS, 2, beta=3)
+        value(make_term("dkd", {"temperature": 2, "beta": 3})), dkd(STUDENT, TEACHER, LABELS, 2, beta=3)
     )
-    assert torch.equal(get("nkd")(STUDENT, TEACHER, LABELS), nkd(STUDENT, TEACHER, LABELS))  # own temperature
-    assert get("logit_mse")(STUDENT, TEACHER, None, temperature=7).ndim == 0
+    assert torch.equal(value(make_term("nkd", {})), nkd(STUDENT, TEACHER, LABELS))
+    assert value(make_term("logit_mse", {})).ndim == 0
+    assert torch.equal(value(LogitTerm(cosine, power=2)), cosine(STUDENT, TEACHER, power=2))
+
+
+def test_a_term_shows_its_settings() -> None:
+    assert repr(KL(0.5, temperature=3)) == "KL(name='kl', options={}, temperature=3, weight=0.5)"
+    assert repr(DKD()) != repr(DKD(beta=2.0))
 
 
 def test_unknown_name_says_the_nearest() -> None:
     with pytest.raises(
         TutelageError, match=r"loss.name: no loss 'standardized_kl', did you mean standardised_kl\?"
     ):
-        get("standardized_kl")
+        make_term("standardized_kl", {}, "loss.name")
 
 
-def test_unknown_option_names_its_key_and_what_there_is() -> None:
-    line = r"loss\.options\.bta: dkd has no such option, did you mean beta\?; there is alpha, beta"
+def test_unknown_settings_name_what_there_is() -> None:
+    line = r"loss.terms: dkd has no setting 'bta', did you mean beta\?; there is weight, temperature, alpha, beta"
     with pytest.raises(TutelageError, match=line):
-        get("dkd").check({"bta": 3})
-    with pytest.raises(TutelageError, match=line):
-        get("dkd")(STUDENT, TEACHER, LABELS, bta=3)
-    with pytest.raises(TutelageError, match=r"loss\.options\.beta: kl has no such option; it has none"):
-        get("kl").check({"beta": 3})
-
-
-def test_missing_labels_are_named() -> None:
-    with pytest.raises(TutelageError, match=r"loss.name: nkd needs labels"):
-        get("nkd")(STUDENT, TEACHER)
+        make_term("dkd", {"bta": 3})
+    with pytest.raises(TutelageError, match=r"loss.terms: kl has no setting 'beta'"):
+        make_term("kl", {"beta": 3})
+    with pytest.raises(TutelageError, match=r"loss.terms: feature_mse needs student, teacher"):
+        make_term("feature_mse", {"weight": 3})
+    with pytest.raises(TutelageError, match=r"logit_mse has no setting 'temperature'"):
+        make_term("logit_mse", {"temperature": 3})
+    with pytest.raises(TutelageError, match=r"feature_mse: projector 'curved': use one of linear, none"):
+        make_term("feature_mse", {"student": "a", "teacher": "b", "projector": "curved"})
 
 
 @pytest.mark.usefixtures("third_party")
 def test_a_package_adds_a_loss() -> None:
     assert "cosine" in names()
     assert "elsewhere" not in names()
-    loss = get("cosine")
-    assert (loss.needs_labels, loss.uses_temperature, loss.options) == (False, True, {"power": 1.0})
-    assert torch.equal(loss(STUDENT, TEACHER, LABELS, power=2), cosine(STUDENT, TEACHER, power=2))
+    term = logit_term("cosine", power=2, weight=3)
+    assert (term.needs.labels, term.temperature, term.weight) == (False, 3.0, 3)
+    assert torch.equal(value(term), cosine(STUDENT, TEACHER, power=2))
     with pytest.raises(TutelageError, match=r"loss\.options\.powr.*did you mean power"):
-        loss.check({"powr": 2})
+        make_term("cosine", {"powr": 2})
+
+
+@pytest.mark.usefixtures("third_party")
+def test_a_package_adds_a_term() -> None:
+    term = make_term("halved", {"weight": 2, "by": 4})
+    assert isinstance(term, Halved)
+    assert torch.equal(value(term), STUDENT.square().mean() / 4)
+    with pytest.raises(TutelageError, match=r"loss.terms: halved has no setting 'bi', did you mean by\?"):
+        make_term("halved", {"bi": 2})
 
 
 @pytest.mark.usefixtures("third_party")
 def test_a_package_cannot_replace_a_built_in_loss() -> None:
-    assert get("kl").function is kl
+    assert logit_term("kl").function.function is kl
     assert names().count("kl") == 1
 
 
@@ -113,4 +170,4 @@ def test_a_package_cannot_replace_a_built_in_loss() -> None:
 )
 def test_a_package_s_faulty_loss_is_named(name: str, line: str) -> None:
     with pytest.raises(TutelageError, match=line):
-        get(name)
+        make_term(name, {})

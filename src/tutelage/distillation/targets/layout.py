@@ -11,32 +11,13 @@ import torch
 from torch import Tensor
 
 from tutelage.core.errors import TutelageError
+from tutelage.distillation.outputs import Targets, TopK
 
 BATCH = (
     64  # images a forward pass of the fill; blocks are multiples of it, so that a resumed fill is identical
 )
 BLOCK_BYTES = 2**20  # about so much is claimed, written and checked at a time
 BLOCK_BATCHES = 16  # at most
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Targets of which only the largest classes were kept; see `losses.kl_top_k`.
-
-    Attributes:
-        indices: (B, k) int64, classes.
-        log_probs: (B, k) float32, at the temperature of the loss.
-    """
-
-    indices: Tensor
-    log_probs: Tensor
-
-    def to(self, device: torch.device) -> TopK:
-        """The same on a device."""
-        return TopK(self.indices.to(device), self.log_probs.to(device))
-
-
-Targets = Tensor | TopK
 
 
 @dataclass(frozen=True)

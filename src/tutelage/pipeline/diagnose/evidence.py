@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.distillation.checkpoint import State
-from tutelage.distillation.objective import Batch, Objective
+from tutelage.distillation.losses import TermBatch
+from tutelage.distillation.objective import Objective
+from tutelage.distillation.outputs import Outputs
 from tutelage.distillation.selection import Choice, best_of
 from tutelage.evaluation.flips import by_class
 from tutelage.evaluation.paired import paired
@@ -47,7 +49,7 @@ def of_training(
     best = best_of([c for c in choice.candidates if c.alpha == 1.0 and not c.recalibrated], choice.metric)
     old, new = in_common([predictions(start.state), predictions(best.state)])
     truth = torch.from_numpy(labels)[old.index]
-    parts = objective.parts(old.logits, Batch(old.logits, truth, truth, 1.0, targets[old.index]))
+    parts = objective.on_logits(TermBatch(Outputs(old.logits), Outputs(targets[old.index]), truth, truth))
     pair = paired(new.logits.numpy(), old.logits.numpy(), truth.numpy())
     lost = by_class(new.logits.argmax(1).numpy(), old.logits.argmax(1).numpy(), truth.numpy())[:NAMED]
     named = [{**c, "class": classes[c["class"]]} for c in lost]

@@ -8,7 +8,7 @@ from statistics import mean
 
 import numpy as np
 
-from tutelage.distillation import losses
+from tutelage.distillation.objective import soft_temperature
 from tutelage.pipeline.diagnose.figures import Figures, Finding, Severity, Try, evidence_of, interval
 
 LITTLE = 1.0  # points of lead that no student can show the tenth of
@@ -114,13 +114,13 @@ def hiding_views(figures: Figures) -> Iterator[Finding]:
 def saturated_teacher(figures: Figures) -> Iterator[Finding]:
     """Targets on the training images that are nearly one-hot say no more than labels do."""
     seen = [row["targets"] for row in figures.stage("distill") if row.get("targets")]
-    if not seen or not figures.recipe.loss.weight:
+    if not seen or not figures.recipe.loss.distils_with:
         return
     entropy, sure = (mean(targets[name] for targets in seen) for name in ("entropy", "confidence"))
     limit = SATURATED * math.log(figures.classes)
     if entropy >= limit:
         return
-    temperature = figures.recipe.loss.temperature
+    temperature = soft_temperature(figures.recipe.loss)
     attempts = [Try("loss.temperature", f"{2 * temperature:g}", "softer targets show how classes resemble")]
     if not figures.recipe.view.mixup:
         attempts.append(Try("view.mixup", "0.8", "of mixed images no teacher is sure"))
@@ -142,9 +142,8 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
     """A teacher that is unsure by its training (label smoothing, mixup, BCE) is softened still more."""
     recipe, teacher = figures.recipe.loss, figures.preflight["teacher"]["val"]
     best, sure = teacher.get("best_temperature"), teacher.get("confidence")
-    if best is None or recipe.temperature <= 1 or recipe.name in SCALE_FREE or not recipe.weight:
-        return
-    if not losses.get(recipe.name).uses_temperature:
+    temperature = soft_temperature(recipe)
+    if best is None or temperature <= 1 or not set(recipe.distils_with) - set(SCALE_FREE):
         return
     if best > UNDERCONFIDENT or teacher["top1"] - sure < MARGIN:
         return
@@ -153,11 +152,11 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
     yield Finding(
         "temperature too high for this teacher",
         severity,
-        f"T={recipe.temperature:g} is wrong for this teacher: it is less sure ({sure:.1f}%) than it is right "
+        f"T={temperature:g} is wrong for this teacher: it is less sure ({sure:.1f}%) than it is right "
         f"({teacher['top1']:.1f}%), as after label smoothing or mixup, and best at T={best:.2f}; softened further its "
         "targets say more about the smoothing than about the images.",
         {
-            "temperature": recipe.temperature,
+            "temperature": temperature,
             "best_temperature": best,
             "confidence": sure,
             "top1": teacher["top1"],
@@ -180,7 +179,7 @@ def diverging_goals(figures: Figures) -> Iterator[Finding]:
         return
     recipe = figures.recipe.loss
     attempts = []
-    if recipe.temperature > 1:
+    if soft_temperature(recipe) > 1:
         attempts.append(Try("loss.temperature", "1", "weigh what the teacher is sure of"))
     attempts.append(Try("teacher.resolution", "best", "a better teacher"))
     attempts.append(Try("loss.name", "dist", "match relations between classes, not every logit"))

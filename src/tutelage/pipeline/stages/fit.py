@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tutelage.core.recipe import FitRecipe, LossRecipe, TrainRecipe
+from tutelage.core.recipe import FitRecipe, TrainRecipe
 from tutelage.distillation.checkpoint import state_of
+from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.models.source import Model
@@ -52,7 +53,7 @@ def _fit(work: Work, name: str, model: Model, fit: FitRecipe, head_only: bool = 
     view = work.recipe.view
     if not fit.use_mixup:
         view = view.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
-    objective = Objective(LossRecipe(label_smoothing=fit.label_smoothing), distil=False)
+    objective = Objective([CrossEntropy(1.0, fit.label_smoothing)])
     stage = Stage(
         name,
         model,

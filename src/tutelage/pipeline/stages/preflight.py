@@ -8,6 +8,7 @@ from typing import Any
 from tutelage.core.files import entry, read_json, write_json
 from tutelage.core.runtime import Precision
 from tutelage.data.splits import sample
+from tutelage.distillation.objective import soft_temperature
 from tutelage.distillation.teacher import Teacher
 from tutelage.evaluation import calibration as soft_targets
 from tutelage.evaluation import resolution
@@ -35,7 +36,7 @@ def _preflight_key(work: Work) -> dict[str, Any]:
     return {
         "recipe": recipe.model_dump(mode="json", include={"teacher", "student", "preflight", "control"}),
         "train": recipe.train.model_dump(mode="json", include={"epochs", "batch_size", "precision"}),
-        "temperature": recipe.loss.temperature,
+        "loss": recipe.loss.model_dump(mode="json"),
         "metric": recipe.selection.metric,
         "states": [state_digest(model.module.state_dict()) for model in [*work.teachers, work.student]],
         "images": [work.splits.train.digest(), work.splits.val.digest()],
@@ -79,7 +80,7 @@ def _check(work: Work) -> None:
         "val": {"n": student.n},
         "chance_top1": 100 / len(work.class_mapping.class_ids),
         "advantage": teacher.top1 - student.top1,
-        "target_entropy": soft_targets.entropy(predictions.logits, recipe.loss.temperature),
+        "target_entropy": soft_targets.entropy(predictions.logits, soft_temperature(recipe.loss)),
         "precision": {"chosen": chosen, "images_per_s": rates},
         "checks": found_checks,
         "resolutions": found,

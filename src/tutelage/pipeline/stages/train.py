@@ -11,7 +11,8 @@ from tutelage.core.files import write_json
 from tutelage.data.joined import join
 from tutelage.data.splits import Subset
 from tutelage.distillation.checkpoint import State, state_of
-from tutelage.distillation.objective import Objective
+from tutelage.distillation.losses import CrossEntropy
+from tutelage.distillation.objective import Objective, label_smoothing_of, terms_of
 from tutelage.distillation.selection import Choice, choose
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
@@ -71,14 +72,13 @@ def train_student(work: Work) -> Choice:
 
 
 def _stage(work: Work, name: str, subset: Subset) -> Stage:
-    """Of the student, from where it stands; with a task that distils, unless it is the control's."""
+    """Of the student, from where it stands; with an objective that distils, unless it is the control's."""
     recipe = work.recipe
-    objective = Objective(
-        recipe.loss,
-        distil=name == "distill",
-        l2_sp=recipe.train.l2_sp,
-        start={name: tensor.to(work.device) for name, tensor in work.start.items()},
+    terms = (
+        terms_of(recipe.loss) if name == "distill" else [CrossEntropy(1.0, label_smoothing_of(recipe.loss))]
     )
+    start = {name: tensor.to(work.device) for name, tensor in work.start.items()}
+    objective = Objective(terms, l2_sp=recipe.train.l2_sp, start=start)
     return Stage(
         name,
         work.student,

@@ -14,7 +14,7 @@ Stages = Mapping[str, Sequence[Row]]
 
 SHORT = {"start": "start", "control": "labels only"}
 RANKS = {"distilled": 1, "control": 2, "teacher": 3, "start": 4}  # in the legend
-TERMS = ("total", "kd", "label")  # the order of their panels; others follow
+TERMS = ("total", "kl", "cross_entropy")  # the order of their panels; others follow
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross")
 

@@ -1,0 +1,251 @@
+"""Terms: what can be added up to an objective. Each declares what it needs, and returns a scalar."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from tutelage.core.errors import TutelageError
+from tutelage.distillation.losses import logits
+from tutelage.distillation.losses.function import LossFunction
+from tutelage.distillation.losses.labels import dominant_labels, hard_label_loss
+from tutelage.distillation.outputs import Outputs, TopK
+from tutelage.models.features import Layer, NetworkInfo
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a term takes from a batch.
+
+    Attributes:
+        labels: hard labels; images without one are left out by the term.
+        teacher_logits: the teacher's logits.
+        student_layers: layers of the student whose outputs it compares.
+        teacher_layers: layers of the teacher whose outputs it compares.
+        top_k: whether targets of which only the largest classes were kept are enough.
+    """
+
+    labels: bool = False
+    teacher_logits: bool = False
+    student_layers: tuple[Layer, ...] = ()
+    teacher_layers: tuple[Layer, ...] = ()
+    top_k: bool = False
+
+    @property
+    def teacher(self) -> bool:
+        """Whether a teacher is needed at all."""
+        return self.teacher_logits or bool(self.teacher_layers)
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether its targets can come from a cache on disk, which holds logits only."""
+        return not self.teacher_layers
+
+
+@dataclass(frozen=True)
+class TermBatch:
+    """One batch as the terms see it, on the device.
+
+    Attributes:
+        student: its logits (B, C) and tapped layers.
+        teacher: the same of the teacher, without gradients; None where no term needs one.
+        labels: (B,) int64 head indices, -1 where there is none.
+        other_labels: (B,) of the images mixed in; equal to `labels` without mixing.
+        lam: share of `labels`, 1 without mixing.
+    """
+
+    student: Outputs
+    teacher: Outputs | None
+    labels: Tensor
+    other_labels: Tensor
+    lam: float = 1.0
+
+    @property
+    def dominant_labels(self) -> Tensor:
+        """(B,) one label an image, also where images are mixed: that of the larger share."""
+        return dominant_labels(self.labels, self.other_labels, self.lam)
+
+
+class Term(nn.Module):
+    """One term of an objective.
+
+    A term that learns something of its own (a projector) makes it in `build`; it is trained, checkpointed and shared
+    between processes with the student, and left out of what is exported.
+
+    Args:
+        weight: by which the objective multiplies it.
+    """
+
+    name = "term"  # in logs, metrics and the result of a `Distiller`
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @property
+    def needs(self) -> Needs:
+        """What it takes from a batch."""
+        return Needs()
+
+    def extra_repr(self) -> str:
+        """Its settings: what `repr` shows beside its parts."""
+        return ", ".join(
+            f"{name}={value!r}"
+            for name, value in sorted(vars(self).items())
+            if isinstance(value, bool | int | float | str | dict)
+            and not name.startswith("_")
+            and name != "training"
+        )
+
+    def build(self, student: NetworkInfo, teacher: NetworkInfo) -> None:
+        """Make what depends on the networks' shapes; called once, before the first batch."""
+
+    def forward(self, batch: TermBatch) -> Tensor:
+        """The term's value, a scalar, not yet multiplied by its weight."""
+        raise NotImplementedError
+
+
+class CrossEntropy(Term):
+    """Cross-entropy with the labels, mixed and smoothed where asked for; see `losses.hard_label_loss`."""
+
+    name = "cross_entropy"
+
+    def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
+        super().__init__(weight)
+        self.label_smoothing = label_smoothing
+
+    @property
+    def needs(self) -> Needs:
+        """The labels."""
+        return Needs(labels=True)
+
+    def forward(self, batch: TermBatch) -> Tensor:
+        """Of the labelled images of a batch; 0, with a graph, where there is none."""
+        output = batch.student.logits
+        assert isinstance(output, Tensor)
+        return hard_label_loss(output, batch.labels, batch.other_labels, batch.lam, self.label_smoothing)
+
+
+class LogitTerm(Term):
+    """A loss on logits as a term; plain functions become terms through it.
+
+    Args:
+        function: ``f(student_logits, teacher_logits[, labels][, temperature], option=default)``, both logits (B, C).
+        weight: by which the objective multiplies it.
+        temperature: None: the function's own default.
+        options: the function's own keyword arguments.
+
+    Raises:
+        TutelageError: the function has no such option, or no temperature.
+    """
+
+    def __init__(
+        self,
+        function: LossFunction | Callable[..., Tensor],
+        weight: float = 1.0,
+        temperature: float | None = None,
+        **options: float,
+    ) -> None:
+        super().__init__(weight)
+        if not isinstance(function, LossFunction):
+            function = LossFunction(getattr(function, "__name__", "loss"), function)
+        self.function = function
+        self.function.check(options)
+        if temperature is not None and not self.function.uses_temperature:
+            raise TutelageError(f"loss {self.function.name}: has no temperature; leave it out")
+        self.name = self.function.name
+        self.temperature = self.function.temperature if temperature is None else temperature
+        self.options = options
+
+    @property
+    def needs(self) -> Needs:
+        """The teacher's logits, and labels where the function takes them."""
+        return Needs(
+            labels=self.function.needs_labels, teacher_logits=True, top_k=self.function.function is logits.kl
+        )
+
+    def forward(self, batch: TermBatch) -> Tensor:
+        """The function of both logits."""
+        assert batch.teacher is not None
+        student, teacher = batch.student.logits, batch.teacher.logits
+        assert isinstance(student, Tensor)
+        if teacher is None:
+            raise TutelageError(f"loss {self.name}: needs logits, and this teacher has none")
+        if isinstance(teacher, TopK):
+            if not self.needs.top_k:
+                raise TutelageError(
+                    f"loss {self.name}: needs all of the teacher's logits; leave targets.top_k out"
+                )
+            return logits.kl_top_k(student, teacher.indices, teacher.log_probs, self.temperature or 1.0)
+        return self.function(
+            student, teacher, batch.dominant_labels, temperature=self.temperature, **self.options
+        )
+
+
+class KL(LogitTerm):
+    """Knowledge distillation (Hinton 2015); see `losses.kl`."""
+
+    def __init__(self, weight: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__(logits.kl, weight, temperature)
+
+
+class StandardisedKL(LogitTerm):
+    """KL between standardised logits (Sun 2024); see `losses.standardised_kl`. The authors use a weight of 9."""
+
+    def __init__(self, weight: float = 1.0, temperature: float = 2.0) -> None:
+        super().__init__(logits.standardised_kl, weight, temperature)
+
+
+class DIST(LogitTerm):
+    """Relations within and between classes (Huang 2022); see `losses.dist`."""
+
+    def __init__(
+        self, weight: float = 1.0, temperature: float = 1.0, beta: float = 1.0, gamma: float = 1.0
+    ) -> None:
+        super().__init__(logits.dist, weight, temperature, beta=beta, gamma=gamma)
+
+
+class DKD(LogitTerm):
+    """Decoupled distillation (Zhao 2022); see `losses.dkd`."""
+
+    def __init__(
+        self, weight: float = 1.0, temperature: float = 4.0, alpha: float = 1.0, beta: float = 8.0
+    ) -> None:
+        super().__init__(logits.dkd, weight, temperature, alpha=alpha, beta=beta)
+
+
+class NKD(LogitTerm):
+    """Normalised distillation (Yang 2023); see `losses.nkd`."""
+
+    def __init__(self, weight: float = 1.0, temperature: float = 1.0, gamma: float = 1.5) -> None:
+        super().__init__(logits.nkd, weight, temperature, gamma=gamma)
+
+
+class WTTM(LogitTerm):
+    """Weighted transformed teacher matching (Zheng 2024); see `losses.wttm`."""
+
+    def __init__(self, weight: float = 1.0, temperature: float = 2.0) -> None:
+        super().__init__(logits.wttm, weight, temperature)
+
+
+class SoftCrossEntropy(LogitTerm):
+    """Cross-entropy with the teacher's soft targets (Hinton 2015); see `losses.soft_cross_entropy`."""
+
+    def __init__(self, weight: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__(logits.soft_cross_entropy, weight, temperature)
+
+
+class LogitMSE(LogitTerm):
+    """Regression of the logits (Ba 2014, Kim 2021); see `losses.logit_mse`."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(logits.logit_mse, weight)
+
+
+def settings_of(term: type[Term]) -> dict[str, object]:
+    """The keyword arguments of a term's class with their defaults; `inspect.Parameter.empty` where there is none."""
+    parameters = inspect.signature(term).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}

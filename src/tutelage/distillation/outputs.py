@@ -1,0 +1,43 @@
+"""What a network says of a batch, as a loss takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tutelage.models.features import Layer
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Targets of which only the largest classes were kept; see `losses.kl_top_k`.
+
+    Attributes:
+        indices: (B, k) int64, classes.
+        log_probs: (B, k) float32, at the temperature of the loss.
+    """
+
+    indices: Tensor
+    log_probs: Tensor
+
+    def to(self, device: torch.device) -> TopK:
+        """The same on a device."""
+        return TopK(self.indices.to(device), self.log_probs.to(device))
+
+
+Targets = Tensor | TopK
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Logits and tapped layers of one network for one batch.
+
+    Attributes:
+        logits: (B, C), or the largest of them; None where a teacher has no head.
+        features: the output of each tapped layer, by the layer as the term named it: (B, C, H, W), (B, N, C) or (B, C).
+    """
+
+    logits: Targets | None
+    features: dict[Layer, Tensor] = field(default_factory=dict)

@@ -1,0 +1,43 @@
+"""A student's figures on val while it is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.core.runtime import Runtime
+from tutelage.data.loading import Loading
+from tutelage.distillation.losses import TermBatch
+from tutelage.distillation.outputs import Outputs
+from tutelage.distillation.stage import Stage
+from tutelage.evaluation.predict import predict_logits
+from tutelage.evaluation.quality import quality
+
+
+def validate(stage: Stage, module: nn.Module, runtime: Runtime, loading: Loading) -> dict[str, float]:
+    """Top-1 in percent, NLL in nats, and each term that needs logits only, with their sum as ``loss``.
+
+    Args:
+        stage: gives the images, the labels and the objective.
+        module: the student, or its moving average.
+        runtime: device and processes.
+        loading: how images are loaded.
+
+    Raises:
+        FloatingPointError: an output is not finite.
+    """
+    predictions = predict_logits(module, stage.model.input_spec, stage.val, runtime, loading)
+    if not predictions.logits.isfinite().all():
+        raise FloatingPointError("an output on val is not finite")
+    labels = labels_in_head(torch.from_numpy(stage.val.labels), torch.from_numpy(stage.head_index))
+    labels = labels[predictions.index]
+    figures = quality(predictions.logits, labels)
+    targets = Outputs(stage.val_targets[predictions.index]) if stage.val_targets is not None else None
+    batch = TermBatch(Outputs(predictions.logits), targets, labels, labels)
+    parts = {name: value.item() for name, value in stage.objective.on_logits(batch).items()}
+    return {"top1": figures.top1, "nll": figures.nll, "loss": sum(parts.values()), **parts}
+
+
+def labels_in_head(labels: Tensor, head_index: Tensor) -> Tensor:
+    """Labels of the data as classes of the head, both int64; -1 (unlabelled) stays."""
+    return torch.where(labels >= 0, head_index[labels.clamp_min(0)], labels)
