@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tutelage.evaluation.paired import Paired, paired
-from tutelage.evaluation.verdict import outcome, verdict
+from tutelage.evaluation.verdict import outcome, outcome_of, verdict
 
 N = 1000
 LABELS = np.zeros(N, np.int64)
@@ -24,13 +24,32 @@ def pair(won: int, lost: int) -> Paired:
     [
         (60, 10, "better"),
         (10, 60, "worse"),
-        (30, 28, "no different"),
-        (0, 0, "no different"),
-        (1, 0, "no different"),
+        (30, 28, "not significantly different"),
+        (0, 0, "not significantly different"),
+        (1, 0, "not significantly different"),
     ],
 )
 def test_the_outcome_follows_the_interval(won: int, lost: int, expected: str) -> None:
     assert outcome(pair(won, lost)) == expected
+
+
+def test_the_outcome_needs_both_the_interval_and_mcnemars_test() -> None:
+    """Four images that were all wrong and are all right: the interval is one point, p is 0.125."""
+    four = paired(np.zeros(4, np.int64), np.ones(4, np.int64), np.zeros(4, np.int64))
+    assert (four.low, four.high, four.mcnemar_p) == (100, 100, 0.125)
+    assert outcome(four) == "not significantly different"
+    assert (
+        "(+100.00 points top-1, 95% interval +100.00 to +100.00, McNemar p = 0.125)"
+        in verdict({"start": four}, "last")["sentence"]
+    )
+    assert outcome(pair(5, 0)) == outcome(pair(0, 5)) == "not significantly different"  # p = 0.0625
+    assert (outcome(pair(6, 0)), outcome(pair(0, 6))) == ("better", "worse")  # p = 0.03125
+
+
+def test_an_outcome_of_an_earlier_version_is_read_in_the_words_of_today() -> None:
+    assert outcome_of({"outcome": "no different"}) == "not significantly different"
+    assert outcome_of({"outcome": "worse"}) == "worse"
+    assert outcome_of({}) is None
 
 
 def test_better_says_by_how_much_and_how_sure() -> None:
@@ -50,8 +69,8 @@ def test_worse_names_a_positive_amount() -> None:
 
 def test_no_different_gives_the_difference_with_its_sign() -> None:
     result = verdict({"start": pair(28, 30)}, "last")
-    assert result["outcome"] == "no different"
-    assert "no different from its start (-0.20 points top-1" in result["sentence"]
+    assert result["outcome"] == "not significantly different"
+    assert "is not significantly different from its start (-0.20 points top-1" in result["sentence"]
 
 
 def test_a_start_that_was_kept_is_said_to_be_kept() -> None:
@@ -59,7 +78,7 @@ def test_a_start_that_was_kept_is_said_to_be_kept() -> None:
     assert result["sentence"].startswith(
         "No trained candidate beat the start on val, so the start is kept; it is "
     )
-    assert result["outcome"] == "no different"
+    assert result["outcome"] == "not significantly different"
     assert "worse than the labels-only control" in result["sentence"]
     assert "its start" not in result["sentence"]  # it is the start
 

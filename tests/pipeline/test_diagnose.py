@@ -333,6 +333,8 @@ def test_forgetting_names_the_classes_that_lose_most() -> None:
                 "high": -3.0,
                 "negative_flips": 80,
                 "corrections": 30,
+                "mcnemar_p": 2e-6,
+                "agreement": 80.0,
                 "n": 1000,
             },
             "classes": [{"class": "n00000003", "negative_flips": 20, "corrections": 1, "n": 50, "p": 1e-5}],
@@ -359,6 +361,17 @@ def test_harm_and_a_misled_choice_are_told() -> None:
         f.name for f in worse if f.severity == "problem"
     }
     assert not [f for f in worse if f.severity == "good"]
+
+
+def test_what_mcnemar_does_not_bear_out_is_neither_gain_nor_harm() -> None:
+    """Five images changed, all to one side: the interval leaves zero out, McNemar's p is 0.06."""
+    for won, lost in ((5, 0), (0, 5)):
+        few = figures(answers=answers(distilled=changed(START, won, lost), control=START))
+        pair = few.against("distilled", "start")
+        assert pair is not None
+        assert not pair.low <= 0 <= pair.high
+        assert not few.gained
+        assert [f.name for f in diagnose(few)] == ["no gain"]
 
 
 def test_no_gain_without_a_known_cause_is_said_openly() -> None:

@@ -27,6 +27,7 @@ from tutelage.data.splits import Splits, Subset, make_splits
 from tutelage.evaluation.paired import paired
 from tutelage.evaluation.quality import quality
 from tutelage.evaluation.table import Row, Table
+from tutelage.evaluation.verdict import outcome
 
 STAGES = ("preflight", "control", "distill", "choose", "measure", "diagnose")
 
@@ -182,16 +183,16 @@ class _Lab:
             for role in ("start", "control", "teacher")
         }
         start = sure["start"]
-        outcome = "better" if start.low > 0 else "worse" if start.high < 0 else "no different"
+        result = outcome(start)
         sentence = (
-            f"The kept student is {outcome} {'from' if outcome == 'no different' else 'than'} its start by "
+            f"The kept student is {result} {'than' if result in {'better', 'worse'} else 'from'} its start by "
             f"{start.difference:+.2f} points top-1 (95% interval {start.low:+.2f} to {start.high:+.2f}), "
             f"on {start.n:,} test images."
         )
         pairs = [{"new": "distilled", "old": role, **asdict(pair)} for role, pair in sure.items()]
         record = {
             "rows": Table(rows).records(),
-            "verdict": {"sentence": sentence, "outcome": outcome, "pairs": pairs},
+            "verdict": {"sentence": sentence, "outcome": result, "pairs": pairs},
             "test": self.splits.test.record() | {"n": len(self.splits.test)},
         }
         write_json(self.run.comparison, record)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.core.recipe import flat
+from tutelage.evaluation.verdict import outcome_of
 from tutelage.report import plots
 from tutelage.report.page import Section, embed, missing, render_section
 from tutelage.report.run_records import RunRecords
@@ -64,14 +65,14 @@ def _val(records: RunRecords, metric: str) -> float | None:
 def _head(
     runs: Sequence[RunRecords], names: Mapping[Path, str], title: str, seeds: Mapping[str, Any] | None
 ) -> Section:
-    outcomes = [records.verdict.get("outcome") for records in runs]
+    outcomes = [outcome_of(records.verdict) for records in runs]
     best = runs[0] if runs[0].kept else None
     return render_section(
         "verdict",
         "Verdict",
         "several_verdict.html.j2",
         heading=title,
-        counts={kind: outcomes.count(kind) for kind in ("better", "no different", "worse")},
+        counts={kind: outcomes.count(kind) for kind in ("better", "not significantly different", "worse")},
         total=len(runs),
         seeds=seeds,
         unfinished=[(names[r.run.path], r.reached) for r in runs if not r.finished],
@@ -103,7 +104,7 @@ def _line(records: RunRecords, name: str, folder: Path) -> list[Cell]:
     rows = {row["role"]: row for row in records.rows}
     report = records.run.report.resolve()
     link = Path(os.path.relpath(report, folder.resolve())).as_posix() if report.exists() else ""
-    state = records.verdict.get("outcome") or "unfinished"
+    state = outcome_of(records.verdict) or "unfinished"
     return [
         Cell(name, name, link=link),
         Cell(state, state),

@@ -12,6 +12,7 @@ from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.recipe import Recipe, load_recipe
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.paired import Paired, paired
+from tutelage.evaluation.verdict import outcome
 
 Severity = Literal["problem", "note", "good"]
 ABLE = 2.0  # times chance
@@ -132,7 +133,7 @@ class Figures:
     def gained(self) -> bool:
         """Whether the student is surely better than labels alone made it, or than its start where no control ran."""
         pair = self.against("distilled", "control") or self.against("distilled", "start")
-        return pair is not None and pair.low > 0
+        return pair is not None and outcome(pair) == "better"
 
     @property
     def able(self) -> bool:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tutelage.evaluation.flips import by_class
+from tutelage.evaluation.paired import Paired
+from tutelage.evaluation.verdict import ALPHA, outcome
 from tutelage.pipeline.diagnose.figures import Figures, Finding, Try, evidence_of, interval
 
 GAP = 3.0  # points that val is easier than test
 SURE = 3.0  # standard errors; val and test are drawn once a run, and a false alarm costs trust
 NAMED = 5  # classes named in a sentence
-ALPHA = 0.05
 
 
 def seen_val(figures: Figures) -> Iterator[Finding]:
@@ -43,7 +44,7 @@ def seen_val(figures: Figures) -> Iterator[Finding]:
 def misled_choice(figures: Figures) -> Iterator[Finding]:
     """Kept because better on val, yet surely worse on test."""
     pair = figures.against("distilled", "start")
-    if pair is None or pair.high >= 0:
+    if pair is None or outcome(pair) != "worse":
         return
     n = (figures.preflight.get("val") or {}).get("n")
     yield Finding(
@@ -62,7 +63,7 @@ def misled_choice(figures: Figures) -> Iterator[Finding]:
 def harmful_teacher(figures: Figures) -> Iterator[Finding]:
     """Labels alone brought more."""
     pair = figures.against("distilled", "control")
-    if pair is None or pair.high >= 0:
+    if pair is None or outcome(pair) != "worse":
         return
     yield Finding(
         "the teacher does harm",
@@ -80,14 +81,14 @@ def harmful_teacher(figures: Figures) -> Iterator[Finding]:
 def gain(figures: Figures) -> Iterator[Finding]:
     """What distilling brought, where it is sure."""
     control, start = (figures.against("distilled", role) for role in ("control", "start"))
-    if control is not None and control.low > 0:
+    if control is not None and outcome(control) == "better":
         yield Finding(
             "gain from the teacher",
             "good",
             f"The teacher brought more than labels alone: {interval(control)} against the control.",
             evidence_of(control),
         )
-    if start is not None and start.low > 0:
+    if start is not None and outcome(start) == "better":
         yield Finding(
             "gain over the start",
             "good",
@@ -101,25 +102,26 @@ def forgetting(figures: Figures) -> Iterator[Finding]:
     if not figures.able:
         return
     lost = figures.training("against_start")
-    if lost and lost["high"] < 0:
-        yield _forgotten(
-            figures, f"The trained student ({lost['candidate']}) forgot on val", lost, lost["classes"], "val"
-        )
+    if lost:
+        trained = Paired(**{name: lost[name] for name in Paired.__dataclass_fields__})
+        if outcome(trained) == "worse":
+            what = f"The trained student ({lost['candidate']}) forgot on val"
+            yield _forgotten(figures, what, trained, lost["classes"], "val")
     pair = figures.against("distilled", "start")
     if pair is None or not pair.negative_flips:
         return
     kept, start = (figures.answers[f"{role}_top5"][:, 0] for role in ("distilled", "start"))
     classes = by_class(kept, start, figures.answers["labels"])
     surely = [c for c in classes if c["p"] < ALPHA / len(classes)]
-    if surely and pair.high >= 0:
+    if surely and outcome(pair) != "worse":
         named = [{**c, "class": str(figures.answers["classes"][c["class"]])} for c in surely]
-        yield _forgotten(figures, "The kept student lost whole classes on test", vars(pair), named, "test")
+        yield _forgotten(figures, "The kept student lost whole classes on test", pair, named, "test")
 
 
 def unexplained(figures: Figures, found: Sequence[Finding]) -> list[Finding]:
     """No gain, and nothing of the above is the matter: said openly."""
     pair = figures.against("distilled", "start")
-    if pair is None or pair.low > 0 or any(finding.severity == "problem" for finding in found):
+    if pair is None or outcome(pair) == "better" or any(finding.severity == "problem" for finding in found):
         return []
     kept = figures.candidates["kept"]
     return [
@@ -141,7 +143,7 @@ def unexplained(figures: Figures, found: Sequence[Finding]) -> list[Finding]:
 def _forgotten(
     figures: Figures,
     what: str,
-    figures_of: Mapping[str, Any],
+    pair: Paired,
     classes: Sequence[Mapping[str, Any]],
     part: str,
 ) -> Finding:
@@ -156,13 +158,12 @@ def _forgotten(
         attempts.append(
             Try("loss.label_weight", "0", "a teacher that knows the lost classes reminds of them")
         )
-    names = ("difference", "low", "high", "negative_flips", "corrections", "n")
     return Finding(
         "forgetting",
-        "problem" if figures_of["high"] < 0 else "note",
-        f"{what}: {figures_of['negative_flips']} images the start had right are lost, {figures_of['corrections']} are "
+        "problem" if outcome(pair) == "worse" else "note",
+        f"{what}: {pair.negative_flips} images the start had right are lost, {pair.corrections} are "
         f"won; most are lost in {worst}.",
-        {"part": part, "classes": [dict(c) for c in classes[:NAMED]]} | {k: figures_of[k] for k in names},
+        {"part": part, "classes": [dict(c) for c in classes[:NAMED]], **evidence_of(pair)},
         tuple(attempts),
     )
 

@@ -9,6 +9,7 @@ from statistics import mean
 import numpy as np
 
 from tutelage.distillation.objective import soft_temperature
+from tutelage.evaluation.verdict import outcome
 from tutelage.pipeline.diagnose.figures import Figures, Finding, Severity, Try, evidence_of, interval
 
 LITTLE = 1.0  # points of lead that no student can show the tenth of
@@ -26,7 +27,7 @@ SCALE_FREE = {
 def no_headroom(figures: Figures) -> Iterator[Finding]:
     """The teacher is hardly better than the student was."""
     pair = figures.against("teacher", "start")
-    if pair is None or (pair.low > 0 and pair.high > LITTLE):
+    if pair is None or (outcome(pair) == "better" and pair.high > LITTLE):
         return
     surely = pair.high <= LITTLE
     severity: Severity = "problem" if surely else "note"
@@ -50,7 +51,7 @@ def unfitted_teacher(figures: Figures) -> Iterator[Finding]:
         return
     outside = _outside(figures)
     beaten = figures.against("control", "teacher")
-    is_beaten = beaten is not None and beaten.low > 0
+    is_beaten = beaten is not None and outcome(beaten) == "better"
     if outside < OUTSIDE and not is_beaten:
         return
     words = []
@@ -148,7 +149,7 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
     if best > UNDERCONFIDENT or teacher["top1"] - sure < MARGIN:
         return
     better = figures.against("distilled", "start")
-    severity: Severity = "note" if better is not None and better.low > 0 else "problem"
+    severity: Severity = "note" if better is not None and outcome(better) == "better" else "problem"
     yield Finding(
         "temperature too high for this teacher",
         severity,

@@ -16,7 +16,7 @@ from tutelage.core.files import entry
 from tutelage.core.recipe import load_recipe
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.paired import Paired, paired
-from tutelage.evaluation.verdict import outcome
+from tutelage.evaluation.verdict import Outcome, outcome
 
 Reached = Literal["running", "done", "failed"]
 
@@ -102,8 +102,11 @@ class Ranking:
         )
         if best.start:
             text += f", {_words(best.start)} its start ({_interval(best.start)})"
-        level = [one.of.name for one in self.done[1:] if one.best and outcome(one.best) == "no different"]
-        return text + (f". No different from it on test: {', '.join(level)}." if level else ".")
+        same: Outcome = "not significantly different"
+        level = [one.of.name for one in self.done[1:] if one.best and outcome(one.best) == same]
+        return text + (
+            f". Not significantly different from it on test: {', '.join(level)}." if level else "."
+        )
 
     def cells(self, digits: int = 2) -> list[list[str]]:
         """The table's lines, as text; intervals with so many digits."""
@@ -248,7 +251,7 @@ def _interval(pair: Paired | None, digits: int = 2) -> str:
 
 def _words(pair: Paired) -> str:
     found = outcome(pair)
-    return "no different from" if found == "no different" else f"{found} than"
+    return f"{found} {'from' if found == 'not significantly different' else 'than'}"
 
 
 def _title(one: Entry) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tutelage.evaluation.verdict import outcome_of
 from tutelage.report import plots, tables
 from tutelage.report.page import Section, embed, render_section
 from tutelage.report.run_records import RunRecords
@@ -9,14 +10,14 @@ from tutelage.report.run_records import RunRecords
 OUTCOMES = {
     "better": ("better", "Better than its start"),
     "worse": ("worse", "Worse than its start"),
-    "no different": ("same", "No different from its start"),
+    "not significantly different": ("same", "Not significantly different from its start"),
 }
 
 
 def verdict_section(records: RunRecords) -> Section:
     """Show which models took part, how far the run got, and its verdict."""
     verdict = records.verdict
-    outcome, heading = OUTCOMES.get(verdict.get("outcome", ""), ("", ""))
+    outcome, heading = OUTCOMES.get(outcome_of(verdict) or "", ("", ""))
     return render_section(
         "verdict",
         "Verdict",
