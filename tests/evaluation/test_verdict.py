@@ -90,6 +90,30 @@ def test_a_start_that_was_kept_without_an_opponent_is_a_whole_sentence() -> None
     )
 
 
+def test_a_random_start_is_no_opponent() -> None:
+    """The headline is then student against control, and after it student against teacher."""
+    pairs = {"start": pair(300, 0), "control": pair(28, 30), "teacher": pair(10, 60)}
+    result = verdict(pairs, "last", random_start=True)
+    assert result["sentence"].startswith(
+        "The kept student (last) is not significantly different from the labels-only control (-0.20 points top-1"
+    )
+    assert "; worse than the teacher by 5.00 points" in result["sentence"]
+    assert "its start" not in result["sentence"]
+    assert (result["outcome"], result["against"]) == ("not significantly different", "control")
+    assert {entry["old"] for entry in result["pairs"]} == set(pairs)  # the figures are kept
+
+
+def test_without_a_control_a_student_from_random_weights_is_compared_with_the_teacher() -> None:
+    result = verdict({"start": pair(300, 0), "teacher": pair(10, 60)}, "last", random_start=True)
+    assert (result["outcome"], result["against"]) == ("worse", "teacher")
+    alone = verdict({"start": pair(300, 0)}, "last", random_start=True)
+    assert (alone["outcome"], alone["against"]) == (None, None)
+    assert alone["sentence"] == (
+        "The kept student (last) started from random weights, and no control or teacher was measured, on 1,000 test "
+        "images."
+    )
+
+
 def test_every_opponent_is_named_in_one_order_and_the_outcome_is_that_against_the_start() -> None:
     pairs = {"teacher": pair(10, 60), "control": pair(30, 28), "start": pair(60, 10)}
     result = verdict(pairs, "soup")
@@ -97,6 +121,6 @@ def test_every_opponent_is_named_in_one_order_and_the_outcome_is_that_against_th
         result["sentence"].index(words) for words in ("its start", "the labels-only control", "the teacher")
     ]
     assert places == sorted(places)
-    assert result["outcome"] == "better"
+    assert (result["outcome"], result["against"]) == ("better", "start")
     assert {entry["old"] for entry in result["pairs"]} == {"start", "control", "teacher"}
     assert all(entry["new"] == "distilled" and entry["n"] == N for entry in result["pairs"])

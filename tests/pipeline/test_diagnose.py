@@ -374,6 +374,23 @@ def test_what_mcnemar_does_not_bear_out_is_neither_gain_nor_harm() -> None:
         assert [f.name for f in diagnose(few)] == ["no gain"]
 
 
+@pytest.mark.parametrize("recipe", [{"student": "resnet18@none"}, {"train": {"from_scratch": True}}])
+def test_a_random_start_is_no_opponent_of_the_student(recipe: dict[str, Any]) -> None:
+    random = np.random.default_rng(2).permutation(N) < N / CLASSES
+    gains = figures(recipe, answers=answers(start=random), candidates=candidates(start=5.0))
+    assert [f.name for f in diagnose(gains)] == ["gain from the teacher"]
+
+    even = answers(start=random, distilled=changed(START, won=100, lost=108, seed=3))
+    (finding,) = diagnose(figures(recipe, answers=even, candidates=candidates(start=5.0)))
+    assert finding.name == "no gain"
+    assert "the labels-only control" in finding.sentence
+
+    del even["control_top5"]
+    alone = figures(recipe, answers=even, candidates=candidates(start=5.0))
+    assert not alone.gained
+    assert diagnose(alone) == []
+
+
 def test_no_gain_without_a_known_cause_is_said_openly() -> None:
     even = answers(distilled=changed(START, won=100, lost=100, seed=3))
     assert [f.name for f in diagnose(figures(answers=even))] == ["no gain"]

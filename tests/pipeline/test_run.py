@@ -40,6 +40,13 @@ def test_all_four_rows_have_their_figures(finished: Run) -> None:
     assert comparison["test"]["n"] == read_json(finished.splits)["parts"]["test"]["size"]
 
 
+def test_a_student_from_random_weights_is_compared_with_the_control(finished: Run) -> None:
+    assert load_recipe(finished.recipe).random_start
+    verdict = read_json(finished.comparison)["verdict"]
+    assert verdict["against"] == "control"
+    assert "its start" not in verdict["sentence"]
+
+
 def test_the_run_directory_is_that_of_the_design(finished: Run) -> None:
     assert finished.report.stat().st_size < 8e6
     for path in (

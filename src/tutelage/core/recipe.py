@@ -237,6 +237,11 @@ class Recipe(Component):
     control: bool = True  # also train with hard labels only, on the same budget
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
 
+    @property
+    def random_start(self) -> bool:
+        """Whether the student starts from random weights, against which no comparison means anything."""
+        return self.train.from_scratch or self.student.model.endswith("@none")
+
     @model_validator(mode="after")
     def _something_to_learn(self) -> Recipe:
         if not self.loss.terms and self.loss.weight == 0 and self.loss.label_weight == 0:

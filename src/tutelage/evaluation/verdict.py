@@ -36,25 +36,35 @@ def outcome_of(record: Mapping[str, Any]) -> Outcome | None:
     return "not significantly different" if found == "no different" else found
 
 
-def verdict(pairs: Mapping[str, Paired], kept: str) -> dict[str, Any]:
+def verdict(pairs: Mapping[str, Paired], kept: str, random_start: bool = False) -> dict[str, Any]:
     """The verdict of a run, for comparison.json.
 
     Args:
         pairs: the kept student against `start`, `control` and `teacher`, on test.
         kept: name of the candidate that was kept.
+        random_start: the start has random weights. Any training beats it, so it is left out of sentence and outcome.
+
+    Returns:
+        `sentence`, `outcome`, `against` (the role that the outcome is about) and `pairs` (a record each). Outcome and
+        role are None where there is no model to compare with.
     """
-    opponents = [role for role in OPPONENTS if role in pairs and not role == kept == "start"]
-    parts = [_against(role, pairs[role]) for role in opponents]
-    first = (
-        f"The kept student ({kept}) is "
-        if kept != "start"
-        else "No trained candidate beat the start on val, so the start is kept"
-    )
-    if kept == "start" and parts:
-        first += "; it is "
+    opponents = [role for role in OPPONENTS if role in pairs and not (role == "start" and random_start)]
+    against = opponents[0] if opponents else None
+    told = [role for role in opponents if not role == kept == "start"]  # a start is not compared with itself
+    comparisons = "; ".join(_against(role, pairs[role]) for role in told)
+    if kept == "start":
+        sentence = "No trained candidate beat the start on val, so the start is kept"
+        sentence += f"; it is {comparisons}" if told else ""
+    elif told:
+        sentence = f"The kept student ({kept}) is {comparisons}"
+    else:
+        sentence = (
+            f"The kept student ({kept}) started from random weights, and no control or teacher was measured"
+        )
     return {
-        "sentence": f"{first}{'; '.join(parts)}, on {pairs['start'].n:,} test images.",
-        "outcome": outcome(pairs["start"]),
+        "sentence": f"{sentence}, on {next(iter(pairs.values())).n:,} test images.",
+        "outcome": outcome(pairs[against]) if against else None,
+        "against": against,
         "pairs": [{"new": "distilled", "old": role, **asdict(pair)} for role, pair in pairs.items()],
     }
 

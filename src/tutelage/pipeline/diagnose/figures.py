@@ -12,7 +12,7 @@ from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.recipe import Recipe, load_recipe
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.paired import Paired, paired
-from tutelage.evaluation.verdict import outcome
+from tutelage.evaluation.verdict import OPPONENTS, outcome
 
 Severity = Literal["problem", "note", "good"]
 ABLE = 2.0  # times chance
@@ -130,9 +130,20 @@ class Figures:
         return paired(first[new], first[old], self.answers["labels"])
 
     @property
+    def opponents(self) -> list[str]:
+        """The roles that the student is compared with, the most telling first; never a start with random weights."""
+        there = [role for role in OPPONENTS if self.against("distilled", role) is not None]
+        return [role for role in there if not (role == "start" and self.recipe.random_start)]
+
+    @property
     def gained(self) -> bool:
-        """Whether the student is surely better than labels alone made it, or than its start where no control ran."""
-        pair = self.against("distilled", "control") or self.against("distilled", "start")
+        """Whether the student is significantly better than the control, or than its start where no control ran."""
+        opponents = [role for role in ("control", "start") if role in self.opponents]
+        return bool(opponents) and self.is_better_than(opponents[0])
+
+    def is_better_than(self, role: str) -> bool:
+        """Whether the student is significantly better than another model, on test."""
+        pair = self.against("distilled", role)
         return pair is not None and outcome(pair) == "better"
 
     @property

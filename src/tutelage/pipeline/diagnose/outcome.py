@@ -8,7 +8,7 @@ from typing import Any
 
 from tutelage.evaluation.flips import by_class
 from tutelage.evaluation.paired import Paired
-from tutelage.evaluation.verdict import ALPHA, outcome
+from tutelage.evaluation.verdict import ALPHA, OPPONENTS, outcome
 from tutelage.pipeline.diagnose.figures import Figures, Finding, Try, evidence_of, interval
 
 GAP = 3.0  # points that val is easier than test
@@ -88,7 +88,7 @@ def gain(figures: Figures) -> Iterator[Finding]:
             f"The teacher brought more than labels alone: {interval(control)} against the control.",
             evidence_of(control),
         )
-    if start is not None and outcome(start) == "better":
+    if start is not None and outcome(start) == "better" and "start" in figures.opponents:
         yield Finding(
             "gain over the start",
             "good",
@@ -120,16 +120,17 @@ def forgetting(figures: Figures) -> Iterator[Finding]:
 
 def unexplained(figures: Figures, found: Sequence[Finding]) -> list[Finding]:
     """No gain, and nothing of the above is the matter: said openly."""
-    pair = figures.against("distilled", "start")
-    if pair is None or outcome(pair) == "better" or any(finding.severity == "problem" for finding in found):
+    role = next((role for role in figures.opponents if role != "teacher"), None)
+    pair = figures.against("distilled", role) if role else None
+    if not role or not pair or outcome(pair) == "better" or any(f.severity == "problem" for f in found):
         return []
     kept = figures.candidates["kept"]
     return [
         Finding(
             "no gain",
             "note",
-            f"No gain over the start is shown ({interval(pair)}; kept: {kept}), and none of the known causes is seen "
-            "in the figures.",
+            f"No gain over {OPPONENTS[role]} is shown ({interval(pair)}; kept: {kept}), and none of the known causes "
+            "is seen in the figures.",
             {"kept": kept, **evidence_of(pair)},
             (
                 Try("train.lr", f"{figures.recipe.train.lr / 3:.0e}", "smaller steps from a good start"),

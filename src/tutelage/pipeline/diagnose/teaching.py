@@ -148,8 +148,8 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
         return
     if best > UNDERCONFIDENT or teacher["top1"] - sure < MARGIN:
         return
-    better = figures.against("distilled", "start")
-    severity: Severity = "note" if better is not None and outcome(better) == "better" else "problem"
+    improved = bool(figures.opponents) and figures.is_better_than(figures.opponents[0])
+    severity: Severity = "note" if improved else "problem"
     yield Finding(
         "temperature too high for this teacher",
         severity,

@@ -24,7 +24,10 @@ def measure(work: Work, control: State | None, choice: Choice) -> dict[str, Any]
         ModelEntry("distilled", student, choice.kept.state),
         *_at_best_resolution(work, choice),
     ]
-    return prove(contestants, work.splits.test, work.class_mapping, choice.kept.name, work.context)
+    random_start = work.recipe.random_start
+    return prove(
+        contestants, work.splits.test, work.class_mapping, choice.kept.name, work.context, random_start
+    )
 
 
 def _at_best_resolution(work: Work, choice: Choice) -> list[ModelEntry]:

@@ -45,6 +45,7 @@ def prove(
     class_mapping: ClassMapping,
     kept: str,
     context: Context,
+    random_start: bool = False,
 ) -> dict[str, Any]:
     """Measure all contestants on a part, and write comparison.json and predictions.npz.
 
@@ -54,6 +55,7 @@ def prove(
         class_mapping: how labels map to the heads.
         kept: name of the candidate that is `distilled`.
         context: of the run.
+        random_start: the start has random weights, and is no opponent.
     """
     rows = _timed_rows(contestants, context)
     answers = in_common([_answer(one, subset, context) for one in contestants])
@@ -68,7 +70,7 @@ def prove(
     pairs = _pairs(predictions, labels.numpy())
     result = {
         "rows": Table(rows).records(),
-        "verdict": verdict(pairs, kept),
+        "verdict": verdict(pairs, kept, random_start),
         "test": {"source": subset.images.name, "split": subset.split, "n": len(index)},
     }
     if context.runtime.is_main:

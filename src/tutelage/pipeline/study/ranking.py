@@ -189,8 +189,7 @@ def _merit(one: Ranked, metric: str) -> tuple[float, float, int]:
 def _read(one: Entry) -> Ranked:
     kept = next(c for c in entry(one.run.candidates, "candidates") if c["kept"])
     rows = {row["role"]: row for row in entry(one.run.comparison, "rows")}
-    recipe = load_recipe(one.run.recipe)
-    scratch = recipe.train.from_scratch or recipe.student.model.endswith("@none")
+    scratch = load_recipe(one.run.recipe).random_start
     val = {key: kept["val"][key] for key in ("top1", "nll")}
     return Ranked(one, val, kept["name"], rows["distilled"]["top1"], scratch, _answers(one.run))
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from tutelage.evaluation.verdict import outcome_of
+from tutelage.evaluation.verdict import OPPONENTS, outcome_of
 from tutelage.report import plots, tables
 from tutelage.report.page import Section, embed, render_section
 from tutelage.report.run_records import RunRecords
 
 OUTCOMES = {
-    "better": ("better", "Better than its start"),
-    "worse": ("worse", "Worse than its start"),
-    "not significantly different": ("same", "Not significantly different from its start"),
+    "better": ("better", "Better than"),
+    "worse": ("worse", "Worse than"),
+    "not significantly different": ("same", "Not significantly different from"),
 }
 
 
 def verdict_section(records: RunRecords) -> Section:
     """Show which models took part, how far the run got, and its verdict."""
     verdict = records.verdict
-    outcome, heading = OUTCOMES.get(outcome_of(verdict) or "", ("", ""))
+    outcome, words = OUTCOMES.get(outcome_of(verdict) or "", ("", ""))
+    # verdicts of earlier versions do not say it: theirs are always against the start
+    heading = words and f"{words} {OPPONENTS[verdict.get('against', 'start')]}"
     return render_section(
         "verdict",
         "Verdict",
