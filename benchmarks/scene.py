@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from tutelage.data.input_spec import InputSpec
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model, set_resolution
 
 CLASSES = 10
 LR, WEIGHT_DECAY, TEMPERATURE, ALPHA = 1e-5, 0.05, 2.0, 0.5  # ALPHA: of the hard labels, the rest is KL
@@ -34,7 +34,7 @@ class Pair:
     def load(self, who: str) -> Model:
         """A fresh network with random weights (they cost what trained ones cost)."""
         model = load_model(f"{getattr(self, who)}@none")
-        return set_resolution(model, self.resolution)
+        return model.at(self.resolution)
 
 
 PAIRS = {

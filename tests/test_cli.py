@@ -100,13 +100,13 @@ def test_teacher_and_student_with_different_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both heads cover the data, but they are not the same head."""
-    from tutelage.models.timm import load_model, replace_head
+    from tutelage.models.registry import load_model
     from tutelage.models.weights import save_weights
 
     names = ["cat", "dog", "cow"]
     files = []
     for model, classes in (("test_resnet", names), ("test_vit", names[::-1])):
-        one = replace_head(load_model(f"{model}@none"), classes)
+        one = load_model(f"{model}@none").with_head(classes)
         save_weights(one.module, tmp_path / f"{model}.safetensors", one.metadata())
         files.append(f"{model}@{tmp_path / model}.safetensors")
     place = folder(tmp_path / "photos", {"cat": 30, "dog": 30})
@@ -121,7 +121,7 @@ def test_unreachable_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_checkpoint_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tutelage.models.timm import load_model
+    from tutelage.models.registry import load_model
     from tutelage.models.weights import save_weights
 
     path = tmp_path / "other.safetensors"

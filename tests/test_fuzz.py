@@ -32,7 +32,7 @@ from tutelage.data.imagecache import cached
 from tutelage.data.sources.base import ImageSet
 from tutelage.data.splits import make_splits, whole
 from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint
-from tutelage.models.timm import load_model
+from tutelage.models.registry import load_model
 from tutelage.models.weights import save_weights
 from tutelage.pipeline.run import begin
 from tutelage.pipeline.verify import check

@@ -246,7 +246,7 @@ def export(
     """Write ONNX and OpenVINO files of a model, and check them; exit code 1 where one fails."""
     from rich.console import Console
 
-    from tutelage.deploy.named import export_named
+    from tutelage.deploy.command import export_named
 
     with Console(stderr=True).status("loading") as status:
         report = export_named(what, out, data=data, int8=int8, max_drop=max_drop, say=status.update)

@@ -13,8 +13,8 @@ from tutelage.data.splits import Splits, make_splits
 from tutelage.deploy.export import DeployReport, export_model
 from tutelage.evaluation import rows as measure_rows
 from tutelage.evaluation.latency import Latency
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model
 
 pytest.importorskip("nncf", reason="needs the extra `deploy`")
 

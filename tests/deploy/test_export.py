@@ -31,7 +31,7 @@ from tutelage.deploy.parity import Parity, complaint
 from tutelage.deploy.quantise import Pictures, quantise
 from tutelage.deploy.runtime import open_session
 from tutelage.evaluation.table import Row, Table
-from tutelage.models.timm import load_model
+from tutelage.models.registry import load_model
 
 FILES = {"model.onnx", "model-int8.onnx", "model.xml", "model.bin", "model-int8.xml", "model-int8.bin"}
 

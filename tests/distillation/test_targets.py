@@ -23,8 +23,8 @@ from tutelage.distillation.targets.cache import Cache
 from tutelage.distillation.targets.fill import fill_from, identity_of_data
 from tutelage.distillation.targets.layout import BATCH, Layout, TopK
 from tutelage.distillation.teacher import Teacher
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model, set_resolution
 
 POLICY = ViewPolicy(ViewRecipe(crop_scale=(0.7, 1.0)))
 VIEWS = 2
@@ -42,7 +42,7 @@ def subset() -> Subset:
 @pytest.fixture(scope="module")
 def model() -> Model:
     torch.manual_seed(0)
-    return set_resolution(load_model("test_resnet@none", num_classes=10), 32)
+    return load_model("test_resnet@none", num_classes=10).at(32)
 
 
 def cache_in(directory: Path, subset: Subset, model: Model, **layout: object) -> Cache:
@@ -225,7 +225,7 @@ def test_whatever_decides_the_targets_is_in_the_key(subset: Subset, model: Model
     places = [
         place(),
         place(model=other),
-        place(model=set_resolution(copy.deepcopy(model), 48)),
+        place(model=copy.deepcopy(model).at(48)),
         place(subset=Subset(subset.images, subset.indices[1:], subset.classes)),
         place(policy=ViewPolicy(ViewRecipe(crop_scale=(0.7, 0.9)))),
         place(seed=1),

@@ -16,8 +16,8 @@ from tutelage.core.run_dir import Run
 from tutelage.data.input_spec import InputSpec
 from tutelage.distillation.teacher import Teacher, cached_teacher
 from tutelage.models.fold import for_inference
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model, set_resolution
 from tutelage.pipeline.run import begin
 from tutelage.pipeline.stages.fit import fit_head
 from tutelage.pipeline.stages.prepare import prepare
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def tiny_model(name: str, resolution: int = 64) -> Model:
     """With BatchNorm statistics that are not those of a fresh network."""
     torch.manual_seed(0)
-    model = set_resolution(load_model(f"{name}@none", num_classes=10), resolution)
+    model = load_model(f"{name}@none", num_classes=10).at(resolution)
     model.module.train()
     with torch.no_grad():
         for _ in range(3):

@@ -21,7 +21,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.evaluation import rows as measure_rows
 from tutelage.evaluation.compare import compare
 from tutelage.evaluation.latency import Latency
-from tutelage.models.timm import load_model, replace_head, set_resolution
+from tutelage.models.registry import load_model
 from tutelage.models.weights import save_weights
 
 SMALL, OTHER = "test_efficientnet", "test_resnet"
@@ -108,7 +108,7 @@ def test_wordnet_folders_are_weighed_over_the_heads_and_the_datas_classes(tmp_pa
 
 def test_a_saved_head_is_matched_by_name_not_by_place(tmp_path: Path) -> None:
     base = load_model(f"{SMALL}@none")
-    forth, back = replace_head(base, ["ant", "bee"]), replace_head(base, ["bee", "ant"])
+    forth, back = base.with_head(["ant", "bee"]), base.with_head(["bee", "ant"])
     turned = {
         k: v.flip(0) if k.startswith("classifier.") else v for k, v in forth.module.state_dict().items()
     }
@@ -126,7 +126,7 @@ def test_a_saved_head_is_matched_by_name_not_by_place(tmp_path: Path) -> None:
 
 
 def test_heads_that_do_not_speak_of_the_data_say_so(tmp_path: Path) -> None:
-    tiny = set_resolution(load_model(f"{SMALL}@none", num_classes=10), 32)
+    tiny = load_model(f"{SMALL}@none", num_classes=10).at(32)
     save_weights(tiny.module, tmp_path / "c.safetensors", tiny.metadata())
     specs = [
         checkpoint(tmp_path / "a.safetensors", SMALL, 1000),

@@ -16,8 +16,8 @@ from tutelage.core.run_dir import Run
 from tutelage.data.splits import sample
 from tutelage.evaluation.quality import Quality
 from tutelage.evaluation.resolution import IMAGES, at, best, neighbours, probe, reach
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model, set_resolution
 from tutelage.pipeline.run import begin, distill
 
 
@@ -67,7 +67,7 @@ def test_equal_figures_go_to_the_smaller_resolution_which_is_faster() -> None:
 
 @pytest.fixture(scope="module")
 def transformer() -> Model:
-    return set_resolution(load_model("test_vit@none", num_classes=10), 64)
+    return load_model("test_vit@none", num_classes=10).at(64)
 
 
 def test_a_copy_is_at_another_resolution_and_the_model_stays_as_it_was(transformer: Model) -> None:

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from tutelage.data.loading import eval_loader, normalise
 from tutelage.data.splits import Subset
-from tutelage.models.timm import load_model, set_resolution
+from tutelage.models.registry import load_model
 from tutelage.models.weights import save_weights
 
 PX = 32
@@ -28,7 +28,7 @@ def fit(
     """Fit a network on the plain images of a part, and give its NAME@WEIGHTS."""
     torch.manual_seed(seed)
     model = load_model(f"{name}@none", num_classes=10)
-    model = set_resolution(model, PX)
+    model = model.at(PX)
     spec = model.input_spec
     images = torch.cat(
         [normalise(b["images"][0], spec, torch.device("cpu")) for b in eval_loader(subset, [spec], 128, 0)]

@@ -18,8 +18,8 @@ from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective, terms_of
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.teacher import Teacher
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model, set_resolution
 from tutelage.pipeline.context import Context
 
 STEPS = 6
@@ -31,7 +31,7 @@ def small_splits() -> Splits:
 
 def network(name: str, seed: int) -> Model:
     torch.manual_seed(seed)
-    return set_resolution(load_model(f"{name}@none", num_classes=10, dropout=0.2), 32)
+    return load_model(f"{name}@none", num_classes=10, dropout=0.2).at(32)
 
 
 def small_stage(

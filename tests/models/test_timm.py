@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import InputSpec
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model, replace_head, set_resolution
 from tutelage.models.weights import read_package, save_weights
 
 PAIR = Path(__file__).resolve().parents[3] / "shared/data/tiny-imagenet-pair"
@@ -85,7 +85,7 @@ def test_a_data_parallel_checkpoint_of_a_transformer(tmp_path: Path) -> None:
 
 
 def test_what_is_saved_comes_back_with_classes_and_input(small: Model, tmp_path: Path) -> None:
-    model = replace_head(small, ["cat", "dog", "Bär"])
+    model = small.with_head(["cat", "dog", "Bär"])
     model = replace(model, input_spec=model.input_spec.at(96), class_names=("a", "b", "c"))
     save_weights(model.module, tmp_path / "a.safetensors", model.metadata())
     back = load_model(f"{SMALL}@{tmp_path / 'a.safetensors'}")
@@ -100,7 +100,7 @@ def test_what_is_saved_comes_back_with_classes_and_input(small: Model, tmp_path:
 
 def test_a_new_head_keeps_everything_below_it_and_can_have_dropout() -> None:
     model = load_model("efficientvit_b0@none")
-    new = replace_head(model, ["a", "b"], dropout=0.3)
+    new = model.with_head(["a", "b"], dropout=0.3)
     before, after = model.module.state_dict(), new.module.state_dict()
     last = {"head.classifier.4.weight", "head.classifier.4.bias"}
     assert before.keys() == after.keys()
@@ -113,9 +113,9 @@ def test_a_new_head_keeps_everything_below_it_and_can_have_dropout() -> None:
 
 def test_new_heads_are_drawn_from_the_global_seed(small: Model) -> None:
     torch.manual_seed(4)
-    one = replace_head(small, ["a", "b"])
+    one = small.with_head(["a", "b"])
     torch.manual_seed(4)
-    two = replace_head(small, ["a", "b"])
+    two = small.with_head(["a", "b"])
     assert states_equal(one, two)
 
 
@@ -129,7 +129,7 @@ def test_another_number_of_classes_is_a_new_head(small: Model, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", [SMALL, "test_vit"])
 def test_another_resolution_works(name: str) -> None:
-    model = set_resolution(load_model(f"{name}@none"), 96)
+    model = load_model(f"{name}@none").at(96)
     assert (model.input_spec.height, model.input_spec.width) == (96, 96)
     assert model.module(torch.randn(1, 3, 96, 96)).shape == (1, 1000)
 
@@ -201,7 +201,7 @@ def test_the_pair_of_half_precision_checkpoints() -> None:
 
 
 def test_a_transformer_saved_at_another_resolution_comes_back_at_it(tmp_path):
-    model = set_resolution(load_model("test_vit@none", num_classes=10), 64)
+    model = load_model("test_vit@none", num_classes=10).at(64)
     path = tmp_path / "student.safetensors"
     save_weights(model.module, path, model.metadata())
     again = load_model(f"test_vit@{path}")

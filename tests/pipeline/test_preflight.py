@@ -16,8 +16,8 @@ from tutelage.distillation.teacher import Teacher
 from tutelage.evaluation.calibration import best_temperature, confidence, entropy
 from tutelage.evaluation.quality import Quality
 from tutelage.models.class_mapping import ClassMapping
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model
 from tutelage.pipeline.run import begin, distill
 from tutelage.pipeline.stages import checks
 

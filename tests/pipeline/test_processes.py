@@ -20,7 +20,7 @@ from tests.helpers.killing import ONE_THREAD, Moment, together, tutelage
 
 from tutelage.core.files import entry, read_json, read_jsonl
 from tutelage.core.run_dir import Run
-from tutelage.models.timm import load_model
+from tutelage.models.registry import load_model
 
 ROUNDING = 2e-4  # sums of float32 in another order, over two epochs of AdamW
 

@@ -14,7 +14,7 @@ from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import Recipe, load_recipe, parse_recipe
 from tutelage.core.run_dir import Run
-from tutelage.models.timm import load_model
+from tutelage.models.registry import load_model
 from tutelage.pipeline.run import begin, distill
 
 

@@ -14,8 +14,8 @@ import torch
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_json, write_text
 from tutelage.core.run_dir import Run
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model
 from tutelage.pipeline.trackers import Tracker, open_trackers
 
 PARAMS = {

@@ -13,7 +13,7 @@ from tutelage.deploy.bench import Bench, build_all, images_of
 from tutelage.deploy.build import Say
 from tutelage.evaluation.compare import evaluate
 from tutelage.evaluation.table import Table
-from tutelage.models.timm import load_model
+from tutelage.models.registry import load_model
 
 
 def compare_deployed(

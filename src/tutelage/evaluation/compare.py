@@ -20,8 +20,8 @@ from tutelage.evaluation.paired import Paired, paired
 from tutelage.evaluation.predict import Predictions, predict_logits
 from tutelage.evaluation.rows import QUALITY, graded, sized, timed, without
 from tutelage.evaluation.table import Row, Table
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model
 
 COUNTED = "size is parameters and buffers over 2^20 bytes; MACs are counted by torch.utils.flop_counter"
 Answer = Callable[[Model, BadImages], Predictions]

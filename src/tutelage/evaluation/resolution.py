@@ -15,7 +15,6 @@ from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import InputSpec
 from tutelage.evaluation.quality import Quality, merit
 from tutelage.models.source import Model
-from tutelage.models.timm import set_resolution
 
 BELOW, ABOVE = 1, 3  # steps from the own resolution
 STEP = 7  # of which the own resolution has so many
@@ -49,7 +48,7 @@ def at(model: Model, resolution: int) -> Model:
     """
     if resolution == model.input_spec.height:
         return model
-    return set_resolution(replace(model, module=copy.deepcopy(model.module)), resolution)
+    return replace(model, module=copy.deepcopy(model.module)).at(resolution)
 
 
 def probe(model: Model, who: str, evaluate: Callable[[Model], Quality], metric: str) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ import numpy as np
 from tutelage.core.errors import TutelageError
 from tutelage.data.classes import map_classes
 from tutelage.models.source import Model
-from tutelage.models.timm import replace_head
 
 
 @dataclass(frozen=True)
@@ -72,4 +71,4 @@ def _with_head(model: Model, target: tuple[str, ...], classes: Sequence[str], ne
             "teacher and student must speak of the same classes; give checkpoints with the same head"
         )
     new.add(model.spec)
-    return replace_head(model, target)
+    return model.with_head(target)

@@ -116,7 +116,7 @@ def fit(module: nn.Module, weights: Weights) -> None:
     if complaints:
         raise TutelageError(
             f"{weights.origin}: the checkpoint does not fit the model ({'; '.join(complaints)}); "
-            "give the timm name that it was saved from"
+            "give the name of the architecture that it was saved from"
         )
     module.load_state_dict(tensors)
 

@@ -94,7 +94,7 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
 
 def deploy(run: Run, progress: Progress) -> None:
     """Write the kept student's deployed files, with rows of their own in the table."""
-    from tutelage.deploy.named import export_run  # the extra `deploy` is needed here only
+    from tutelage.deploy.command import export_run  # the extra `deploy` is needed here only
 
     report = export_run(run, say=progress.say)
     for name, reason in report.rejected.items():

@@ -17,7 +17,6 @@ from tutelage.evaluation.quality import Quality
 from tutelage.models import precision
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
-from tutelage.models.timm import set_resolution
 from tutelage.pipeline.memo import made_once
 from tutelage.pipeline.stages import checks
 from tutelage.pipeline.stages.work import Work, figures_on, labels_of, probed, teacher_on_val
@@ -103,7 +102,7 @@ def _use_resolutions(work: Work, found: list[dict[str, Any]]) -> None:
     if work.recipe.teacher.resolution == "best":
         metric = work.recipe.selection.metric
         work.teachers = [
-            set_resolution(model, resolution.best(found, _teacher_name(place), metric))
+            model.at(resolution.best(found, _teacher_name(place), metric))
             for place, model in enumerate(work.teachers)
         ]
 

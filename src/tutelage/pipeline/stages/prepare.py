@@ -19,8 +19,8 @@ from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Splits, make_splits
 from tutelage.evaluation import resolution
 from tutelage.models.class_mapping import align_heads
+from tutelage.models.registry import from_scratch, load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model, set_resolution
 from tutelage.pipeline.context import Context
 from tutelage.pipeline.stages.work import Work
 
@@ -96,13 +96,13 @@ def _decoded(recipe: Recipe, splits: Splits, specs: list[InputSpec], context: Co
 def _load_student(recipe: Recipe) -> Model:
     name = recipe.student.model
     if recipe.train.from_scratch:
-        name = f"{name.partition('@')[0]}@none"
+        name = from_scratch(name)
     return load_model(name, dropout=recipe.student.dropout)
 
 
 def _with_input(model: Model, wish: TeacherRecipe | StudentRecipe) -> Model:
     if isinstance(wish.resolution, int):
-        model = set_resolution(model, wish.resolution)
+        model = model.at(wish.resolution)
     if wish.crop_pct is not None:
         model = replace(model, input_spec=replace(model.input_spec, crop_pct=wish.crop_pct))
     return model

@@ -1,7 +1,8 @@
-"""What a user names, a run or a model, as deployed files."""
+"""What ``tutelage export`` does: write deployable files of a run's student, or of a model that is named."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from tutelage.deploy.bench import images_of
 from tutelage.deploy.build import VARIANTS, Say
 from tutelage.deploy.export import DeployReport, export_model
 from tutelage.evaluation.table import Row, Table
+from tutelage.models.registry import architecture, load_model
 from tutelage.models.source import Model
-from tutelage.models.timm import load_model, set_resolution
 
 SPEED = ("latency_ms", "latency_p10", "latency_p90", "images_per_s", "conditions")
 ROLES = {variant.role for variant in VARIANTS}
@@ -36,12 +37,12 @@ def export_named(
     """Export a run's student or any model.
 
     Args:
-        what: the directory of a run, or NAME@WEIGHTS.
-        out: the directory; None: the run's own, or one called by the model's name.
-        data: of a model: KIND:WHERE, see `images_of`. A run has its own.
-        int8: also quantised files; None: as the run's recipe says, or yes.
-        max_drop: points of top-1 that a file may lose; None: as the run's recipe says, or 1.
-        say: told what is done next, a line each.
+        what: the directory of a run, or a model: NAME@WEIGHTS or KIND:WHERE.
+        out: directory of the files; None: the run's own, or a directory with the name of the model.
+        data: images for a model, KIND:WHERE, see `images_of`. A run has its own.
+        int8: write quantised files too; None: as the run's recipe says, and for a model yes.
+        max_drop: points of top-1 that a file may lose; None: as the run's recipe says, and for a model 1.
+        say: called with a line before each step.
 
     Raises:
         TutelageError: there is no such run or model, or `export_model` fails.
@@ -54,8 +55,8 @@ def export_named(
             report = export_run(run, out, int8=int8, max_drop=max_drop, say=say)
             write_digests(run)
         return report
-    name, at, _ = what.partition("@")
-    if not at and len(Path(name).parts) > 1:
+    name = architecture(what)
+    if what == name and ":" not in what and len(Path(name).parts) > 1:
         raise TutelageError(f"{what}: no such run directory")
     default = ExportRecipe()
     drop = default.max_drop if max_drop is None else max_drop
@@ -63,7 +64,7 @@ def export_named(
     material, test = _images(data, int8)
     return export_model(
         load_model(what),
-        out or Path(f"{name}-deploy"),
+        out or Path(re.sub(r"[^\w.-]+", "-", name).strip("-") + "-deploy"),
         calibration=material,
         test=test,
         int8=int8,
@@ -76,35 +77,41 @@ def export_run(
     run: Run,
     out: Path | None = None,
     *,
+    student: Model | None = None,
+    teacher: Model | None = None,
     int8: bool | None = None,
     max_drop: float | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
-    """Export the student that a run kept, and add its files to ``comparison.json``.
+    """Export the student that a run selected, and add its files to ``comparison.json``.
 
-    int8 is calibrated on the run's training images, made accuracy-aware by its val, and reported on its test.
+    int8 files are calibrated on the run's training images; layers go back to float32 by the accuracy on its
+    validation images, and its test images give the reported figures.
 
     Args:
-        run: one that ended, held by the caller.
-        out: the directory; None: the run's own.
-        int8: also quantised files; None: as the recipe says.
+        run: a finished run; the caller holds its lock.
+        out: directory of the files; None: the run's own.
+        student: the architecture, where the recipe does not name it (a module of the caller's own); the weights are
+            read from the run.
+        teacher: likewise.
+        int8: write quantised files too; None: as the recipe says.
         max_drop: points of top-1 that a file may lose; None: as the recipe says.
-        say: told what is done next, a line each.
+        say: called with a line before each step.
 
     Raises:
-        TutelageError: the run kept no student yet, its images are gone, or `export_model` fails.
+        TutelageError: the run has no student yet, its images are gone, or `export_model` fails.
     """
     recipe = load_recipe(run.recipe)
     if not run.student.is_file():
         raise TutelageError(f"{run.path}: has no student yet; go on with `tutelage resume {run.path}`")
     splits = make_splits(recipe.data)
     report = export_model(
-        load_model(f"{_name(recipe.student.model)}@{run.student}"),
+        student.reload(run.student) if student else _saved(recipe.student.model, run.student),
         out or run.deploy,
         calibration=splits.train,
         validation=splits.val,
         test=splits.test,
-        teacher=_teacher(run, recipe, say),
+        teacher=_teacher(run, recipe, teacher, say),
         int8=recipe.export.int8 if int8 is None else int8,
         max_drop=recipe.export.max_drop if max_drop is None else max_drop,
         provenance=_provenance(run, recipe, splits),
@@ -147,19 +154,20 @@ def _images(data: str | None, int8: bool) -> tuple[Subset | None, Subset | None]
     return material.calibration, test
 
 
-def _name(spec: str) -> str:
-    return spec.partition("@")[0]
+def _saved(spec: str, file: Path) -> Model:
+    """A model with the weights that a run saved of it."""
+    return load_model(f"{architecture(spec)}@{file}")
 
 
-def _teacher(run: Run, recipe: Recipe, say: Say) -> Model | None:
+def _teacher(run: Run, recipe: Recipe, given: Model | None, say: Say) -> Model | None:
     """As it taught: fitted to the data, or as the recipe names it. None where its weights are gone."""
     wish = recipe.teacher
     try:
         if run.teacher.is_file():
-            return load_model(f"{_name(wish.model)}@{run.teacher}")
-        model = set_resolution(load_model(wish.model), int(entry(run.preflight, "teacher", "resolution")))
+            return given.reload(run.teacher) if given else _saved(wish.model, run.teacher)
+        model = (given or load_model(wish.model)).at(int(entry(run.preflight, "teacher", "resolution")))
     except TutelageError as error:
-        say(f"going on without the teacher: {error}")
+        say(f"continuing without the teacher: {error}")
         return None
     if wish.crop_pct is None:
         return model

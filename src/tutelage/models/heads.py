@@ -1,0 +1,94 @@
+"""The head of a network: the layer that gives its logits, found and replaced in any module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def head_layers(module: nn.Module, num_classes: int) -> list[nn.Module]:
+    """The layers that make up the head of a network.
+
+    Args:
+        module: timm's networks name their heads (``get_classifier``). In others the head is the last linear layer or
+            1x1 convolution with as many outputs as there are classes.
+        num_classes: outputs of the head.
+
+    Returns:
+        Mostly one layer, several where a network has as many heads (timm's distilled transformers); none where no
+        layer looks like a head.
+    """
+    named = getattr(module, "get_classifier", None)
+    if callable(named):
+        found = named()
+        layers = list(found) if isinstance(found, (tuple, list)) else [found]
+        layers = [
+            layer
+            for layer in layers
+            if isinstance(layer, nn.Module) and any(True for _ in layer.parameters())
+        ]
+        if layers:
+            return layers
+    name = _last_layer(module, num_classes)
+    return [] if name is None else [module.get_submodule(name)]
+
+
+def replace_head(module: nn.Module, num_classes: int, new_classes: int) -> nn.Module | None:
+    """Put a new head, drawn from torch's global generator, on a module in place.
+
+    Args:
+        module: as in `head_layers`; timm's networks put on the head by themselves (``reset_classifier``).
+        num_classes: outputs of the present head.
+        new_classes: outputs of the new one.
+
+    Returns:
+        The module (a new one where the module itself is the layer); None where no layer looks like a head.
+    """
+    reset = getattr(module, "reset_classifier", None)
+    if callable(reset):
+        reset(new_classes)
+        return module
+    name = _last_layer(module, num_classes)
+    if name is None:
+        return None
+    layer = _with_outputs(module.get_submodule(name), new_classes)
+    if not name:
+        return layer
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, layer)
+    return module
+
+
+def _last_layer(module: nn.Module, num_classes: int) -> str | None:
+    names = [name for name, layer in module.named_modules() if _outputs(layer) == num_classes]
+    return names[-1] if names else None
+
+
+def _outputs(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1:
+        return layer.out_channels
+    return None
+
+
+def _with_outputs(layer: nn.Module, outputs: int) -> nn.Module:
+    """A new layer like this one, with another number of outputs."""
+    weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None) is not None
+    if isinstance(layer, nn.Conv2d):
+        new: nn.Module = nn.Conv2d(weight.shape[1], outputs, kernel_size=1, bias=bias)
+    else:
+        new = nn.Linear(weight.shape[1], outputs, bias=bias)
+    return new.to(weight.device, weight.dtype)
+
+
+def parameters_of(layers: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """All parameters of some layers, each once."""
+    return list(dict.fromkeys(parameter for layer in layers for parameter in layer.parameters()))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network's tensors lie; the CPU where it has none."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
