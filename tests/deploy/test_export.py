@@ -10,6 +10,7 @@ import openvino
 import pytest
 import torch
 from tests.deploy.conftest import DATA, Exported
+from torch import nn
 
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError
@@ -32,6 +33,7 @@ from tutelage.deploy.quantise import Pictures, quantise
 from tutelage.deploy.runtime import open_session
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import load_model
+from tutelage.models.source import Model
 
 FILES = {"model.onnx", "model-int8.onnx", "model.xml", "model.bin", "model-int8.xml", "model-int8.bin"}
 
@@ -406,3 +408,17 @@ def test_labels_are_matched_by_name(exported: Exported) -> None:
     assert (head_labels(turned, subset) == 9 - subset.labels).all()
     object.__setattr__(turned, "class_ids", tuple("abcdefghij"))
     assert (head_labels(turned, subset) == -1).all()
+
+
+def test_a_module_of_ones_own_is_exported(tmp_path: Path) -> None:
+    """Its files give its logits; nothing in the export asks whose the module is."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    model = Model.of(net, input_spec=InputSpec(32, 32), name="net", class_ids=["ant", "bee", "cat"])
+    report = export_model(model, tmp_path / "deploy", int8=False)
+    assert not report.rejected
+    assert {row.role for row in report.rows} >= {"onnx", "openvino"}
+    manifest = Manifest.read(tmp_path / "deploy")
+    assert (manifest.model, manifest.class_ids) == ("net", ("ant", "bee", "cat"))

@@ -244,7 +244,7 @@ class Trainer:
         """What learns in this epoch, and what only infers."""
         stage = self.stage
         head_only = stage.head_only or self.at.epoch < self.settings.head_warmup_epochs
-        head = {id(p) for p in self.student.get_classifier().parameters()}  # type: ignore[operator]  # timm
+        head = {id(p) for p in stage.model.head_parameters()} if head_only else set()
         for parameter in self.student.parameters():
             parameter.requires_grad_(not head_only or id(parameter) in head)
         if head_only is not self.head_only:  # DistributedDataParallel takes what learns when it is made
