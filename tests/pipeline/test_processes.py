@@ -19,8 +19,10 @@ from tests.conftest import TINY
 from tests.helpers.killing import ONE_THREAD, Moment, together, tutelage
 
 from tutelage.core.files import entry, read_json, read_jsonl
+from tutelage.core.recipe import load_recipe
 from tutelage.core.run_dir import Run
 from tutelage.models.registry import load_model
+from tutelage.pipeline.run import begin
 
 ROUNDING = 2e-4  # sums of float32 in another order, over two epochs of AdamW
 
@@ -55,17 +57,29 @@ def one(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def two(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
-    """As a user starts it."""
     root = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(free_port()), "-m", "tutelage", "distill", str(recipe)]
-    command += ["--name", "run", "--runs", str(root), "--progress", "json"]
-    ended = subprocess.run(
-        command, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=300, check=False
-    )
+    ended = launched("distill", recipe, "--name", "run", "--runs", root, "--progress", "json")
     assert ended.returncode == 0, ended.stderr
     return Run(root / "run"), ended.stdout
+
+
+def launched(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`tutelage ...` in two processes, as a user starts them.
+
+    With torchrun, since `accelerate launch --cpu` starts one process only, whatever --num_processes is.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", str(free_port()), "-m", "tutelage", *map(str, arguments)]
+    environment = os.environ | ONE_THREAD | {"ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def processes(run: Run) -> int:
+    return int(entry(run.versions, "machine", "processes"))
+
+
+def test_the_runs_that_are_compared_had_one_and_two_processes(one: Run, two: tuple[Run, str]) -> None:
+    assert (processes(one), processes(two[0])) == (1, 2)
 
 
 def losses(run: Run) -> list[tuple[Any, ...]]:
@@ -134,3 +148,58 @@ def test_bad_input_ends_all_processes_in_one_line(recipe: Path, tmp_path: Path) 
         assert ended.code == 2
         assert ended.output.splitlines()[-1].startswith("error: train.batch_size=15: must be a multiple of 2")
         assert "Traceback" not in ended.output
+
+
+@pytest.fixture
+def quick(recipe: Path, tmp_path: Path) -> Path:
+    """One epoch, no control."""
+    tree = yaml.safe_load(recipe.read_text())
+    tree["train"]["epochs"], tree["control"] = 1, False
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_several_seeds_end_in_two_processes(quick: Path, tmp_path: Path) -> None:
+    """What the seeds share is locked by the first process only: locked by both, they waited for each other."""
+    ended = launched(
+        "distill", quick, "--seeds", "2", "--name", "run", "--runs", tmp_path, "--progress", "json"
+    )
+    assert ended.returncode == 0, ended.stderr
+    run = Run(tmp_path / "run")
+    seeds = [Run(run.path / f"seed-{seed}") for seed in (0, 1)]
+    assert [processes(each) for each in (run, *seeds)] == [2, 2, 2]
+    assert read_json(run.seeds)["runs"] == ["seed-0", "seed-1"]
+    assert read_json(seeds[0].speed) == read_json(seeds[1].speed)  # measured once
+    assert seeds[0].student.read_bytes() != seeds[1].student.read_bytes()
+    assert ended.stdout.count('"text": "Over 2 seeds') == 1
+    assert not run.cache.exists()
+    assert launched("resume", run.path).returncode == 0  # nothing is left to do
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("name=../run", "use letters, digits"),
+        ("name=held", "another process is at work on this run"),
+        ("name=full", "cannot be written"),
+    ],
+)
+def test_an_error_of_the_first_process_ends_all_with_its_line(
+    override: str, line: str, quick: Path, tmp_path: Path
+) -> None:
+    """The first process alone makes and locks the run, and locks what the seeds share."""
+    held, full = Run(tmp_path / "held"), Run(tmp_path / "full")
+    for run in (held, full):
+        begin(load_recipe(quick, [f"name={run.path.name}"]), tmp_path, "test", seeds=2)
+    full.cache.write_text("a file where a directory has to be made")
+    name = override.removeprefix("name=")
+    command = ("distill", quick, override) if "/" in name else ("resume", tmp_path / name)
+    seed = Run(held.path / "seed-0")
+    seed.path.mkdir()
+    with seed.held():
+        ended = together(*command, log=tmp_path / "log", port=free_port())
+    for one in ended:
+        assert one.code == 2, one.output
+        assert line in one.output.splitlines()[-1]
+        assert "Traceback" not in one.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import torch
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_json, write_text
+from tutelage.core.progress import Silent
+from tutelage.core.recipe import parse_recipe
 from tutelage.core.run_dir import Run
+from tutelage.distillation.stop import Interrupted
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
-from tutelage.pipeline.trackers import Tracker, open_trackers
+from tutelage.pipeline.run import begin, distill
+from tutelage.pipeline.trackers import TensorBoard, Tracker, open_trackers, tracking
 
 PARAMS = {
     "train": {"lr": 1e-3, "epochs": 2},
@@ -63,6 +68,7 @@ def tell(tracker: Tracker, run: Run, model: Model | None) -> None:
     for row in ROWS:
         tracker.on_epoch(row)
     tracker.on_end([run.recipe, run.deploy], model)
+    tracker.close("FINISHED")
 
 
 def test_tensorboard_has_every_figure(run: Run) -> None:
@@ -134,6 +140,7 @@ def test_mlflow_goes_on_with_the_same_run(run: Run, monkeypatch: pytest.MonkeyPa
     resumed.on_start(PARAMS)
     resumed.on_epoch(ROWS[1])
     resumed.on_end([], None)
+    resumed.close("FINISHED")
 
     client = MlflowClient(f"sqlite:///{run.mlflow}/mlflow.db")
     (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -178,9 +185,70 @@ def test_an_unknown_tracker_is_refused(run: Run) -> None:
         open_trackers(["wandb"], run)
 
 
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (None, "FINISHED"),
+        (TutelageError("no headroom"), "FAILED"),
+        (MemoryError(), "FAILED"),
+        (Interrupted(), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
+)
+def test_trackers_are_closed_however_the_run_ends(
+    run: Run, raised: BaseException | None, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    expected = pytest.raises(type(raised)) if raised else nullcontext()
+    with expected, tracking(["tensorboard", "mlflow"], run, PARAMS) as tracker:
+        tracker.on_epoch(ROWS[0])
+        writer = tracker.trackers["tensorboard"].writer
+        if raised:
+            raise raised
+    assert writer.file_writer is None  # closed
+    client = MlflowClient(f"sqlite:///{run.mlflow}/mlflow.db")
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert found.info.status == status
+    assert found.info.end_time is not None
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    assert len(events.Scalars("control/val/top1")) == 1
+
+
+def test_a_run_that_fails_marks_its_trackers_as_failed(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tiny |= {"track": ["mlflow"], "name": "failing", "preflight": {"allow_weak_teacher": False}}
+    tiny["teacher"]["fit"] = "no"
+    recipe = parse_recipe(tiny)
+    failing = begin(recipe, tmp_path, "test")
+    with pytest.raises(TutelageError, match="teacher"):
+        distill(recipe, failing, Silent())
+    client = MlflowClient(f"sqlite:///{failing.mlflow}/mlflow.db")
+    (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert found.info.status == "FAILED"
+
+
+def test_a_store_that_cannot_be_opened_is_one_line_and_closes_the_others(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+    monkeypatch.setattr(TensorBoard, "close", lambda self, outcome: closed.append(outcome))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://store")
+    with pytest.raises(TutelageError, match="track: mlflow cannot begin"):
+        open_trackers(["tensorboard", "mlflow"], run)
+    assert closed == ["FAILED"]
+
+
 def test_a_tracker_that_fails_costs_no_training(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     tracker = open_trackers(["tensorboard"], run)
     tracker.on_start(PARAMS)
     tracker.on_epoch({"lr": 0.1})  # no stage: the tracker breaks
     tracker.on_epoch(ROWS[0])
-    assert "tensorboard is told no more" in caplog.text
+    assert "tensorboard is disabled after an error" in caplog.text

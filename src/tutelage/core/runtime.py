@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tutelage.core.errors import TutelageError
 
+T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -78,6 +79,34 @@ class Runtime:
         shared = list(values)
         broadcast_object_list(shared)
         return shared
+
+    def on_main(self, call: Callable[[], T]) -> T:
+        """Call a function in the first process only, while the others wait; its result in every process.
+
+        Where it raises an error, every process raises one, so that none waits for ever for one that has ended.
+
+        Args:
+            call: returns what can be pickled; it takes part in nothing that all processes do together.
+
+        Raises:
+            TutelageError: in the processes that did not call it, with the first one's message, whatever was raised
+                there; in the first process, the error itself.
+        """
+        if self.world_size == 1:
+            return call()
+        result: Any = None
+        raised: Exception | None = None
+        if self.is_main:
+            try:
+                result = call()
+            except Exception as error:
+                raised = error
+        result, reason = self.from_main([result, None if raised is None else str(raised) or repr(raised)])
+        if raised is not None:
+            raise raised
+        if reason is not None:
+            raise TutelageError(reason)
+        return cast(T, result)
 
     def any(self, *flags: bool) -> list[bool]:
         """Whether a flag is set in any process: the same answers in each, so that none waits for the others."""

@@ -1,7 +1,7 @@
-"""What several runs would compute alike is computed once: by the first that needs it, the others wait and take it.
+"""Results that several runs share: the first run that needs one computes it, the others wait for it and take it.
 
-A file is shared under a digest of everything that decides its content, so that a shared result is the one
-the run would have come to by itself, bit for bit.
+A file is shared under a digest of everything that decides its content, so that a shared result is bit for bit the
+one that each run would have computed by itself.
 """
 
 from __future__ import annotations
@@ -9,54 +9,76 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from tutelage.core.files import link_file
+from tutelage.core.files import link_file, unwritable
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.models.digest import state_digest
 from tutelage.pipeline.context import Context
 
-INCIDENTAL = {"checkpoint_minutes", "max_bad_steps"}  # settings of the loop that change no weight
+INCIDENTAL = {"checkpoint_minutes", "max_bad_steps"}  # settings of the loop that do not change the weights
 
 
 @contextmanager
 def made_once(context: Context, mine: Path, key: Callable[[], Mapping[str, Any]]) -> Iterator[bool]:
-    """Bring a file of the run from the store, or leave it there once the body has made it.
+    """Take a file of the run from the memo directory, or keep it there once the body has made it.
 
-    The body is told whether it was brought, runs in either case, and is to go on from the file where it is there.
-    Without a store (`context.memo`) nothing else happens. A lock is held meanwhile; it falls when its process dies.
+    The body is told whether the file was taken. It runs in either case, and uses the file where it exists. Without
+    a memo directory (`context.memo`) nothing else happens. All processes of a run have to come here: the first one
+    holds a lock of the file meanwhile, so that other runs wait, and the others follow what it found.
 
     Args:
         context: of the run.
         mine: the file in the run.
-        key: what decides its content, JSON-able.
+        key: everything that decides its content, JSON-able; called in the first process only.
+
+    Raises:
+        TutelageError: in every process, where the first one cannot lock or link the file.
     """
     if context.memo is None:
         yield False
         return
-    text = json.dumps(key(), sort_keys=True)
-    place = context.memo / f"{mine.stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}{mine.suffix}"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.with_name(f"{place.name}.lock")):
-        if brought := place.exists():
-            link_file(place, mine)
-        yield brought
-        if not brought:
-            link_file(mine, place)
+    memo, runtime = context.memo, context.runtime
+    with ExitStack() as held:
+
+        def take() -> tuple[Path, bool]:
+            text = json.dumps(key(), sort_keys=True)
+            place = memo / f"{mine.stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}{mine.suffix}"
+            _lock(place, held)
+            if place.exists():
+                link_file(place, mine)
+                return place, True
+            return place, False
+
+        place, taken = runtime.on_main(take)
+        yield taken
+        if not taken:
+            runtime.on_main(lambda: link_file(mine, place))
+
+
+def _lock(place: Path, held: ExitStack) -> None:
+    """Wait for the lock of a file in the memo directory, and remove what killed processes left of that file."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        held.enter_context(FileLock(place.with_name(f"{place.name}.lock")))
+    except OSError as error:
+        raise unwritable(place, error) from None
+    for aside in place.parent.glob(f".{place.name}.*.tmp"):
+        aside.unlink(missing_ok=True)
 
 
 def train_once(stage: Stage, context: Context) -> Trained:
-    """`train` a stage without a teacher, or take it from a run that began it alike."""
+    """Train a stage without a teacher, or go on from its end in a run that had the same stage."""
     with made_once(context, context.checkpoint(stage), lambda: stage_key(stage, context)):
         return context.train(stage)
 
 
 def stage_key(stage: Stage, context: Context) -> dict[str, Any]:
-    """What decides the outcome of a stage without a teacher; asked before it is trained."""
+    """Everything that decides the outcome of a stage without a teacher; to be taken before the stage is trained."""
     module = stage.model.module
     return {
         "stage": stage.name,

@@ -6,12 +6,12 @@ data -> models -> teacher's fit -> pre-flight -> control -> train -> choose -> m
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, write_json, write_text
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe, dump_recipe
@@ -24,7 +24,7 @@ from tutelage.pipeline.stages.measure import explain, measure
 from tutelage.pipeline.stages.preflight import check
 from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.stages.train import train_control, train_student
-from tutelage.pipeline.trackers import Tracked, open_trackers
+from tutelage.pipeline.trackers import Tracked, Tracker, Trackers, tracking
 from tutelage.pipeline.versions import versions
 from tutelage.report.build import write_report
 
@@ -36,19 +36,20 @@ def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
         TutelageError: it exists, or cannot be written.
     """
     runtime = Runtime.start()
-    answer: list[Any] = [None, None]  # the path, or why there is none
-    if runtime.is_main:
-        try:
-            run = Run.create(root, recipe.name or _default_name(recipe))
-            write_text(run.recipe, dump_recipe(recipe))
-            write_json(run.versions, versions(command) | {"seeds": seeds})
-            answer[0] = run.path
-        except TutelageError as error:
-            answer[1] = str(error)
-    answer = runtime.from_main(answer)
-    if answer[1] is not None:
-        raise TutelageError(answer[1])
-    return Run(answer[0])
+
+    def make() -> Path:
+        run = Run.create(root, recipe.name or _default_name(recipe))
+        describe(run, recipe, versions(command, runtime.world_size) | {"seeds": seeds})
+        return run.path
+
+    return Run(runtime.on_main(make))
+
+
+def describe(run: Run, recipe: Recipe, versions: Mapping[str, Any]) -> None:
+    """Write the recipe and the versions of a run that has none yet; the versions last: they show that it has begun."""
+    if not run.versions.exists():
+        write_text(run.recipe, dump_recipe(recipe))
+        write_json(run.versions, versions)
 
 
 def _default_name(recipe: Recipe) -> str:
@@ -70,9 +71,7 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         Interrupted: asked to stop; `distill` on the same run goes on.
     """
     runtime = Runtime.start()
-    with run.held() if runtime.is_main else nullcontext():
-        tracker = open_trackers(recipe.track if runtime.is_main else (), run)
-        tracker.on_start(recipe.model_dump(mode="json"))
+    with _opened(recipe, run, runtime) as tracker:
         work = prepare(recipe, run, Tracked(progress, tracker), memo)
         fit_teachers(work)
         fit_head(work)
@@ -90,6 +89,21 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
             shutil.rmtree(run.cache, ignore_errors=True)  # it was for the next epoch
         runtime.wait()
     return result
+
+
+@contextmanager
+def _opened(recipe: Recipe, run: Run, runtime: Runtime) -> Iterator[Tracker]:
+    """Hold the run and tell its trackers, in the first process; where that fails, every process raises the error."""
+    with ExitStack() as stack:
+        tracker: Tracker = Trackers({})
+
+        def enter() -> None:
+            nonlocal tracker
+            stack.enter_context(run.held())
+            tracker = stack.enter_context(tracking(recipe.track, run, recipe.model_dump(mode="json")))
+
+        runtime.on_main(enter)
+        yield tracker
 
 
 def deploy(run: Run, progress: Progress) -> None:

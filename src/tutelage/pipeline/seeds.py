@@ -1,48 +1,60 @@
-"""The same recipe with several seeds: what part of a difference is luck."""
+"""The same recipe with several seeds, which shows how much of a difference is due to chance."""
 
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 
-from tutelage.core.files import read_json, write_json, write_text
+from tutelage.core.files import read_json, write_json
 from tutelage.core.progress import Progress
-from tutelage.core.recipe import Recipe, dump_recipe
+from tutelage.core.recipe import Recipe
 from tutelage.core.run_dir import Run, write_digests
 from tutelage.core.runtime import Runtime
 from tutelage.evaluation.paired import pooled
-from tutelage.pipeline.run import distill
+from tutelage.pipeline.run import describe, distill
 
 
 def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> dict[str, Any]:
-    """Distil once a seed in ``run/seed-K``, and write ``seeds.json``: mean, sd and pooled intervals.
+    """Distil once for each seed in ``run/seed-K``, and write ``seeds.json``: mean, sd and pooled intervals.
 
-    Only the training seed changes; the split of the data stays, so that all seeds report on the same images.
-    What does not depend on it (decoded images, pre-flight, speeds) is made once. Runs that are finished are not
-    done again.
+    Only the training seed changes. The split of the data stays the same, so that all seeds are tested on the same
+    images. What does not depend on the seed (decoded images, pre-flight, speeds) is made once, and seeds that are
+    finished are not trained again.
+
+    Raises:
+        TutelageError: bad input, or the pre-flight found nothing to teach.
+        Interrupted: the run was asked to stop; the same call goes on.
     """
+    runtime = Runtime.start()
     runs = []
-    writes = Runtime.start().is_main
     for number in range(seeds):
         train = recipe.train.model_copy(update={"seed": recipe.train.seed + number})
+        seeded = recipe.model_copy(update={"train": train})
         one = Run(run.path / f"seed-{train.seed}")
-        if writes and not one.versions.exists():
-            write_text(one.recipe, dump_recipe(recipe.model_copy(update={"train": train})))
-            write_json(one.versions, read_json(run.versions))
         progress.say(f"seed {train.seed} ({number + 1} of {seeds})")
-        if not one.digests.exists():
-            distill(recipe.model_copy(update={"train": train}), one, progress, memo=run.cache)
+        if not runtime.on_main(partial(_done, one, seeded, run)):
+            distill(seeded, one, progress, memo=run.cache)
         runs.append(one)
-    result = summary(runs)
-    if writes:
+
+    def finish() -> dict[str, Any]:
+        result = summary(runs)
         write_json(run.seeds, result)
         write_digests(run)
         shutil.rmtree(run.cache, ignore_errors=True)
-    return result
+        return result
+
+    return runtime.on_main(finish)
+
+
+def _done(one: Run, recipe: Recipe, whole: Run) -> bool:
+    """Whether a seed's run has ended; where it has not begun, it gets its recipe and the versions of the whole."""
+    describe(one, recipe, read_json(whole.versions))
+    return one.digests.exists()
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
@@ -78,7 +90,7 @@ def _of(table: dict[str, Any], role: str) -> dict[str, Any]:
 
 
 def _right(path: Path) -> dict[str, np.ndarray]:
-    """(N,) bool by role: whether the top class is the label."""
+    """Whether the top class is the label, (N,) bool by role."""
     with np.load(path, allow_pickle=False) as arrays:
         labels = arrays["labels"]
         return {

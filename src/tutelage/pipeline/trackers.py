@@ -1,4 +1,4 @@
-"""A run's parameters, metrics, files and model, told to TensorBoard and MLflow through their own libraries."""
+"""A run's parameters, metrics, files and model, written to TensorBoard and MLflow through their own libraries."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, write_text
 from tutelage.core.progress import Progress, Tabular
 from tutelage.core.recipe import flat
 from tutelage.core.run_dir import Run
+from tutelage.distillation.stop import Interrupted
 
 if TYPE_CHECKING:
     from tutelage.models.source import Model
@@ -28,8 +29,11 @@ BATCH = 100  # parameters MLflow takes at once
 LONGEST = 6000  # characters of a parameter that MLflow takes
 
 
+Outcome = Literal["FINISHED", "FAILED", "KILLED"]  # in MLflow's words
+
+
 class Tracker(Protocol):
-    """Whom the loop tells."""
+    """What receives a run's parameters, metrics, files and model."""
 
     def on_start(self, params: Mapping[str, Any]) -> None:
         """The run begins or goes on: the recipe, nested or flat."""
@@ -38,39 +42,82 @@ class Tracker(Protocol):
         """An epoch has ended: its row of ``metrics.jsonl``."""
 
     def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
-        """The run is done: its files (directories with all in them), and the student that was kept."""
+        """The run is finished: its files (directories with everything in them), and the student that was kept."""
+
+    def close(self, outcome: Outcome) -> None:
+        """Write what is left and close the store; called once, after everything else, however the run ended."""
+
+
+@contextmanager
+def tracking(names: Sequence[str], run: Run, params: Mapping[str, Any]) -> Iterator[Tracker]:
+    """Open the trackers that a recipe asks for, and close them however the run ends.
+
+    A run that ends with an error is marked as failed in them, one that is interrupted as killed.
+
+    Args:
+        names: as in `open_trackers`.
+        run: where they keep their stores.
+        params: the recipe, nested or flat.
+
+    Raises:
+        TutelageError: as `open_trackers`.
+    """
+    tracker = open_trackers(names, run)
+    outcome: Outcome = "FAILED"
+    try:
+        tracker.on_start(params)
+        yield tracker
+        outcome = "FINISHED"
+    except (Interrupted, KeyboardInterrupt):
+        outcome = "KILLED"
+        raise
+    finally:
+        tracker.close(outcome)
 
 
 def open_trackers(names: Sequence[str], run: Run) -> Tracker:
-    """The trackers a recipe asks for, as one.
+    """The trackers a recipe asks for, as one; `tracking` also closes them.
 
-    A tracker that fails once the run has started is left out from then on, with one line in the log: a
-    server that is down does not cost a training.
+    A tracker that fails once the run has started is disabled, with one line in the log, so that a server that is
+    down does not stop a training.
 
     Args:
         names: ``tensorboard`` and ``mlflow``.
         run: where they keep their stores.
 
     Raises:
-        TutelageError: a tracker is unknown, or its package is not installed.
+        TutelageError: a tracker is unknown, cannot begin, or its package is not installed.
     """
     makers: dict[str, Callable[[Run], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
-    trackers = {}
     for name in names:
         if name not in makers:
             raise TutelageError(f"track: {name!r} is not one of {', '.join(makers)}")
+    trackers: dict[str, Tracker] = {}
+    for name in names:
         try:
             trackers[name] = makers[name](run)
-        except ImportError:
-            raise TutelageError(f"track: {name} is not installed; `pip install 'tutelage[{name}]'`") from None
-    return _All(trackers)
+        except Exception as error:
+            Trackers(trackers).close("FAILED")
+            if isinstance(error, ImportError):
+                raise TutelageError(
+                    f"track: {name} is not installed; `pip install 'tutelage[{name}]'`"
+                ) from None
+            raise TutelageError(f"track: {name} cannot begin ({_line(error)})") from error
+    return Trackers(trackers)
 
 
-class _All:
+class Trackers:
+    """Several trackers as one, by name; without any, it does nothing."""
+
     def __init__(self, trackers: dict[str, Tracker]) -> None:
         self.trackers = trackers
 
     def on_start(self, params: Mapping[str, Any]) -> None:
+        """Start each.
+
+        Raises:
+            TutelageError: one of them cannot begin.
+        """
         for name, tracker in self.trackers.items():
             try:
                 tracker.on_start(params)
@@ -78,24 +125,32 @@ class _All:
                 raise TutelageError(f"track: {name} cannot begin ({_line(error)})") from error
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """Pass the row on to each."""
         self._tell(lambda tracker: tracker.on_epoch(row))
 
     def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
+        """Pass the files and the model on to each."""
         self._tell(lambda tracker: tracker.on_end(artifacts, model))
+
+    def close(self, outcome: Outcome) -> None:
+        """Close each."""
+        self._tell(lambda tracker: tracker.close(outcome))
 
     def _tell(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.trackers.items()):
             try:
                 call(tracker)
             except Exception as error:
-                log.warning("%s is told no more: %s", name, _line(error))
+                log.warning("%s is disabled after an error: %s", name, _line(error))
                 del self.trackers[name]
+                with suppress(Exception):
+                    tracker.close("FAILED")
 
 
 class TensorBoard:
     """Event files in the run's ``tensorboard`` directory; read with ``tensorboard --logdir``.
 
-    It shows figures only: of the artifacts it is told the paths, of the model nothing.
+    They hold figures only: of the artifacts their paths, of the model nothing.
     """
 
     def __init__(self, run: Run) -> None:
@@ -106,37 +161,40 @@ class TensorBoard:
         self.writer = SummaryWriter(str(run.tensorboard))
 
     def on_start(self, params: Mapping[str, Any]) -> None:
-        """The recipe, as a table of keys and values."""
+        """Write the recipe as a table of keys and values."""
         self.params = flat(params)
         rows = [f"| {key} | {value} |" for key, value in self.params.items()]
         self.writer.add_text("recipe", "\n".join(["| key | value |", "|---|---|", *rows]))
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        """A scalar ``stage/figure`` for each figure, at the epoch."""
+        """Write a scalar ``stage/figure`` for each figure, at the epoch."""
         for name, value in epoch_metrics(row).items():
             self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
 
     def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
-        """The figures on test, as scalars and beside the recipe in the HPARAMS tab."""
+        """Write the figures on test, as scalars and beside the recipe in the HPARAMS tab."""
         figures = final_metrics(self.run)
         for name, value in figures.items():
             self.writer.add_scalar(name, value)
         self.writer.add_text("artifacts", "\n\n".join(f"`{path}`" for path in artifacts))
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.params.items()}
         self.writer.add_hparams(plain, figures, run_name=".")
+
+    def close(self, outcome: Outcome) -> None:
+        """Write what is left; event files have no place for an outcome."""
         self.writer.close()
 
 
 class MLflow:
     """A run in the store that ``MLFLOW_TRACKING_URI`` names, else in SQLite in the run's ``mlflow`` directory.
 
-    A run that is resumed goes on with the same MLflow run.
+    A run that is resumed continues the same MLflow run.
     """
 
     def __init__(self, run: Run) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # training says nothing to third parties
-        import mlflow.pytorch  # noqa: F401 - so that a missing or broken extra is known before training
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a training sends nothing to third parties
+        import mlflow.pytorch  # noqa: F401 - a missing or broken extra is found before training
         from mlflow import MlflowClient
 
         self.run = run
@@ -164,22 +222,24 @@ class MLflow:
             self.client.log_batch(self.id, params=entries[first : first + BATCH])
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        """A metric ``stage/figure`` for each figure, its step being the epoch."""
+        """Log a metric ``stage/figure`` for each figure; its step is the epoch."""
         self._log(epoch_metrics(row), row["epoch"])
 
     def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
-        """The figures on test, the files, and the model as a traced graph (torch.export; no pickle)."""
+        """Log the figures on test, the files, and the model as a traced graph (torch.export; no pickle)."""
         self._log(final_metrics(self.run), 0)
         for path in artifacts:
             if path.is_dir():
                 self.client.log_artifacts(self.id, str(path), artifact_path=path.name)
             else:
                 self.client.log_artifact(self.id, str(path))
-        try:
-            if model is not None:
-                self._log_model(model)
-        finally:
-            self.client.set_terminated(self.id)
+        if model is not None:
+            self._log_model(model)
+
+    def close(self, outcome: Outcome) -> None:
+        """Mark the MLflow run as finished, failed or killed."""
+        if self.id:
+            self.client.set_terminated(self.id, outcome)
 
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "tutelage")
@@ -222,46 +282,46 @@ class MLflow:
 
 
 class Tracked:
-    """Another progress, whose epochs a tracker is told too."""
+    """A progress that also passes each epoch on to a tracker."""
 
     def __init__(self, progress: Progress, tracker: Tracker) -> None:
         self.progress = progress
         self.tracker = tracker
 
     def say(self, text: str) -> None:
-        """As the other."""
+        """Pass on."""
         self.progress.say(text)
 
     def begin(self, stage: str, steps: int) -> None:
-        """As the other."""
+        """Pass on."""
         self.progress.begin(stage, steps)
 
     def step(self, losses: dict[str, float], images: int) -> None:
-        """As the other."""
+        """Pass on."""
         self.progress.step(losses, images)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """The other and the tracker."""
+        """Pass the epoch on to both."""
         self.progress.epoch(row)
         self.tracker.on_epoch(row)
 
     def end(self) -> None:
-        """As the other."""
+        """Pass on."""
         self.progress.end()
 
     def table(self, table: Tabular) -> None:
-        """As the other."""
+        """Pass on."""
         self.progress.table(table)
 
 
 def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """``distill/val/top1`` and so on: every figure of a row of ``metrics.jsonl``."""
+    """Every figure of a row of ``metrics.jsonl``, named ``distill/val/top1`` and so on."""
     figures = flat({k: v for k, v in row.items() if k not in NO_METRICS}, "/")
     return {f"{row['stage']}/{name}": float(value) for name, value in figures.items() if _is_number(value)}
 
 
 def final_metrics(run: Run) -> dict[str, float]:
-    """``test/distilled/top1`` and so on, of every model in ``comparison.json``; nothing where it is not there."""
+    """Figures of every model in ``comparison.json``, named ``test/distilled/top1`` and so on; none without it."""
     rows = read_json(run.comparison)["rows"] if run.comparison.exists() else []
     return {f"test/{r['role']}/{k}": float(r[k]) for r in rows for k in FIGURES if _is_number(r.get(k))}
 
@@ -276,7 +336,7 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow's and Alembic's chatter about the tables they make."""
+    """Silence what MLflow and Alembic print about the tables that they make."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""What ran, and on what: kept with every run, so that a figure can be traced."""
+"""The versions of the packages and the machine that a run was made with, so that its figures can be traced."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from tutelage.core.runtime import gpu_name
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "torchmetrics", "numpy", "pillow")
 
 
-def versions(command: str) -> dict[str, Any]:
-    """Versions of the packages that decide figures, the machine, the time and the command."""
+def versions(command: str, processes: int = 1) -> dict[str, Any]:
+    """Versions of the packages that decide figures, the machine, the time and the command.
+
+    Args:
+        command: that began the run.
+        processes: that it began in, as a launcher started them.
+    """
     return {
         **{name: metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -24,6 +29,7 @@ def versions(command: str) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "gpu": gpu_name(),
+            "processes": processes,
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

@@ -100,13 +100,12 @@ def _timed_rows(contestants: Sequence[ModelEntry], context: Context) -> list[Row
     only, take the first one's figures, so that none is ranked by a lucky measurement.
     """
     rows = [Row(one.model.spec) for one in contestants]
-    if context.runtime.is_main:
-        with made_once(context, context.run.speed, lambda: _speed_key(contestants, context)) as there:
-            if there:
-                rows = [Row.from_dict(row) for row in entry(context.run.speed, "rows")]
-            else:
-                rows = _measured_rows(contestants, context.runtime.device)
-                write_json(context.run.speed, {"rows": Table(rows).records()})
+    with made_once(context, context.run.speed, lambda: _speed_key(contestants, context)) as there:
+        if there:
+            rows = [Row.from_dict(row) for row in entry(context.run.speed, "rows")]
+        elif context.runtime.is_main:
+            rows = _measured_rows(contestants, context.runtime.device)
+            write_json(context.run.speed, {"rows": Table(rows).records()})
     context.runtime.wait()
     return rows
 
