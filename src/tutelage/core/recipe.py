@@ -131,7 +131,7 @@ class LossRecipe(Component):
     """What the student is asked to match: weight * loss + label_weight * cross-entropy, or a list of terms."""
 
     name: str = "kl"
-    temperature: Positive = 2.0
+    temperature: Positive | None = None  # of the soft targets; null: the loss's own default
     weight: NonNegative = 1.0
     label_weight: NonNegative = 0.5
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the hard labels
