@@ -29,7 +29,8 @@ class Counters:
         sums: of each loss term over the images of this epoch.
         targets: the same of figures about the teacher's targets.
         images: of this epoch.
-        correct: of them, those that the student in training classified rightly.
+        counted: of them, those that have a label and were not mixed with another.
+        correct: of those, the ones that the student in training classified rightly.
         seconds: of this epoch.
     """
 
@@ -42,14 +43,16 @@ class Counters:
     sums: dict[str, float] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
     images: int = 0
+    counted: int = 0
     correct: int = 0
     seconds: float = 0.0
 
     def add(self, figures: dict[str, float], images: int) -> None:
         """Count a step: means over its images by name."""
+        self.counted += round(figures["counted"] * images)
         self.correct += round(figures["right"] * images)
         for name, value in figures.items():
-            if name != "right":
+            if name not in {"counted", "right"}:
                 sums = self.targets if name.startswith(ABOUT_TARGETS) else self.sums
                 sums[name] = sums.get(name, 0.0) + value * images
         self.images += images
@@ -66,7 +69,7 @@ class Counters:
         return {
             "step": self.updates,
             "loss": {"total": loss.pop("loss", None), **loss},
-            "train_top1": 100 * self.correct / images,
+            "train_top1": 100 * self.correct / self.counted if self.counted else None,
             "targets": _targets_row(self.targets, images),
             "images_per_s": images / max(self.seconds, 1e-9),
             "seconds": self.seconds,
@@ -75,7 +78,8 @@ class Counters:
 
     def next_epoch(self) -> None:
         """Begin the sums anew."""
-        self.sums, self.targets, self.images, self.correct, self.seconds = {}, {}, 0, 0, 0.0
+        self.sums, self.targets, self.seconds = {}, {}, 0.0
+        self.images = self.counted = self.correct = 0
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
@@ -96,7 +100,10 @@ def step_figures(
     targets: Outputs | None,
     temperature: float,
 ) -> dict[str, Tensor]:
-    """Each loss term, the share of right answers, and figures about the targets, as means over a batch.
+    """Each loss term, the shares of counted and of right answers, and figures about the targets: means over a batch.
+
+    An image counts for the training accuracy where it has a label and shows one class alone: what is right for a
+    mixture of two is not defined.
 
     Args:
         losses: of a `Distiller`.
@@ -106,12 +113,13 @@ def step_figures(
         targets: the teacher's outputs.
         temperature: at which the targets are softened.
     """
-    right = (losses["logits"].detach().argmax(1) == labels).float().mean()
+    counted = (labels >= 0) if lam == 1 else torch.zeros_like(labels, dtype=torch.bool)
+    right = counted & (losses["logits"].detach().argmax(1) == labels)
     figures = {name: value.detach() for name, value in losses.items() if name != "logits"}
     logits = targets.logits if targets else None
     if isinstance(logits, Tensor):  # nothing is known of targets cut to the largest classes
         figures |= _about_targets(logits, dominant_labels(labels, other_labels, lam), temperature)
-    return {**figures, "right": right}
+    return {**figures, "counted": counted.float().mean(), "right": right.float().mean()}
 
 
 def _about_targets(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Tensor]:
