@@ -295,3 +295,14 @@ def test_a_clock_that_jumps_changes_nothing(
     trained = unbroken(tmp_path)
     assert same(trained.states["last"], reference.states["last"])
     assert all(0 < row["seconds"] < 600 for row in trained.rows)
+
+
+def test_a_head_warmup_leaves_the_body_with_its_statistics(tmp_path: Path) -> None:
+    """The body was frozen, and its BatchNorm statistics moved all the same."""
+    stage = small_stage(epochs=1, head_warmup_epochs=1)
+    start = state_of(stage.model.module)
+    after = train(stage, small_context(tmp_path)).states["last"]
+    assert {name for name in after if not after[name].equal(start[name])} == {
+        "classifier.weight",
+        "classifier.bias",
+    }

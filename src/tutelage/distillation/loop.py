@@ -253,7 +253,7 @@ class Trainer:
             self.head_only = head_only
             self.wrapped = self.runtime.accelerator.prepare_model(self.distiller)
         self.wrapped.train()
-        if stage.head_only or self.settings.frozen_batchnorm:
+        if head_only or self.settings.frozen_batchnorm:  # a body that does not learn keeps its statistics
             for module in self.student.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
