@@ -306,3 +306,27 @@ def test_a_head_warmup_leaves_the_body_with_its_statistics(tmp_path: Path) -> No
         "classifier.weight",
         "classifier.bias",
     }
+
+
+@pytest.mark.parametrize("metric", ["top1", "nll"])
+def test_the_best_epoch_is_that_of_the_metric(
+    tmp_path: Path, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was by top-1, whatever the selection went by."""
+    found = iter([{"top1": 70.0, "nll": 1.0}, {"top1": 60.0, "nll": 0.5}])
+    monkeypatch.setattr("tutelage.distillation.loop.validate", lambda *_: next(found) | {"loss": 0.0})
+    stage = replace(small_stage(epochs=2, ema=0), metric=metric)
+    states: list[dict[str, Tensor]] = []
+
+    class EachEpoch(Silent):
+        def epoch(self, row: dict[str, Any]) -> None:
+            states.append(state_of(stage.model.module))
+
+    best = train(stage, small_context(tmp_path, EachEpoch())).states["best"]
+    assert same(best, states[0 if metric == "top1" else 1])
+
+
+def test_the_rate_of_record_is_the_head_s_under_layer_decay(tmp_path: Path) -> None:
+    """It was the lowest layer's."""
+    stage = small_stage(epochs=1, layer_decay=0.5, schedule="constant", lr=1e-3)
+    assert train(stage, small_context(tmp_path)).rows[0]["lr"] == pytest.approx(1e-3)

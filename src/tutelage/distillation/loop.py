@@ -36,6 +36,7 @@ from tutelage.distillation.optim import make_optimizer, make_schedule
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
 from tutelage.distillation.validation import labels_in_head, validate
+from tutelage.evaluation.quality import merit
 from tutelage.models.depthwise import quick_depthwise
 
 OnEpoch = Callable[[list[dict[str, Any]]], None]
@@ -271,13 +272,13 @@ class Trainer:
             "stage": stage.name,
             "epoch": at.epoch,
             "epochs": self.settings.epochs,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),  # with layer decay the head's
             "val": val,
             "ema_val": self._validate(self.ema.module) if self.ema else None,
             **at.row(),
         }
-        if val["top1"] > at.best:
-            at.best, self.best = val["top1"], state_of(self.student)
+        if (found := list(merit(val, stage.metric))) > at.best:
+            at.best, self.best = found, state_of(self.student)
         at.rows.append(row)
         if self.runtime.is_main:
             self.on_epoch(at.rows)

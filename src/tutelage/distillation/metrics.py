@@ -24,7 +24,7 @@ class Counters:
         step: steps of this epoch.
         updates: steps in all.
         bad_steps: steps whose loss or gradient was not finite.
-        best: merit of the best epoch.
+        best: merit of the best epoch, see `evaluation.quality.merit`.
         rows: of all finished epochs.
         sums: of each loss term over the images of this epoch.
         targets: the same of figures about the teacher's targets.
@@ -38,7 +38,7 @@ class Counters:
     step: int = 0
     updates: int = 0
     bad_steps: int = 0
-    best: float = -math.inf
+    best: list[float] = field(default_factory=lambda: [-math.inf, -math.inf])
     rows: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
@@ -83,13 +83,13 @@ class Counters:
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**vars(self), "best": self.best if math.isfinite(self.best) else None}
+        return {**vars(self), "best": [value if math.isfinite(value) else None for value in self.best]}
 
     @classmethod
     def read(cls, record: dict[str, Any]) -> Counters:
         """The inverse of `record`."""
-        best = record["best"]
-        return cls(**{**record, "best": -math.inf if best is None else best})
+        best = [-math.inf if value is None else value for value in record["best"]]
+        return cls(**{**record, "best": best})
 
 
 def step_figures(

@@ -33,6 +33,7 @@ class Stage:
         views: distinct views an image; None: a new one each epoch.
         val_targets: (N, C) teacher's logits on val, for the loss there.
         head_only: the body is frozen and in eval mode.
+        metric: by which an epoch is the best on val: ``top1`` or ``nll``.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Stage:
     views: int | None = None
     val_targets: Tensor | None = None
     head_only: bool = False
+    metric: str = "top1"
 
 
 @dataclass(frozen=True)

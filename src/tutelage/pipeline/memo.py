@@ -89,6 +89,7 @@ def stage_key(stage: Stage, context: Context) -> dict[str, Any]:
         "state": state_digest(module.state_dict()),
         "input": stage.model.input_spec.to_dict(),
         "images": [stage.train.digest(), stage.val.digest()],
+        "metric": stage.metric,
         "head": [stage.head_only, stage.head_index.tolist()],
         "machine": [context.runtime.precision, context.runtime.device.type],
     }

@@ -64,6 +64,7 @@ def _fit(work: Work, name: str, model: Model, fit: FitRecipe, head_only: bool = 
         work.splits.val,
         work.class_mapping.index,
         head_only=head_only,
+        metric="nll",  # as for the choice below: a teacher is used for its probabilities
     )
     return train_once(stage, work.context)
 

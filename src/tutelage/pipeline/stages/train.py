@@ -89,6 +89,7 @@ def _stage(work: Work, name: str, subset: Subset) -> Stage:
         work.splits.val,
         work.class_mapping.index,
         views=recipe.targets.views,
+        metric=recipe.selection.metric,
     )
 
 
