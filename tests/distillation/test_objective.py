@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers.stages import network
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import LossRecipe, parse_recipe
 from tutelage.distillation.losses import KL, CrossEntropy, FeatureMSE, TermBatch, hard_label_loss, kl
-from tutelage.distillation.objective import Objective, soft_temperature, terms_of
+from tutelage.distillation.objective import Objective, body_state, soft_temperature, terms_of
 from tutelage.distillation.outputs import Outputs
 from tutelage.models.features import NetworkInfo
 
@@ -95,6 +96,17 @@ def test_l2_sp_pulls_what_has_a_start() -> None:
     start = {"weight": student.weight.detach() + 1}
     found = Objective([CrossEntropy()], l2_sp=0.5, start=start)(batch(), student)
     assert found["l2_sp"].item() == pytest.approx(0.25 * 2)
+
+
+def test_l2_sp_leaves_the_head_alone() -> None:
+    """It pulled a new head to what a fit of a few epochs had made of it."""
+    model = network("test_efficientnet", 0)
+    body = body_state(model, model.module.state_dict(), torch.device("cpu"))
+    names = dict(model.module.named_parameters())
+    assert set(names) - set(body) == {"classifier.weight", "classifier.bias"}
+    for name, parameter in names.items():  # as in a head warm-up: nothing is left to pull
+        parameter.requires_grad_(name not in body)
+    assert Objective([CrossEntropy()], l2_sp=1.0, start=body)(batch(), model.module)["l2_sp"] == 0
 
 
 @pytest.mark.parametrize(

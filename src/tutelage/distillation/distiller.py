@@ -13,8 +13,9 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.distillation.losses import KL, CrossEntropy, Term, TermBatch
 from tutelage.distillation.objective import Objective
 from tutelage.distillation.outputs import Outputs
-from tutelage.distillation.teacher import TargetSource, Teacher, as_model, device_of
+from tutelage.distillation.teacher import TargetSource, Teacher, as_model
 from tutelage.models.features import network_info, run_with_features
+from tutelage.models.heads import device_of
 from tutelage.models.source import Model
 
 

@@ -13,6 +13,8 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import LossRecipe
 from tutelage.distillation.losses import CrossEntropy, LogitTerm, Term, TermBatch, make_term
 from tutelage.models.features import Layer, NetworkInfo
+from tutelage.models.heads import device_of
+from tutelage.models.source import Model
 
 
 class Objective(nn.Module):
@@ -99,7 +101,23 @@ class Objective(nn.Module):
             for name, parameter in student.named_parameters()
             if name in self.start and parameter.requires_grad
         ]
-        return torch.stack(squares).sum()
+        # none while the head alone learns
+        return torch.stack(squares).sum() if squares else torch.zeros((), device=device_of(student))
+
+
+def body_state(model: Model, state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The parameters of a state that L2-SP pulls to: all but the head's.
+
+    A head is new to the data more often than not; its start is then a short fit, and no knowledge worth keeping.
+
+    Args:
+        model: tells which parameters are its head's.
+        state: of its module.
+        device: where the parameters go.
+    """
+    head = {id(parameter) for parameter in model.head_parameters()}
+    body = {name for name, parameter in model.module.named_parameters() if id(parameter) not in head}
+    return {name: tensor.to(device) for name, tensor in state.items() if name in body}
 
 
 def terms_of(recipe: LossRecipe) -> list[Term]:

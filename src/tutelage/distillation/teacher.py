@@ -27,6 +27,7 @@ from tutelage.models.digest import state_digest
 from tutelage.models.features import Layer, NetworkInfo, network_info, run_with_features
 from tutelage.models.fold import for_inference
 from tutelage.models.registry import load_model
+from tutelage.models.heads import device_of
 from tutelage.models.source import Model
 
 
@@ -224,8 +225,3 @@ def as_model(model: Model | nn.Module | str) -> Model:
     name = type(model).__name__
     spec = InputSpec.of(getattr(model, "pretrained_cfg", None) or {})
     return Model(name, name, model, spec, None, None, "module", pretrained=True)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a network's parameters lie; the CPU where it has none."""
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

@@ -12,7 +12,7 @@ from tutelage.data.joined import join
 from tutelage.data.splits import Subset
 from tutelage.distillation.checkpoint import State, state_of
 from tutelage.distillation.losses import CrossEntropy
-from tutelage.distillation.objective import Objective, label_smoothing_of, terms_of
+from tutelage.distillation.objective import Objective, body_state, label_smoothing_of, terms_of
 from tutelage.distillation.selection import Choice, choose
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
@@ -77,7 +77,7 @@ def _stage(work: Work, name: str, subset: Subset) -> Stage:
     terms = (
         terms_of(recipe.loss) if name == "distill" else [CrossEntropy(1.0, label_smoothing_of(recipe.loss))]
     )
-    start = {name: tensor.to(work.device) for name, tensor in work.start.items()}
+    start = body_state(work.student, work.start, work.device) if recipe.train.l2_sp else {}
     objective = Objective(terms, l2_sp=recipe.train.l2_sp, start=start)
     return Stage(
         name,
