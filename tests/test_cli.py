@@ -1,5 +1,6 @@
 """The command line as a user runs it: bad input is one line on stderr and exit code 2."""
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -10,6 +11,9 @@ import pytest
 from PIL import Image
 
 from tutelage.cli import main
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import Recipe
+from tutelage.core.run_dir import Run
 
 TINY_FLAGS = [
     "teacher.resolution=32", "student.resolution=32", "preflight.allow_weak_teacher=true", "data.workers=0",
@@ -48,6 +52,132 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"tutelage {metadata.version('tutelage')}\n"
+
+
+# --- help
+
+
+def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
+    """What a command shows of itself, without the frame's lines and breaks."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(list(words))
+    shown = capsys.readouterr()
+    return " ".join((shown.out + shown.err).replace("│", " ").split())
+
+
+def test_help_groups_commands_by_what_people_do_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    found = re.findall(r"^(?:╭─ ([\w ]+) ─|│ (\w+) )", capsys.readouterr().out, re.MULTILINE)
+    assert [title or command for title, command in found] == [
+        "Options", "Start", "quickstart", "distill", "compare", "Look at results", "report", "watch", "verify",
+        "Deploy", "export", "predict", "Go further", "resume", "study",
+    ]  # fmt: skip
+
+
+def test_distill_without_arguments_shows_its_help_and_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "Usage:" in helped(capsys, monkeypatch, "distill")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_defaults_that_help_names_are_those_of_recipes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe()
+    text = helped(capsys, monkeypatch, "distill", "--help")
+    for value in (recipe.teacher.model, recipe.student.model, recipe.data.train, recipe.train.epochs, "3e-4"):
+        assert f"[default: ({value}, or as in RECIPE)]" in text
+    assert recipe.train.lr == 3e-4
+    assert recipe.control
+    assert (recipe.export.int8, recipe.export.max_drop) == (True, 1)
+    text = helped(capsys, monkeypatch, "export", "--help")
+    assert "(--int8, or as in RUN)" in text
+    assert "(1, or as in RUN)" in text
+
+
+def test_check_is_still_a_name_of_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("verify", "check"):
+        assert "not a run directory" in refused([command, str(tmp_path)], capsys)
+
+
+# --- options are values
+
+
+def begun(monkeypatch: pytest.MonkeyPatch, *words: str) -> Recipe:
+    """The recipe that a command begins its run with."""
+    seen: list[Recipe] = []
+
+    def begin(recipe: Recipe, *_: object) -> None:
+        seen.append(recipe)
+        raise TutelageError("far enough")
+
+    monkeypatch.setattr("tutelage.pipeline.run.begin", begin)
+    with pytest.raises(SystemExit):
+        main(["distill", *words])
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["folder:/set #2", "20240501", "1e5", "on", "null", "0123", "nan", "[a, b]", "a: b", "&a", "1.10"]
+)
+def test_an_option_is_taken_as_it_is(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"--{option}={text}" for option in ("teacher", "student", "data", "name")]
+    recipe = begun(monkeypatch, *words, "--lr", "1e-3", "--epochs", "3")
+    assert (recipe.teacher.model, recipe.student.model, recipe.data.train, recipe.name) == (text,) * 4
+    assert (recipe.train.lr, recipe.train.epochs) == (1e-3, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--teacher", "X", "teacher.model=Y"], "--teacher X and teacher.model=Y disagree; give one of them"),
+        (["--teacher", "X", "teacher=Y"], "--teacher X and teacher=Y disagree"),
+        (["--epochs", "3", "train.epochs=5"], "--epochs 3 and train.epochs=5 disagree"),
+        (["--epochs", "3", "train={epochs: 5}"], "--epochs 3 and train={epochs: 5} disagree"),
+        (["--no-control", "control=true"], "--no-control and control=true disagree"),
+        (["--control", "control=false"], "--control and control=false disagree"),
+    ],
+)
+def test_an_option_and_an_override_that_disagree_are_refused(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert line in refused(["distill", *words], capsys)
+
+
+def test_an_option_and_an_override_may_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--lr", "0.001", "train.lr=1e-3", "--teacher", "X", "teacher.resolution=64"]
+    recipe = begun(monkeypatch, *words)
+    assert (recipe.train.lr, recipe.teacher.model, recipe.teacher.resolution) == (1e-3, "X", 64)
+
+
+def test_options_change_what_a_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("control: false\nteacher: resnet50\nname: 20240501\n")
+    assert begun(monkeypatch, str(path)).control is False
+    recipe = begun(monkeypatch, str(path), "--control", "--export", "--teacher", "X")
+    assert (recipe.control, recipe.export.enabled, recipe.teacher.model) == (True, True, "X")
+    assert recipe.name == "20240501"
+
+
+def test_a_rejected_file_of_one_seed_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeds(recipe: Recipe, run: Run, *_: object) -> dict[str, str]:
+        (run.path / "seed-1" / "deploy" / "rejected").mkdir(parents=True)
+        return {"sentence": ""}
+
+    monkeypatch.setattr("tutelage.pipeline.seeds.distill_seeds", seeds)
+    with pytest.raises(SystemExit) as ended:
+        main(distil(tmp_path, "--seeds", "2", "--name", "two"))
+    assert ended.value.code == 1
+
+
+# --- bad input
 
 
 def test_unknown_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,28 +1,30 @@
-"""The command line: parse, call, print. Heavy imports are inside the commands: `--help` is instant."""
+"""The command line: parse, call, print. Heavy imports are inside the commands, so that `--help` is instant."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tutelage.core.errors import TutelageError
 
 if TYPE_CHECKING:
-    from tutelage.core.progress import Progress
     from tutelage.core.recipe import Recipe
     from tutelage.core.run_dir import Run
 
 app = typer.Typer(
-    help="Distil a big image classifier into a small one, prove what came of it, and get a deployable file.",
+    help="Distil a large image classifier into a small one, measure what the teacher added, and export the student.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
+# The panels of `tutelage --help`, in the order in which people come to need them.
+START, LOOK, DEPLOY, FURTHER = "Start", "Look at results", "Deploy", "Go further"
 
-def _say_version(wanted: bool) -> None:
+
+def _show_version(wanted: bool) -> None:
     if wanted:
         from tutelage import __version__
 
@@ -34,34 +36,142 @@ def _say_version(wanted: bool) -> None:
 def _program(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and leave."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """What stands before a command."""
+    """Options that stand before a command."""
 
 
-Runs = Annotated[Path, typer.Option(help="Where run directories are made.")]
+def _option(text: str, default: str | bool, name: str = "", **limits: Any) -> Any:
+    """An option whose default is found elsewhere, described in words; False: there is none to show."""
+    names = [name] if name else []
+    return typer.Option(*names, help=text, show_default=default, **limits)
+
+
+Runs = Annotated[Path, typer.Option(help="Directory in which run directories are created.")]
 ProgressOption = Annotated[
     str,
-    typer.Option("--progress", help="rich (for people), json (a line an event) or none; auto by terminal."),
+    typer.Option(
+        "--progress", help="rich (progress bars), json (one object per line) or none; auto is rich."
+    ),
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=START)
+def quickstart(
+    name: Annotated[str, typer.Option(help="Name of the run directory.")] = "quickstart",
+    runs: Runs = Path("runs"),
+    progress: ProgressOption = "auto",
+) -> None:
+    """Run a complete distillation on a small bundled data set, in a few minutes."""
+    from tutelage.core.run_dir import Run
+    from tutelage.pipeline.quickstart import quickstart_recipe
+    from tutelage.pipeline.run import begin
+
+    recipe = quickstart_recipe().model_copy(update={"name": name})
+    done = Run(runs / name)
+    _distill(recipe, done if done.versions.exists() else begin(recipe, runs, "tutelage quickstart"), progress)
+
+
+@app.command(rich_help_panel=START, no_args_is_help=True)
+def distill(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A recipe (YAML file), and keys of it to change, such as train.batch_size=32.",
+            metavar="[RECIPE] [KEY=VALUE]...",
+            show_default=False,
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None, _option("Teacher, as NAME@WEIGHTS.", "tf_efficientnet_lite2, or as in RECIPE")
+    ] = None,
+    student: Annotated[
+        str | None, _option("Student, as NAME@WEIGHTS.", "tf_efficientnet_lite0, or as in RECIPE")
+    ] = None,
+    data: Annotated[
+        str | None, _option("Training images, as KIND:WHERE or a path.", "digits, or as in RECIPE")
+    ] = None,
+    epochs: Annotated[int | None, _option("Passes over the training images.", "10, or as in RECIPE")] = None,
+    lr: Annotated[float | None, _option("Learning rate after warm-up.", "3e-4, or as in RECIPE")] = None,
+    name: Annotated[
+        str | None, _option("Name of the run directory.", "as in RECIPE, or models and time")
+    ] = None,
+    control: Annotated[
+        bool | None,
+        _option(
+            "Also train with labels only, to measure what the teacher adds.",
+            "--control, or as in RECIPE",
+            name="--control/--no-control",
+        ),
+    ] = None,
+    with_files: Annotated[
+        bool,
+        _option(
+            "Also write deployment files and verify them; the exit code is 1 if one fails.",
+            "off, or as in RECIPE",
+            name="--export",
+        ),
+    ] = False,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Serve a page that follows the run, on this machine only.")
+    ] = False,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of training seeds; several give mean and spread.")
+    ] = 1,
+    runs: Runs = Path("runs"),
+    progress: ProgressOption = "auto",
+) -> None:
+    """Distil a teacher into a student, and compare the result with start, control and teacher."""
+    from tutelage.core.recipe import load_recipe
+    from tutelage.pipeline.run import begin
+
+    words = list(words or [])
+    path = Path(words.pop(0)) if words and "=" not in words[0] else None
+    options = {
+        "--teacher": ("teacher.model", teacher),
+        "--student": ("student.model", student),
+        "--data": ("data.train", data),
+        "--epochs": ("train.epochs", epochs),
+        "--lr": ("train.lr", lr),
+        "--name": ("name", name),
+        "--control" if control else "--no-control": ("control", control),
+        "--export": ("export.enabled", with_files or None),
+    }
+    recipe = load_recipe(path, words, options)
+    run = begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds)
+    if watching:
+        from tutelage.report.server import Server
+
+        server = Server(run.path)
+        server.start()
+        print(f"{server.url} follows {run.path}", file=sys.stderr, flush=True)
+    _distill(recipe, run, progress)
+
+
+@app.command(rich_help_panel=START)
 def compare(
     models: Annotated[
-        list[str], typer.Argument(help="NAME@WEIGHTS each; the others are held against the first.")
+        list[str], typer.Argument(help="Models, as NAME@WEIGHTS; the others are compared with the first.")
     ],
-    data: Annotated[str | None, typer.Option(help="KIND:WHERE of labelled images.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.", dir_okay=False)] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the rows here.", dir_okay=False)] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table here.", dir_okay=False)] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch, for the throughput.")] = 32,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; the best there is.")] = None,
-    deploy: Annotated[bool, typer.Option("--deploy", help="Also as ONNX, OpenVINO and int8 files.")] = False,
+    data: Annotated[
+        str | None, _option("Labelled images, as KIND:WHERE or a path.", "none: no accuracy")
+    ] = None,
+    json: Annotated[Path | None, _option("Write the table as JSON.", False, dir_okay=False)] = None,
+    csv: Annotated[Path | None, _option("Write the table as CSV.", False, dir_okay=False)] = None,
+    markdown: Annotated[Path | None, _option("Write the table as Markdown.", False, dir_okay=False)] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per batch when throughput is measured.")
+    ] = 32,
+    threads: Annotated[int | None, _option("Number of CPU threads.", "PyTorch's choice", min=1)] = None,
+    device: Annotated[
+        str | None, _option("Device to measure on: cpu, cuda or mps.", "the fastest there is")
+    ] = None,
+    deploy: Annotated[
+        bool, typer.Option("--deploy", help="Also measure each model as ONNX, OpenVINO and int8 files.")
+    ] = False,
 ) -> None:
-    """Size, speed and quality of any models, side by side."""
+    """Compare size, speed and accuracy of any models, side by side."""
     from rich.console import Console
 
     from tutelage.core.files import write_json, write_text
@@ -83,78 +193,47 @@ def compare(
         write_text(markdown, table.markdown())
 
 
-@app.command()
-def distill(
-    words: Annotated[
-        list[str] | None,
+@app.command(rich_help_panel=LOOK)
+def report(
+    runs: Annotated[
+        list[Path],
         typer.Argument(
-            help="A recipe.yaml, and overrides such as train.epochs=5.", metavar="[RECIPE] [KEY=VALUE]..."
+            help="One run directory, several, or a directory of runs such as a study's.", metavar="RUN..."
         ),
+    ],
+    out: Annotated[
+        Path | None,
+        _option("File for the page of several runs.", "report.html in the current directory", dir_okay=False),
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="NAME@WEIGHTS of the teacher.")] = None,
-    student: Annotated[str | None, typer.Option(help="NAME@WEIGHTS of the student.")] = None,
-    data: Annotated[str | None, typer.Option(help="KIND:WHERE of the images.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the run directory.")] = None,
-    control: Annotated[
-        bool, typer.Option(help="Also train with labels only, to tell what the teacher adds.")
-    ] = True,
-    with_files: Annotated[
-        bool, typer.Option("--export", help="Also deployed files, checked; exit code 1 where one fails.")
-    ] = False,
-    watching: Annotated[
-        bool, typer.Option("--watch", help="Serve the run's page to this machine's browsers while it goes.")
-    ] = False,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Repeat with so many seeds: mean, sd, pooled interval.")
-    ] = 1,
-    runs: Runs = Path("runs"),
-    progress: ProgressOption = "auto",
 ) -> None:
-    """Distil a teacher into a student, and prove what came of it."""
-    from tutelage.core.recipe import load_recipe
-    from tutelage.pipeline.run import begin
+    """Write the page of a run again, or one page that compares several runs."""
+    from tutelage.report.build import report as make_page
 
-    flags = {
-        "teacher.model": teacher,
-        "student.model": student,
-        "data.train": data,
-        "train.epochs": epochs,
-        "train.lr": lr,
-        "name": name,
-        "control": None if control else False,
-        "export.enabled": with_files or None,
-    }
-    words = list(words or [])
-    path = Path(words.pop(0)) if words and "=" not in words[0] else None
-    recipe = load_recipe(path, [*words, *(f"{k}={v}" for k, v in flags.items() if v is not None)])
-    run = begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds)
-    if watching:
-        from tutelage.report.server import Server
-
-        server = Server(run.path)
-        server.start()
-        print(f"{server.url} follows {run.path}", file=sys.stderr, flush=True)
-    _distill(recipe, run, progress)
+    print(make_page(runs, out))
 
 
-@app.command()
-def resume(
-    run: Annotated[Path, typer.Argument(help="The directory of a run that was stopped.")],
-    progress: ProgressOption = "auto",
+@app.command(rich_help_panel=LOOK)
+def watch(
+    run: Annotated[Path, typer.Argument(help="Directory of a run or a study, finished or not.")],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="TCP port of the server; 0 takes any free one.")
+    ] = 0,
 ) -> None:
-    """Go on with a run where it was stopped."""
-    from tutelage.core.recipe import load_recipe
-    from tutelage.core.run_dir import Run
+    """Serve a page that follows a run, on this machine only. Stop it with Ctrl-C."""
+    from contextlib import suppress
 
-    opened = Run.open(run)
-    _distill(load_recipe(opened.recipe), opened, progress)
+    from tutelage.report.server import Server
+
+    server = Server(run, port)
+    print(f"{server.url} follows {run}; stop it with Ctrl-C", flush=True)
+    with suppress(KeyboardInterrupt):
+        server.serve_forever()
 
 
-@app.command()
-def check(run: Annotated[Path, typer.Argument(help="The directory of a run that has ended.")]) -> None:
-    """Tell whether a run's files are as the run left them; exit code 1 where one is not."""
+@app.command(rich_help_panel=LOOK)
+@app.command("check", hidden=True)  # the name of `verify` in earlier versions
+def verify(run: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
+    """Verify that no file of a run has changed since its end; the exit code is 1 if one has."""
     from tutelage.core.run_dir import Run
     from tutelage.pipeline.verify import check as compare_digests
 
@@ -165,85 +244,29 @@ def check(run: Annotated[Path, typer.Argument(help="The directory of a run that 
         raise SystemExit(1)
 
 
-@app.command()
-def quickstart(
-    name: Annotated[str, typer.Option(help="Of the run directory.")] = "quickstart",
-    runs: Runs = Path("runs"),
-    progress: ProgressOption = "auto",
-) -> None:
-    """The main job on the bundled digits, in a few minutes."""
-    from tutelage.core.run_dir import Run
-    from tutelage.pipeline.quickstart import quickstart_recipe
-    from tutelage.pipeline.run import begin
-
-    recipe = quickstart_recipe().model_copy(update={"name": name})
-    done = Run(runs / name)
-    _distill(recipe, done if done.versions.exists() else begin(recipe, runs, "tutelage quickstart"), progress)
-
-
-@app.command()
-def study(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            help="A study's YAML file, and overrides of its base recipe.", metavar="STUDY [KEY=VALUE]..."
-        ),
-    ],
-    trials: Annotated[
-        int | None, typer.Option(min=1, help="In all, variants first; in place of the file's.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the study's directory.")] = None,
-    studies: Annotated[Path, typer.Option(help="Where studies' directories are made.")] = Path("studies"),
-    progress: ProgressOption = "auto",
-) -> None:
-    """Run many variants of a recipe and rank them; start it again, or several times at once, to go on."""
-    try:
-        from tutelage.distillation.stop import Interrupted
-        from tutelage.pipeline.study.plan import load_study
-        from tutelage.pipeline.study.worker import run_study
-    except ModuleNotFoundError as error:
-        raise TutelageError(f"{error.name} is not installed; `pip install 'tutelage[study]'`") from None
-
-    plan = load_study(Path(words[0]), words[1:], trials=trials, name=name)
-    reporter = _progress(progress)
-    try:
-        found = run_study(plan, studies, reporter, " ".join(["tutelage", *sys.argv[1:]]))
-    except Interrupted:
-        reporter.say("stopped; everything is kept: go on with the same command")
-        raise SystemExit(130) from None
-    reporter.table(found)
-    reporter.say(found.sentence())
-
-
-@app.command()
-def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="A run, several, or a directory of them such as a study's.", metavar="RUN..."),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Where the page of several runs goes.", dir_okay=False)
-    ] = None,
-) -> None:
-    """Make a run's page again, or lay several runs side by side on one."""
-    from tutelage.report.build import report as make_page
-
-    print(make_page(runs, out))
-
-
-@app.command()
+@app.command(rich_help_panel=DEPLOY)
 def export(
     what: Annotated[
-        str, typer.Argument(help="The directory of a run, or NAME@WEIGHTS.", metavar="RUN|MODEL")
+        str, typer.Argument(help="Run directory, or a model as NAME@WEIGHTS.", metavar="RUN|MODEL")
     ],
-    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="Also files in int8.")] = None,
-    data: Annotated[str | None, typer.Option(help="KIND:WHERE of a MODEL's images.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where; RUN/deploy, or MODEL's name.")] = None,
+    int8: Annotated[
+        bool | None,
+        _option(
+            "Also write files quantised to 8-bit integers.",
+            "--int8, or as in RUN",
+            name="--int8/--no-int8",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, _option("Labelled images for MODEL, as KIND:WHERE or a path.", "as in RUN")
+    ] = None,
+    out: Annotated[Path | None, _option("Directory to write to.", "RUN/deploy, or MODEL-deploy")] = None,
     max_drop: Annotated[
-        float | None, typer.Option(min=0, help="Points of top-1 that a file may lose; as the RUN says, or 1.")
+        float | None,
+        _option("Largest accepted loss of top-1, in percentage points.", "1, or as in RUN", min=0),
     ] = None,
 ) -> None:
-    """Write ONNX and OpenVINO files of a model, and check them; exit code 1 where one fails."""
+    """Write a model as ONNX and OpenVINO files, and verify them; the exit code is 1 if one fails."""
     from rich.console import Console
 
     from tutelage.deploy.command import export_named
@@ -258,14 +281,14 @@ def export(
         raise SystemExit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=DEPLOY)
 def predict(
-    directory: Annotated[Path, typer.Argument(help="Written by `tutelage export`.")],
-    images: Annotated[list[Path], typer.Argument(help="Files, or folders to search through.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes an image.")] = 5,
-    json: Annotated[bool, typer.Option("--json", help="An object a line.")] = False,
+    directory: Annotated[Path, typer.Argument(help="Directory that `tutelage export` wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders to search for them.")],
+    top: Annotated[int, typer.Option(min=1, help="Number of classes shown per image.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
 ) -> None:
-    """Classify images with deployed files; needs no PyTorch. Exit code 2 where an image cannot be read."""
+    """Classify images with exported files, without PyTorch; the exit code is 2 if an image cannot be read."""
     from tutelage.deploy.predictor import Predictor, find_images
 
     predictor, failed = Predictor(directory), False
@@ -280,20 +303,54 @@ def predict(
         raise SystemExit(2)
 
 
-@app.command()
-def watch(
-    run: Annotated[Path, typer.Argument(help="The directory of a run or a study, going or not.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 0,
+@app.command(rich_help_panel=FURTHER)
+def resume(
+    run: Annotated[Path, typer.Argument(help="Directory of a run that was stopped.")],
+    progress: ProgressOption = "auto",
 ) -> None:
-    """Serve a run's page to this machine's browsers; it follows the run. Ctrl-C ends it."""
-    from contextlib import suppress
+    """Continue a run that was stopped."""
+    from tutelage.core.recipe import load_recipe
+    from tutelage.core.run_dir import Run
 
-    from tutelage.report.server import Server
+    opened = Run.open(run)
+    _distill(load_recipe(opened.recipe), opened, progress)
 
-    server = Server(run, port)
-    print(f"{server.url} follows {run}; Ctrl-C ends it", flush=True)
-    with suppress(KeyboardInterrupt):
-        server.serve_forever()
+
+@app.command(rich_help_panel=FURTHER)
+def study(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="A study (YAML file), and keys of its base recipe to change.", metavar="STUDY [KEY=VALUE]..."
+        ),
+    ],
+    trials: Annotated[
+        int | None, _option("Number of trials, variants included.", "as in STUDY", min=1)
+    ] = None,
+    name: Annotated[str | None, _option("Name of the study's directory.", "as in STUDY")] = None,
+    studies: Annotated[Path, typer.Option(help="Directory in which study directories are created.")] = Path(
+        "studies"
+    ),
+    progress: ProgressOption = "auto",
+) -> None:
+    """Run variants of a recipe and rank them. Start it again to continue, several times to share the work."""
+    try:
+        from tutelage.distillation.stop import Interrupted
+        from tutelage.pipeline.console import open_progress
+        from tutelage.pipeline.study.plan import load_study
+        from tutelage.pipeline.study.worker import run_study
+    except ModuleNotFoundError as error:
+        raise TutelageError(f"{error.name} is not installed; run `pip install 'tutelage[study]'`") from None
+
+    plan = load_study(Path(words[0]), words[1:], trials=trials, name=name)
+    reporter = open_progress(progress)
+    try:
+        found = run_study(plan, studies, reporter, " ".join(["tutelage", *sys.argv[1:]]))
+    except Interrupted:
+        reporter.say("stopped; all results are kept: continue with the same command")
+        raise SystemExit(130) from None
+    reporter.table(found)
+    reporter.say(found.sentence())
 
 
 def _distill(recipe: Recipe, run: Run, progress: str) -> None:
@@ -302,39 +359,27 @@ def _distill(recipe: Recipe, run: Run, progress: str) -> None:
     from tutelage.core.files import entry
     from tutelage.core.runtime import Runtime
     from tutelage.distillation.stop import Interrupted
+    from tutelage.pipeline.console import open_progress
     from tutelage.pipeline.run import distill as all_stations
     from tutelage.pipeline.run import show
     from tutelage.pipeline.seeds import distill_seeds
 
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # between stages too, a kill is told how to go on
-    reporter = _progress(progress if Runtime.start().is_main else "none")
+    # also between stages, a run that is terminated says how to continue
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    reporter = open_progress(progress if Runtime.start().is_main else "none")
     seeds = entry(run.versions, "seeds")
     try:
         if seeds > 1:
             reporter.say(distill_seeds(recipe, run, seeds, reporter)["sentence"])
-            return
-        all_stations(recipe, run, reporter)
+        else:
+            all_stations(recipe, run, reporter)
     except (Interrupted, KeyboardInterrupt):
-        reporter.say(f"stopped; everything is kept: go on with `tutelage resume {run.path}`")
+        reporter.say(f"stopped; all results are kept: continue with `tutelage resume {run.path}`")
         raise SystemExit(130) from None
-    show(run, reporter)
-    if (run.deploy / "rejected").exists():
+    if seeds == 1:
+        show(run, reporter)
+    if any(place.exists() for place in [run.deploy / "rejected", *run.path.glob("seed-*/deploy/rejected")]):
         raise SystemExit(1)
-
-
-def _progress(kind: str) -> Progress:
-    from rich.console import Console
-
-    from tutelage.core.progress import Silent
-    from tutelage.pipeline.console import Bars, JsonLines
-
-    if kind not in {"auto", "rich", "json", "none"}:
-        raise TutelageError(f"--progress {kind}: use rich, json or none")
-    if kind == "none":
-        return Silent()
-    return JsonLines() if kind == "json" else Bars(Console())
 
 
 def main(arguments: list[str] | None = None) -> None:

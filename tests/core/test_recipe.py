@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import RENAMED, Recipe, dump_recipe, flat, load_recipe, parse_recipe
+from tutelage.core.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from tutelage.core.recipe_tree import RENAMED, flat
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -77,6 +78,56 @@ def test_a_wrong_file_is_one_line_that_names_it(text: str, message: str, tmp_pat
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(TutelageError, match="nothing to learn"):
         load_recipe(None, ["loss.weight=0", "loss.label_weight=0"])
+
+
+# --- texts that YAML would take for something else
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("folder:/set #2", "folder:/set #2"),
+        ("#5", "#5"),
+        ("'a #b'", "a #b"),
+        ("&a b", "&a b"),
+        ("20240501", "20240501"),
+        ("0123", "0123"),
+        ("12:30", "12:30"),
+        ("2024-05-01", "2024-05-01"),
+    ],
+)
+def test_an_override_loses_nothing_of_a_text(text: str, value: str) -> None:
+    assert load_recipe(None, [f"data.train={text}"]).data.train == value
+
+
+@pytest.mark.parametrize("text", ["[mlflow] # x", "{a: b} #c", "a: b #c", "'a' #b", "folder:/x: #2"])
+def test_an_override_that_yaml_would_cut_is_refused(text: str) -> None:
+    with pytest.raises(TutelageError, match="put text in quotes"):
+        load_recipe(None, [f"data.train={text}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("1.10", "a number"), ("on", "a truth value"), ("1e5", "a number")]
+)
+def test_an_unquoted_text_that_yaml_has_changed_is_refused(text: str, kind: str) -> None:
+    with pytest.raises(TutelageError, match=f"teacher.model: YAML reads this text as {kind}"):
+        load_recipe(None, [f"teacher={text}"])
+    assert load_recipe(None, [f"teacher='{text}'"]).teacher.model == text
+
+
+def test_whole_numbers_are_names_too(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: 20240501\nteacher: {model: 123}\nstudent: 0123\ndata: {val: 2024-05-01}\n")
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.teacher.model, recipe.student.model) == ("20240501", "123", "0123")
+    assert recipe.data.val == "2024-05-01"
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
+def test_numbers_may_be_written_as_people_write_them() -> None:
+    recipe = load_recipe(None, ["data.limit=1e4", "train.epochs=007", "train.lr=3e-4", "train.seed=1_000"])
+    assert (recipe.data.limit, recipe.train.epochs, recipe.train.lr) == (10_000, 7, 3e-4)
+    assert recipe.train.seed == 1000
 
 
 # --- keys that had another name

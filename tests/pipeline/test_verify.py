@@ -1,4 +1,4 @@
-"""`tutelage check`: every difference is named, and nothing outside the run directory is looked at."""
+"""`tutelage verify`: every difference is named, and nothing outside the run directory is looked at."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Run:
 
 def exit_code(run: Run) -> int | str | None:
     with pytest.raises(SystemExit) as ended:
-        main(["check", str(run.path)])
+        main(["verify", str(run.path)])
     return ended.value.code
 
 

@@ -1,14 +1,14 @@
 """The recipe: everything that decides what a run does, one pydantic model per component.
 
 A recipe is read from YAML, changed by dotted overrides (``train.epochs=5``) and written back with all
-defaults spelled out. Unknown keys are refused with the nearest right name; old names of keys (`RENAMED`) still work.
+defaults spelled out. Unknown keys are refused with the nearest right name; old names of keys still work.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,18 +24,31 @@ from pydantic import (
 )
 
 from tutelage.core.errors import TutelageError
-
-# Keys that had another name once, as they are written in recipes and overrides.
-RENAMED = {
-    "choose": "selection",
-    "teacher.fit.mixed": "teacher.fit.use_mixup",
-    "student.head_fit.mixed": "student.head_fit.use_mixup",
-}
+from tutelage.core.recipe_tree import (
+    as_model,
+    has_key,
+    parse_override,
+    read_yaml,
+    rename_keys,
+    set_key,
+    set_keys,
+)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+def _as_text(value: Any) -> Any:
+    """Of what YAML makes of an unquoted text, a whole number still says how it was written; others do not."""
+    if isinstance(value, bool | float):
+        kind = "a truth value" if isinstance(value, bool) else "a number"
+        raise ValueError(f"YAML reads this text as {kind} ({value}); put it in quotes")
+    return str(value) if isinstance(value, int) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]  # may be written without quotes where it is a whole number
 
 
 class Component(BaseModel):
@@ -63,8 +76,8 @@ Fit = Annotated[FitRecipe | Literal["auto", "no"], BeforeValidator(lambda fit: "
 class TeacherRecipe(Component):
     """Who teaches."""
 
-    model: str = "tf_efficientnet_lite2"  # NAME@WEIGHTS
-    others: tuple[str, ...] = ()  # further teachers; the student learns from the mean of their probabilities
+    model: Text = "tf_efficientnet_lite2"  # NAME@WEIGHTS
+    others: tuple[Text, ...] = ()  # further teachers; the student learns from the mean of their probabilities
     resolution: Annotated[int, Field(ge=16)] | Literal["own", "best"] = "own"  # pixels; best: probed on val
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = (
         None  # of the evaluation crop; null: the model's own
@@ -75,7 +88,7 @@ class TeacherRecipe(Component):
 class StudentRecipe(Component):
     """Who learns."""
 
-    model: str = "tf_efficientnet_lite0"  # NAME@WEIGHTS
+    model: Text = "tf_efficientnet_lite0"  # NAME@WEIGHTS
     resolution: Annotated[int, Field(ge=16)] | Literal["own"] = "own"  # pixels
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = (
         None  # of the evaluation crop; null: the model's own
@@ -87,10 +100,10 @@ class StudentRecipe(Component):
 class DataRecipe(Component):
     """Which images, and how they are parted. Sources are named KIND:WHERE."""
 
-    train: str = "digits"
-    val: str | None = None  # chooses; null: the train source's own val part, else val_fraction of train
-    test: str | None = None  # reports; null: its own test or val part, else test_fraction of train
-    unlabelled: str | None = None  # further images, used for the teacher's targets only
+    train: Text = "digits"
+    val: Text | None = None  # chooses; null: the train source's own val part, else val_fraction of train
+    test: Text | None = None  # reports; null: its own test or val part, else test_fraction of train
+    unlabelled: Text | None = None  # further images, used for the teacher's targets only
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # stratified
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # stratified
     split_seed: int = 0
@@ -164,7 +177,7 @@ class TrainRecipe(Component):
 
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=2)] = 64  # over all processes
-    optimizer: str = "adamw"  # any of timm's
+    optimizer: Text = "adamw"  # any of timm's
     lr: Positive = 3e-4
     min_lr: NonNegative = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -205,7 +218,7 @@ class TargetsRecipe(Component):
     mode: Literal["live", "cached"] = "live"
     views: Annotated[int, Field(ge=1)] | None = None  # distinct views an image; null: one an epoch
     top_k: Annotated[int, Field(ge=1)] | None = None  # keep only the largest, and the mass of the rest
-    directory: str | None = None  # of targets and decoded images, shared between runs; null: the run's own
+    directory: Text | None = None  # of targets and decoded images, shared between runs; null: the run's own
 
 
 class ExportRecipe(Component):
@@ -216,16 +229,12 @@ class ExportRecipe(Component):
     max_drop: NonNegative = 1.0  # points of top-1 a file may lose against PyTorch on test
 
 
-def _as_model(value: Any) -> Any:
-    return {"model": value} if isinstance(value, str) else value
-
-
 class Recipe(Component):
     """The whole configuration of a run."""
 
-    name: str | None = None  # of the run directory; null: made from the models' names
-    teacher: Annotated[TeacherRecipe, BeforeValidator(_as_model)] = TeacherRecipe()
-    student: Annotated[StudentRecipe, BeforeValidator(_as_model)] = StudentRecipe()
+    name: Text | None = None  # of the run directory; null: made from the models' names
+    teacher: Annotated[TeacherRecipe, BeforeValidator(as_model)] = TeacherRecipe()
+    student: Annotated[StudentRecipe, BeforeValidator(as_model)] = StudentRecipe()
     data: DataRecipe = DataRecipe()
     view: ViewRecipe = ViewRecipe()
     loss: LossRecipe = LossRecipe()
@@ -266,19 +275,45 @@ class Recipe(Component):
         return self
 
 
-def load_recipe(path: Path | None, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and apply dotted overrides.
+def load_recipe(
+    path: Path | None,
+    overrides: list[str] | None = None,
+    options: Mapping[str, tuple[str, Any]] | None = None,
+) -> Recipe:
+    """Read a recipe, apply dotted overrides, and set what was given as options of a command.
 
     Args:
         path: a YAML file, or None for the defaults.
         overrides: ``key.key=value`` each; values are read as YAML (``train.lr=1e-4``, ``track=[mlflow]``).
+        options: by name (``--epochs``) the dotted key and the value, which is taken as it is; None: not given.
 
     Raises:
-        TutelageError: names the file and the key, and the nearest right name of an unknown key.
+        TutelageError: names the file and the key, and the nearest right name of an unknown key; or an option and an
+            override disagree.
     """
-    tree = rename_keys(read_yaml(path), str(path)) if path else {}
+    where = str(path) if path else "recipe"
+    tree = rename_keys(read_yaml(path), where) if path else {}
     set_keys(tree, [parse_override(override) for override in overrides or []])
-    return parse_recipe(tree, where=str(path) if path else "recipe")
+    given = {option: entry for option, entry in (options or {}).items() if entry[1] is not None}
+    chosen = copy.deepcopy(tree)
+    for key, value in given.values():
+        set_key(chosen, key, value)
+    recipe = parse_recipe(chosen, where)
+    for option, (key, value) in given.items():
+        for override in overrides or []:
+            _refuse_contradiction(option, key, value, override)
+    return recipe
+
+
+def _refuse_contradiction(option: str, key: str, value: Any, override: str) -> None:
+    """An override may say the same as an option, but nothing else."""
+    said: dict[str, Any] = {}
+    set_keys(said, [parse_override(override)])
+    both = copy.deepcopy(said)
+    set_key(both, key, value)
+    if has_key(said, key) and parse_recipe(both) != parse_recipe(said):
+        given = option if isinstance(value, bool) else f"{option} {value}"
+        raise TutelageError(f"{given} and {override} disagree; give one of them")
 
 
 def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -292,109 +327,6 @@ def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every default spelled out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; an empty file is an empty one.
-
-    Raises:
-        TutelageError: it is missing, unreadable or something else.
-    """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TutelageError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TutelageError(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise TutelageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise TutelageError(
-            f"{path}: a recipe is a mapping of keys to values, this is a {type(tree).__name__}"
-        )
-    return tree
-
-
-def rename_keys(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy of a recipe's tree in which keys have the names of today (`RENAMED`).
-
-    Raises:
-        TutelageError: a key is given by both its old and its new name.
-    """
-    changed = copy.deepcopy(dict(tree))
-    for old, new in RENAMED.items():
-        *parents, last = old.split(".")
-        place: Any = changed
-        for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
-            continue
-        name = new.rpartition(".")[2]
-        if name in place:
-            raise TutelageError(f"{where}: {old} is the old name of {new}; give only {new}")
-        place[name] = place.pop(last)
-    return changed
-
-
-def parse_override(override: str) -> tuple[str, Any]:
-    """The dotted key and the value of a ``key.key=value``; the value is read as YAML.
-
-    Raises:
-        TutelageError: it is not of that form.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise TutelageError(f"override {override!r}: write it as key.key=value")
-    try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise TutelageError(f"override {override!r}: the value is not YAML") from None
-
-
-def set_keys(tree: dict[str, Any], values: Iterable[tuple[str, Any]]) -> None:
-    """Set dotted keys of a recipe's tree, in order, to values that were read from YAML.
-
-    Raises:
-        TutelageError: a key is given by both its old and its new name.
-    """
-    names: dict[str, str] = {}
-    for key, value in values:
-        new = _renamed_key(key)
-        if names.setdefault(new, key) != key:
-            old = key if key != new else names[new]
-            raise TutelageError(f"{old} is the old name of {new}; give only {new}")
-        set_key(tree, new, _number(value))
-
-
-def _renamed_key(key: str) -> str:
-    for old, new in RENAMED.items():
-        if key == old or key.startswith(f"{old}."):
-            return new + key.removeprefix(old)
-    return key
-
-
-def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a recipe's tree, making the mappings on the way; the value is taken as it is."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = tree.get(parent)
-        if not isinstance(child, dict):
-            child = _as_model(child) if parent in {"teacher", "student"} and isinstance(child, str) else {}
-            tree[parent] = child
-        tree = child
-    tree[last] = value
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-4`` as text; people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def first_error(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
@@ -423,14 +355,3 @@ def _fields_at(parents: tuple[int | str, ...], model: type[BaseModel]) -> list[s
         options = [field.annotation, *get_args(field.annotation)]
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
     return list(model.model_fields)
-
-
-def flat(tree: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """``{"train": {"lr": 1}}`` as ``{"train.lr": 1}``; an empty mapping stays one."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= {f"{key}{separator}{inner}": entry for inner, entry in flat(value, separator).items()}
-        else:
-            found[key] = value
-    return found

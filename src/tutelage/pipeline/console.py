@@ -18,7 +18,8 @@ from rich.progress import (
     Progress as RichBars,
 )
 
-from tutelage.core.progress import Silent, Tabular
+from tutelage.core.errors import TutelageError
+from tutelage.core.progress import Progress, Silent, Tabular
 
 STAGE_WORDS = {
     "teacher-fit": "fitting the teacher",
@@ -28,6 +29,21 @@ STAGE_WORDS = {
     "control": "labels-only control",
     "distill": "distilling",
 }
+
+
+def open_progress(kind: str) -> Progress:
+    """What the option ``--progress`` asks for: auto, rich, json or none.
+
+    Raises:
+        TutelageError: it is none of them.
+    """
+    if kind in {"auto", "rich"}:
+        return Bars(Console())
+    if kind == "json":
+        return JsonLines()
+    if kind == "none":
+        return Silent()
+    raise TutelageError(f"--progress {kind}: use auto, rich, json or none")
 
 
 class JsonLines(Silent):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, write_text
 from tutelage.core.progress import Progress, Tabular
-from tutelage.core.recipe import flat
+from tutelage.core.recipe_tree import flat
 from tutelage.core.run_dir import Run
 from tutelage.distillation.stop import Interrupted
 

@@ -13,7 +13,7 @@ import yaml
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
-from tutelage.core.recipe import rename_keys
+from tutelage.core.recipe_tree import rename_keys
 from tutelage.core.run_dir import Run
 from tutelage.report.predictions import Predictions, read_predictions
 

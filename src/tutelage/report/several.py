@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.core.recipe import flat
+from tutelage.core.recipe_tree import flat
 from tutelage.evaluation.verdict import outcome_of
 from tutelage.report import plots
 from tutelage.report.page import Section, embed, missing, render_section

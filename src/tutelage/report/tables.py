@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tutelage.core.recipe import Recipe, flat
+from tutelage.core.recipe import Recipe
+from tutelage.core.recipe_tree import flat
 from tutelage.evaluation.table import FIGURES, Figure, Row, Table
 from tutelage.report.predictions import ClassChange, Confusion
 from tutelage.report.run_records import RunRecords

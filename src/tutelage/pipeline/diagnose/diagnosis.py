@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
-from tutelage.core.recipe import flat
+from tutelage.core.recipe_tree import flat, read_value
 from tutelage.pipeline.diagnose import outcome, teaching, training
 from tutelage.pipeline.diagnose.figures import Figures, Finding
 
@@ -47,5 +45,5 @@ def diagnose(figures: Figures) -> list[Finding]:
 
 def _without(finding: Finding, present: Mapping[str, Any]) -> Finding:
     """Nothing is to be tried that the recipe has already."""
-    new = [t for t in finding.attempts if present.get(t.key) != yaml.safe_load(t.value)]
+    new = [t for t in finding.attempts if present.get(t.key) != read_value(t.value)]
     return replace(finding, attempts=tuple(new))

@@ -19,16 +19,8 @@ from optuna.distributions import (
 from pydantic import Field, ValidationError
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import (
-    Component,
-    Recipe,
-    first_error,
-    parse_override,
-    parse_recipe,
-    read_yaml,
-    rename_keys,
-    set_keys,
-)
+from tutelage.core.recipe import Component, Recipe, Text, first_error, parse_recipe
+from tutelage.core.recipe_tree import parse_override, read_value, read_yaml, rename_keys, set_keys
 from tutelage.core.run_dir import NAME
 
 # What decides which images choose and report: trials that differ in it cannot be ranked.
@@ -53,7 +45,7 @@ class Range(Component):
 class StudyRecipe(Component):
     """A study's file as it is written."""
 
-    name: str | None = None  # of the study's directory; null: the file's
+    name: Text | None = None  # of the study's directory; null: the file's
     base: str | dict[str, Any]  # a recipe's file, seen from the study's, or a recipe
     variants: tuple[dict[str, Any], ...] = ()  # each a name and the keys that differ from the base
     search: dict[str, Any] = Field(
@@ -204,7 +196,7 @@ def _choice(entry: Any) -> Any:
 
 def value_of(parameter: Any) -> Any:
     """The recipe's value of a trial's parameter."""
-    return yaml.safe_load(parameter) if isinstance(parameter, str) else parameter
+    return read_value(parameter) if isinstance(parameter, str) else parameter
 
 
 def _grid(space: Mapping[str, BaseDistribution], path: Path) -> Iterator[Variant]:

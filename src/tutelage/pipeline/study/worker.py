@@ -34,7 +34,8 @@ from optuna.trial import FrozenTrial, TrialState
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, write_json, write_text
 from tutelage.core.progress import Progress
-from tutelage.core.recipe import Recipe, dump_recipe, flat, load_recipe, read_yaml, rename_keys
+from tutelage.core.recipe import Recipe, dump_recipe, load_recipe
+from tutelage.core.recipe_tree import flat, read_yaml, rename_keys
 from tutelage.core.run_dir import Run
 from tutelage.distillation.stop import Interrupted
 from tutelage.pipeline.run import distill

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tutelage.core.recipe import flat
+from tutelage.core.recipe_tree import flat
 from tutelage.report import plots, tables
 from tutelage.report.page import Section, embed, missing, render_section
 from tutelage.report.run_records import RunRecords
