@@ -19,10 +19,10 @@ from tutelage.models.fold import for_inference
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
 from tutelage.pipeline.run import begin
-from tutelage.pipeline.stages.fit import fit_head
-from tutelage.pipeline.stages.prepare import prepare
+from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
+from tutelage.pipeline.stages.preflight import preflight
+from tutelage.pipeline.stages.prepare import Prepared, prepare
 from tutelage.pipeline.stages.train import train_student
-from tutelage.pipeline.stages.work import Work
 
 CPU = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_folded_is_left(kind: type[nn.Module]) -> None:
     assert for_inference(module, spec, CPU, "fp32") is module
 
 
-def prepared(tree: dict, root: Path, name: str) -> Work:
+def prepared(tree: dict, root: Path, name: str) -> Prepared:
     recipe = parse_recipe(tree | {"name": name})
     return prepare(recipe, begin(recipe, root, "test"), Silent())
 
@@ -104,10 +104,9 @@ def trained(tree: dict, root: Path, name: str) -> Run:
     """A run as far as its student, from teachers as they are."""
     tree["selection"] = {"interpolate": False, "soup": False}
     tree["teacher"]["fit"] = "no"
-    work = prepared(tree, root, name)
-    fit_head(work)
-    train_student(work)
-    return work.run
+    found = prepared(tree, root, name)
+    train_student(preflight(Fitted(found, fit_teachers(found), fit_head(found))))
+    return found.run
 
 
 def losses_of(run: Run) -> list[tuple[float, float]]:
@@ -131,18 +130,18 @@ def test_other_students_and_losses_share_the_cache_and_other_views_do_not(tiny: 
     tiny["targets"] = {"mode": "cached", "directory": str(tmp_path / "shared")}
 
     def fill(name: str, **changes: dict) -> int:
-        work = prepared({key: value | changes.get(key, {}) for key, value in tiny.items()}, tmp_path, name)
+        found = prepared({key: value | changes.get(key, {}) for key, value in tiny.items()}, tmp_path, name)
         asked = 0
 
         def check() -> None:
             nonlocal asked
             asked += 1
 
-        teacher = Teacher(work.teachers, CPU)
-        context = work.context
-        directory = context.cache_directory(work.recipe) / "targets"
+        teacher = Teacher(found.teachers, CPU)
+        context = found.context
+        directory = context.cache_directory(found.recipe) / "targets"
         cached_teacher(
-            teacher, work.splits.train, work.recipe, directory, context.loading, context.progress, check
+            teacher, found.splits.train, found.recipe, directory, context.loading, context.progress, check
         )
         return asked
 
@@ -190,17 +189,17 @@ def test_images_are_decoded_once_and_a_resumed_run_does_as_before(
 ) -> None:
     tiny["data"] = {"train": photographs(tmp_path / "photos"), "workers": 0}
     tiny["targets"] = {"directory": str(tmp_path / "shared")}
-    work = prepared(tiny, tmp_path, "run")
-    decoded = read_json(work.run.splits)["decoded"]
+    found = prepared(tiny, tmp_path, "run")
+    decoded = read_json(found.run.splits)["decoded"]
     assert decoded["train"] == decoded["val"] >= 32
     assert decoded["unlabelled"] is None
-    assert work.splits.train.image(0).size == (round(120 * decoded["train"] / 90), decoded["train"])
-    assert work.splits.test.image(0).size == (120, 90)  # what reports is read from its files
+    assert found.splits.train.image(0).size == (round(120 * decoded["train"] / 90), decoded["train"])
+    assert found.splits.test.image(0).size == (120, 90)  # what reports is read from its files
     monkeypatch.setattr("tutelage.data.decoded._megabytes", lambda directory: 1e9)
-    prepare(work.recipe, work.run, Silent())  # opened as it is, however full the place
+    prepare(found.recipe, found.run, Silent())  # opened as it is, however full the place
     shutil.rmtree(tmp_path / "shared" / "images")
     with pytest.raises(TutelageError, match="the run began with decoded images"):
-        prepare(work.recipe, work.run, Silent())
+        prepare(found.recipe, found.run, Silent())
 
 
 def test_copies_stay_below_the_limit_together(tiny: dict, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-STATIONS = ("prepare", "fit_teachers", "fit_head", "check", "train_control", "train_student", "measure")
+STATIONS = ("prepare", "fit_teachers", "fit_head", "preflight", "train_control", "train_student", "measure")
 SECONDS = 300  # after which a process counts as hanging
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

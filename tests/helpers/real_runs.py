@@ -69,7 +69,7 @@ def real_run(kind: str, root: Path) -> Run:
 def quick() -> Iterator[None]:
     """Without clocks and pages, which are not the subject."""
     with (
-        patch("tutelage.pipeline.stages.proof.timed", lambda rows, *_, **__: list(rows)),
+        patch("tutelage.pipeline.stages.measure.timed", lambda rows, *_, **__: list(rows)),
         patch("tutelage.pipeline.run.write_report"),
     ):
         yield

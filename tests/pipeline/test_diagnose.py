@@ -11,6 +11,7 @@ from tests.helpers.real_runs import KINDS, real_run
 
 from tutelage.core.files import read_json
 from tutelage.core.recipe import load_recipe, parse_recipe
+from tutelage.core.records import RunPredictions, TopClasses
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.flips import by_class
 from tutelage.pipeline.diagnose import Figures, Finding, diagnose, lines
@@ -36,15 +37,19 @@ def changed(right: np.ndarray, won: int, lost: int, seed: int = 0) -> np.ndarray
 START = np.random.default_rng(1).permutation(N) < 0.686 * N
 
 
-def answers(**right: np.ndarray) -> dict[str, np.ndarray]:
+def answers(**right: np.ndarray) -> RunPredictions:
     predictions = {
         "teacher": changed(START, won=400, lost=160),
         "start": START,
         "control": changed(START, won=100, lost=110),
         "distilled": changed(START, won=200, lost=100),
     } | right
-    arrays = {f"{role}_top5": answered(r) for role, r in predictions.items()}
-    return arrays | {"labels": LABELS, "classes": np.array([f"n{i:08d}" for i in range(CLASSES)])}
+    return RunPredictions(
+        ids=np.arange(N).astype(str),
+        labels=LABELS,
+        classes=tuple(f"n{i:08d}" for i in range(CLASSES)),
+        roles={role: TopClasses(answered(r), np.full((N, 5), 0.2)) for role, r in predictions.items()},
+    )
 
 
 def rows(
@@ -93,12 +98,10 @@ def figures(
     recipe: dict[str, Any] | None = None, teacher: dict[str, float] | None = None, **change: Any
 ) -> Figures:
     """A sound run: a better teacher with soft targets, val improving to a plateau, a gain that is sure."""
-    predictions = change.pop("answers", answers())
-    labels = predictions["labels"]
+    predictions = change.pop("predictions", answers())
     table = [
-        {"role": role, "n": N, "top1": 100 * float(np.mean(predictions[f"{role}_top5"][:, 0] == labels))}
-        for role in ("teacher", "start", "control", "distilled")
-        if f"{role}_top5" in predictions
+        {"role": role, "n": N, "top1": 100 * float(np.mean(predictions.right(role)))}
+        for role in predictions.roles
     ]
     sound = Figures(
         recipe=parse_recipe({"loss": {"temperature": 1.0, "label_weight": 0.0}, **(recipe or {})}),
@@ -112,7 +115,7 @@ def figures(
         },
         candidates=candidates(),
         comparison={"rows": table},
-        answers=predictions,
+        predictions=predictions,
     )
     return replace(sound, **change)
 
@@ -242,10 +245,10 @@ def test_skipped_steps_are_told() -> None:
 
 def test_a_teacher_no_better_than_the_student_leaves_no_headroom() -> None:
     unsure = answers(teacher=changed(START, won=160, lost=130))
-    finding = found(figures(answers=unsure), "no headroom")
+    finding = found(figures(predictions=unsure), "no headroom")
     assert finding is not None
     assert finding.severity == "note"
-    same = found(figures(answers=answers(teacher=START)), "no headroom")
+    same = found(figures(predictions=answers(teacher=START)), "no headroom")
     assert same is not None
     assert same.severity == "problem"
 
@@ -257,13 +260,13 @@ def test_targets_that_are_nearly_one_hot_are_a_saturated_teacher() -> None:
     assert finding.severity == "note"  # it gained over the control all the same
     assert ("loss.temperature", "2") in [(t.key, t.value) for t in finding.attempts]
     lost = answers(distilled=changed(START, won=100, lost=110, seed=5))
-    without = found(figures(rows=sure, answers=lost), "saturated teacher")
+    without = found(figures(rows=sure, predictions=lost), "saturated teacher")
     assert without is not None
     assert without.severity == "problem"
 
 
 def test_a_teacher_beaten_by_labels_alone_is_not_fitted() -> None:
-    beaten = figures(answers=answers(control=changed(START, won=700, lost=50)))
+    beaten = figures(predictions=answers(control=changed(START, won=700, lost=50)))
     name = "teacher not fitted to the domain"
     finding = found(beaten, name)
     assert finding is not None
@@ -273,8 +276,10 @@ def test_a_teacher_beaten_by_labels_alone_is_not_fitted() -> None:
 
 def test_a_teacher_that_names_classes_the_data_has_not_is_not_fitted() -> None:
     predictions = answers()
-    predictions["teacher_top5"] = np.where(np.arange(N)[:, None] % 4 == 0, 500, predictions["teacher_top5"])
-    finding = found(figures(answers=predictions), "teacher not fitted to the domain")
+    classes = predictions.roles["teacher"].top
+    outside = TopClasses(np.where(np.arange(N)[:, None] % 4 == 0, 500, classes), np.full((N, 5), 0.2))
+    predictions = replace(predictions, roles={**predictions.roles, "teacher": outside})
+    finding = found(figures(predictions=predictions), "teacher not fitted to the domain")
     assert finding is not None
     assert finding.evidence["outside_percent"] == pytest.approx(25)
 
@@ -349,14 +354,14 @@ def test_forgetting_names_the_classes_that_lose_most() -> None:
 def test_a_class_lost_though_the_whole_gained_is_a_note() -> None:
     kept = changed(START, won=300, lost=0)
     kept[(LABELS == 7) & START] = np.arange(N)[(LABELS == 7) & START] % 2 == 0
-    finding = found(figures(answers=answers(distilled=kept)), "forgetting")
+    finding = found(figures(predictions=answers(distilled=kept)), "forgetting")
     assert finding is not None
     assert (finding.severity, finding.evidence["part"]) == ("note", "test")
     assert [c["class"] for c in finding.evidence["classes"]] == ["n00000007"]
 
 
 def test_harm_and_a_misled_choice_are_told() -> None:
-    worse = diagnose(figures(answers=answers(distilled=changed(START, won=50, lost=200))))
+    worse = diagnose(figures(predictions=answers(distilled=changed(START, won=50, lost=200))))
     assert {"the teacher does harm", "worse on test than on val"} <= {
         f.name for f in worse if f.severity == "problem"
     }
@@ -393,8 +398,8 @@ def test_a_random_start_is_no_opponent_of_the_student(recipe: dict[str, Any]) ->
 
 def test_no_gain_without_a_known_cause_is_said_openly() -> None:
     even = answers(distilled=changed(START, won=100, lost=100, seed=3))
-    assert [f.name for f in diagnose(figures(answers=even))] == ["no gain"]
-    explained = diagnose(figures(answers=even, rows=OVERFITTED))
+    assert [f.name for f in diagnose(figures(predictions=even))] == ["no gain"]
+    explained = diagnose(figures(predictions=even, rows=OVERFITTED))
     assert "no gain" not in [f.name for f in explained]
 
 
@@ -411,7 +416,7 @@ def test_problems_come_first_and_lines_say_what_to_try() -> None:
 def test_nothing_is_to_be_tried_that_the_recipe_has_already() -> None:
     def keys(recipe: dict[str, Any]) -> list[str]:
         finding = found(
-            figures(recipe, answers=answers(distilled=changed(START, won=50, lost=200))),
+            figures(recipe, predictions=answers(distilled=changed(START, won=50, lost=200))),
             "the teacher does harm",
         )
         assert finding is not None

@@ -19,7 +19,7 @@ from tutelage.models.class_mapping import ClassMapping
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
 from tutelage.pipeline.run import begin, distill
-from tutelage.pipeline.stages import checks
+from tutelage.pipeline.stages import preflight
 
 
 def measured(top1: float) -> Quality:
@@ -45,14 +45,14 @@ def test_a_teacher_as_the_run_uses_it_is_frozen_and_in_eval_mode(
     teacher, student, class_mapping = models
     teacher.module.train().requires_grad_(True)
     Teacher([teacher], torch.device("cpu"))
-    assert all(by_name(checks.structure([teacher], student, class_mapping)).values())
+    assert all(by_name(preflight.structure([teacher], student, class_mapping)).values())
 
 
 def test_one_layer_in_train_mode_is_seen(models: tuple[Model, Model, ClassMapping]) -> None:
     teacher, student, class_mapping = models
     Teacher([teacher], torch.device("cpu"))
     next(m for m in teacher.module.modules() if isinstance(m, torch.nn.BatchNorm2d)).train()
-    found = by_name(checks.structure([teacher], student, class_mapping))
+    found = by_name(preflight.structure([teacher], student, class_mapping))
     assert (found["teacher in eval mode"], found["teacher frozen"]) == (False, True)
 
 
@@ -60,14 +60,14 @@ def test_one_parameter_with_a_gradient_is_seen(models: tuple[Model, Model, Class
     teacher, student, class_mapping = models
     Teacher([teacher], torch.device("cpu"))
     next(iter(teacher.module.parameters())).requires_grad_(True)
-    found = by_name(checks.structure([teacher], student, class_mapping))
+    found = by_name(preflight.structure([teacher], student, class_mapping))
     assert (found["teacher in eval mode"], found["teacher frozen"]) == (True, False)
 
 
 def test_heads_of_other_sizes_are_seen(models: tuple[Model, Model, ClassMapping]) -> None:
     teacher, _, class_mapping = models
     other = load_model("test_efficientnet@none", num_classes=11)
-    assert not by_name(checks.structure([teacher], other, class_mapping))["heads agree"]
+    assert not by_name(preflight.structure([teacher], other, class_mapping))["heads agree"]
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,14 @@ def test_a_weak_teacher_stops_the_run_unless_the_recipe_allows_it(
     teacher: float, student: float, named: str
 ) -> None:
     with pytest.raises(TutelageError, match=named) as stopped:
-        checks.strength(measured(teacher), measured(student), 10, allow_weak=False)
+        preflight.strength(measured(teacher), measured(student), 10, allow_weak=False)
     assert "preflight.allow_weak_teacher=true" in str(stopped.value)
-    found = by_name(checks.strength(measured(teacher), measured(student), 10, allow_weak=True))
+    found = by_name(preflight.strength(measured(teacher), measured(student), 10, allow_weak=True))
     assert not all(found.values())
 
 
 def test_a_good_teacher_passes() -> None:
-    assert all(by_name(checks.strength(measured(75.0), measured(70.0), 10, allow_weak=False)).values())
+    assert all(by_name(preflight.strength(measured(75.0), measured(70.0), 10, allow_weak=False)).values())
 
 
 def test_the_estimate_counts_steps_of_both_trainings(
@@ -97,10 +97,10 @@ def test_the_estimate_counts_steps_of_both_trainings(
 ) -> None:
     recipe = parse_recipe({"train": {"epochs": 3, "batch_size": 10}})
     rates = {"student": 100.0, "teacher": 50.0}
-    ahead = checks.estimate(recipe, 100, rates, models[1], tmp_path)
+    ahead = preflight.estimate(recipe, 100, rates, models[1], tmp_path)
     assert ahead["steps"] == 60
     assert ahead["estimated_seconds"] == pytest.approx(300 * (0.01 + 0.02 + 0.01))
-    alone = checks.estimate(recipe.model_copy(update={"control": False}), 100, rates, models[1], tmp_path)
+    alone = preflight.estimate(recipe.model_copy(update={"control": False}), 100, rates, models[1], tmp_path)
     assert alone["steps"] == 30
     assert alone["disk_mb"] < ahead["disk_mb"]
 
@@ -111,9 +111,9 @@ def test_a_disk_that_is_too_small_stops_the_run(
     class Full:
         free = 1000
 
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda place: Full)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: Full)
     with pytest.raises(TutelageError, match="MB left"):
-        checks.estimate(Recipe(), 100, {"student": 1.0, "teacher": 1.0}, models[1], tmp_path)
+        preflight.estimate(Recipe(), 100, {"student": 1.0, "teacher": 1.0}, models[1], tmp_path)
 
 
 # --- what the targets say

@@ -140,7 +140,7 @@ def test_a_polite_kill_is_answered_in_every_station(
     recipe: Path, unbroken: tuple[dict[str, Any], dict[str, int]], tmp_path: Path
 ) -> None:
     expected, calls = unbroken
-    for station in ("fit_teachers", "check", "train_student", "measure"):
+    for station in ("fit_teachers", "preflight", "train_student", "measure"):
         moment = Moment(station, calls[station] // 2, signal.SIGTERM)
         ended = start_or_go_on(recipe, tmp_path, moment)
         assert ended.code == 130, (station, ended.output)

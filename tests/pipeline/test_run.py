@@ -13,6 +13,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import Recipe, load_recipe, parse_recipe
+from tutelage.core.records import read_predictions
 from tutelage.core.run_dir import Run
 from tutelage.models.registry import load_model
 from tutelage.pipeline.run import begin, distill
@@ -90,8 +91,7 @@ def test_the_table_can_be_had_again_from_the_kept_student(finished: Run) -> None
 
 
 def test_predictions_are_those_of_the_table(finished: Run) -> None:
-    with np.load(finished.predictions, allow_pickle=False) as arrays:
-        right = (arrays["distilled_top5"][:, 0] == arrays["labels"]).mean()
+    right = read_predictions(finished.predictions).right("distilled").mean()
     rows = {row["role"]: row for row in read_json(finished.comparison)["rows"]}
     assert rows["distilled"]["top1"] == pytest.approx(100 * right, abs=1e-4)
 

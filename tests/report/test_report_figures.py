@@ -10,20 +10,18 @@ import pytest
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.records import RunPredictions, TopClasses, read_predictions
 from tutelage.core.run_dir import Run
 from tutelage.report import plots, tables
 from tutelage.report.class_names import class_names
 from tutelage.report.page import embed
 from tutelage.report.predictions import (
-    Predictions,
-    TopClasses,
     agreement,
     class_changes,
     confusion_matrix,
     confusions,
     greatest_changes,
     hardest_classes,
-    read_predictions,
     reliability,
 )
 from tutelage.report.run_records import read_run_records
@@ -36,17 +34,17 @@ def predictions(*classes: int, sure: float = 0.8) -> TopClasses:
 
 
 @pytest.fixture
-def small() -> Predictions:
+def small() -> RunPredictions:
     """Six images, the last without a label."""
     roles = {
         "teacher": predictions(0, 0, 1, 1, 2, 0),
         "start": predictions(0, 1, 1, 2, 2, 1, sure=0.6),
         "distilled": predictions(0, 0, 1, 1, 0, 2),
     }
-    return Predictions(np.array(list("abcdef")), np.array([0, 0, 1, 1, 2, -1]), ("x", "y", "z"), roles)
+    return RunPredictions(np.array(list("abcdef")), np.array([0, 0, 1, 1, 2, -1]), ("x", "y", "z"), roles)
 
 
-def test_agreement_parts_sum_to_all(small: Predictions) -> None:
+def test_agreement_parts_sum_to_all(small: RunPredictions) -> None:
     parts = agreement(small, "start")
     assert parts.agreement == pytest.approx(60)
     assert (parts.both_right, parts.only_teacher_right) == (pytest.approx(60), pytest.approx(40))
@@ -63,7 +61,7 @@ def test_reliability_agrees_with_the_expected_calibration_error(finished: Run) -
         assert gap == pytest.approx(ece[role], abs=100 * left_out / len(stored.first) + 0.01)
 
 
-def test_class_changes_are_sorted_and_right(small: Predictions) -> None:
+def test_class_changes_are_sorted_and_right(small: RunPredictions) -> None:
     changes = class_changes(small, "start", "distilled")
     assert [(c.name, c.n, c.before, c.after, c.change) for c in changes] == [
         ("x", 2, 50.0, 100.0, 50.0),
@@ -72,7 +70,7 @@ def test_class_changes_are_sorted_and_right(small: Predictions) -> None:
     ]
 
 
-def test_the_greatest_changes_are_those_of_the_verdict(finished: Run, small: Predictions) -> None:
+def test_the_greatest_changes_are_those_of_the_verdict(finished: Run, small: RunPredictions) -> None:
     predictions = read_predictions(finished.predictions)
     pair = next(p for p in read_json(finished.comparison)["verdict"]["pairs"] if p["old"] == "start")
     found = greatest_changes(predictions, "start", "distilled", len(predictions))
@@ -82,12 +80,12 @@ def test_the_greatest_changes_are_those_of_the_verdict(finished: Run, small: Pre
     assert (few["negative_flips"].tolist(), few["corrections"].tolist()) == ([4], [1])
 
 
-def test_confusions_are_counted(small: Predictions) -> None:
+def test_confusions_are_counted(small: RunPredictions) -> None:
     matrix = confusion_matrix(small, "start")
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
     assert hardest_classes(matrix, 1).tolist() == [1]
     assert confusions(small, "start", 5) == []  # none is made twice
-    again = Predictions(
+    again = RunPredictions(
         np.array(["a", "b"]),
         np.array([0, 0]),
         ("x", "y"),

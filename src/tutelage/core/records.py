@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from tutelage.core.files import read_jsonl, write_text
+import numpy as np
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_jsonl, write_bytes, write_text
 
 
 def write_stage_metrics(path: Path, stage: str, rows: list[dict[str, Any]]) -> None:
@@ -24,3 +31,87 @@ def write_stage_metrics(path: Path, stage: str, rows: list[dict[str, Any]]) -> N
     present = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     if present != text:
         write_text(path, text)
+
+
+@dataclass(frozen=True)
+class TopClasses:
+    """The most probable classes of one model, for N images.
+
+    Attributes:
+        top: (N, k) int32 classes, by falling probability; k is 5, or the number of classes where that is smaller.
+        prob: (N, k) float32, their probabilities.
+    """
+
+    top: np.ndarray
+    prob: np.ndarray
+
+    @property
+    def first(self) -> np.ndarray:
+        """(N,) the most probable class of each image."""
+        best: np.ndarray = self.top[:, 0]
+        return best
+
+    def of(self, classes: np.ndarray) -> np.ndarray:
+        """(N,) probability of the given class of each image; 0 where it is not among the first k."""
+        hit = self.top == classes[:, None]
+        return np.where(hit, self.prob, 0.0).sum(1)
+
+
+@dataclass(frozen=True)
+class RunPredictions:
+    """What the models of a run predict for its N test images: the content of ``predictions.npz``.
+
+    Attributes:
+        ids: (N,) identities of the images.
+        labels: (N,) int64 classes of the heads; -1: not labelled.
+        classes: names of the heads' classes, in order.
+        roles: each model's predictions, by its role.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    roles: Mapping[str, TopClasses]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def right(self, role: str) -> np.ndarray:
+        """(N,) bool: whether the most probable class is the label."""
+        right: np.ndarray = self.roles[role].first == self.labels
+        return right
+
+
+def write_predictions(path: Path, predictions: RunPredictions) -> None:
+    """Write ``predictions.npz``: `ids`, `labels`, `classes`, and `{role}_top5` and `{role}_prob5` of each role."""
+    arrays = {
+        "ids": predictions.ids,
+        "labels": predictions.labels,
+        "classes": np.array(predictions.classes),
+    }
+    for role, best in predictions.roles.items():
+        arrays |= {f"{role}_top5": best.top, f"{role}_prob5": best.prob}
+    stream = BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for flags
+    write_bytes(path, stream.getvalue())
+
+
+def read_predictions(path: Path) -> RunPredictions:
+    """Read ``predictions.npz``.
+
+    All arrays are read at once, so that a damaged file is noticed here and not in the middle of its use.
+
+    Raises:
+        TutelageError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            roles = [name.removesuffix("_top5") for name in arrays.files if name.endswith("_top5")]
+            return RunPredictions(
+                ids=arrays["ids"].astype(str),
+                labels=arrays["labels"],
+                classes=tuple(arrays["classes"].astype(str).tolist()),
+                roles={r: TopClasses(arrays[f"{r}_top5"], arrays[f"{r}_prob5"]) for r in roles},
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise TutelageError(f"{path}: damaged ({error}); run `tutelage resume` again to rewrite it") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tutelage.core.recipe import SelectionRecipe
@@ -46,12 +46,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """All candidates and the one that is kept, with its figures at other resolutions where they were probed."""
+    """All candidates, and the one that is kept."""
 
     metric: str
     kept: Candidate
     candidates: list[Candidate]
-    resolutions: list[dict[str, Any]] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """For candidates.json."""
@@ -69,7 +68,6 @@ class Choice:
                 }
                 for c in self.candidates
             ],
-            "resolutions": self.resolutions,
         }
 
 

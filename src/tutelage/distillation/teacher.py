@@ -26,8 +26,8 @@ from tutelage.distillation.targets.layout import Layout
 from tutelage.models.digest import state_digest
 from tutelage.models.features import Layer, NetworkInfo, network_info, run_with_features
 from tutelage.models.fold import for_inference
-from tutelage.models.registry import load_model
 from tutelage.models.heads import device_of
+from tutelage.models.registry import load_model
 from tutelage.models.source import Model
 
 

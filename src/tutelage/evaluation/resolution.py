@@ -6,9 +6,7 @@ al. 2019, "Fixing the train-test resolution discrepancy").
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from tutelage.core.errors import TutelageError
@@ -48,7 +46,7 @@ def at(model: Model, resolution: int) -> Model:
     """
     if resolution == model.input_spec.height:
         return model
-    return replace(model, module=copy.deepcopy(model.module)).at(resolution)
+    return model.copied().at(resolution)
 
 
 def probe(model: Model, who: str, evaluate: Callable[[Model], Quality], metric: str) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -206,6 +207,17 @@ class Model:
             pretrained=True,
         )
 
+    def copied(self, state: Mapping[str, Tensor] | None = None) -> Model:
+        """Copy the model, so that its own weights stay as they are when the copy is trained.
+
+        Args:
+            state: weights that the copy takes; None: the model's own.
+        """
+        module = copy.deepcopy(self.module)
+        if state is not None:
+            module.load_state_dict(state)
+        return replace(self, module=module)
+
     def metadata(self) -> dict[str, str]:
         """What `save_weights` stores, so that `reload` brings back classes and input."""
         return {"model": self.name} | self._described()
@@ -286,3 +298,19 @@ def _logits(name: str, module: nn.Module, spec: InputSpec) -> Tensor:
     raise TutelageError(
         f"{name}: gives {what} for {takes}, not logits of shape (B, C); wrap it in a module that returns the logits"
     )
+
+
+@contextmanager
+def with_state(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a module other weights for the body of a `with`; afterwards it has its own again.
+
+    Args:
+        module: stays on its device.
+        state: a state dictionary of the module, on any device.
+    """
+    own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.load_state_dict(state)
+    try:
+        yield
+    finally:
+        module.load_state_dict(own)

@@ -1,6 +1,7 @@
-"""The stations of a run, in order. Each leaves its part in the run directory, so a run can go on anywhere.
+"""One run from start to end.
 
-data -> models -> teacher's fit -> pre-flight -> control -> train -> choose -> measure -> diagnose -> report
+The stages of a run follow each other in `distill`. Each takes the records of those before it, returns one of its own,
+and leaves its results in the run directory, so that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from tutelage.core.run_dir import Run, write_digests
 from tutelage.core.runtime import Runtime
 from tutelage.evaluation.table import Row, Table
 from tutelage.pipeline.diagnose import lines
-from tutelage.pipeline.stages.fit import fit_head, fit_teachers
+from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.measure import explain, measure
-from tutelage.pipeline.stages.preflight import check
+from tutelage.pipeline.stages.preflight import preflight
 from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.stages.train import train_control, train_student
 from tutelage.pipeline.trackers import Tracked, Tracker, Trackers, tracking
@@ -58,34 +59,33 @@ def _default_name(recipe: Recipe) -> str:
 
 
 def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = None) -> dict[str, Any]:
-    """Run all stations that are not done yet, and return comparison.json's content.
+    """Run all stages that are not done yet, and return the content of comparison.json.
 
     Args:
         recipe: of the run.
         run: its directory.
-        progress: told what happens.
-        memo: where runs of a study keep what they would compute alike; None: a run by itself.
+        progress: where it reports to.
+        memo: where runs of a study keep what they would compute alike; None: a single run.
 
     Raises:
-        TutelageError: bad input, or the pre-flight says no.
-        Interrupted: asked to stop; `distill` on the same run goes on.
+        TutelageError: bad input, or the pre-flight found nothing to teach.
+        Interrupted: the run was asked to stop; `distill` on the same run goes on.
     """
     runtime = Runtime.start()
     with _opened(recipe, run, runtime) as tracker:
-        work = prepare(recipe, run, Tracked(progress, tracker), memo)
-        fit_teachers(work)
-        fit_head(work)
-        check(work)
-        control = train_control(work)
-        choice = train_student(work)
-        result = measure(work, control, choice)
-        explain(work)
+        prepared = prepare(recipe, run, Tracked(progress, tracker), memo)
+        fitted = Fitted(prepared, fit_teachers(prepared), fit_head(prepared))
+        checked = preflight(fitted)
+        control = train_control(checked)
+        distilled = train_student(checked)
+        result = measure(checked, control, distilled)
         if runtime.is_main:
+            explain(run)
             if recipe.export.enabled:
                 deploy(run, progress)
             write_digests(run)
             page = write_report(run)
-            tracker.on_end([page, run.recipe, run.comparison, run.diagnosis, run.student], work.student)
+            tracker.on_end([page, run.recipe, run.comparison, run.diagnosis, run.student], distilled.model)
             shutil.rmtree(run.cache, ignore_errors=True)  # it was for the next epoch
         runtime.wait()
     return result
@@ -116,7 +116,7 @@ def deploy(run: Run, progress: Progress) -> None:
 
 
 def show(run: Run, progress: Progress) -> None:
-    """Print what a finished run has to say, and where it lies."""
+    """Print the results of a finished run, and where its files are."""
     result = read_json(run.comparison)
     progress.table(Table([Row.from_dict(row) for row in result["rows"]]))
     progress.say(result["verdict"]["sentence"])

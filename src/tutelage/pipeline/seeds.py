@@ -13,9 +13,11 @@ import numpy as np
 from tutelage.core.files import read_json, write_json
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe
+from tutelage.core.records import read_predictions
 from tutelage.core.run_dir import Run, write_digests
 from tutelage.core.runtime import Runtime
 from tutelage.evaluation.paired import pooled
+from tutelage.evaluation.roles import Role
 from tutelage.pipeline.run import describe, distill
 
 
@@ -64,15 +66,15 @@ def summary(runs: list[Run]) -> dict[str, Any]:
         runs: finished, with the same test images.
     """
     tables = [read_json(run.comparison) for run in runs]
-    answers = [_right(run.predictions) for run in runs]
+    correct = [_correct(run.predictions) for run in runs]
     # a student at its best resolution may be in some of the runs only
-    roles = [row["role"] for row in tables[0]["rows"] if all(row["role"] in answer for answer in answers)]
+    roles = [row["role"] for row in tables[0]["rows"] if all(row["role"] in found for found in correct)]
     top1 = {role: [_of(table, role)["top1"] for table in tables] for role in roles}
     pairs = []
     for role in roles:
-        if role != "distilled":
-            found = pooled(np.stack([a["distilled"] for a in answers]), np.stack([a[role] for a in answers]))
-            pairs.append({"new": "distilled", "old": role, **found})
+        if role != Role.DISTILLED:
+            new, old = (np.stack([found[name] for found in correct]) for name in (Role.DISTILLED, role))
+            pairs.append({"new": str(Role.DISTILLED), "old": role, **pooled(new, old)})
     return {
         "runs": [run.path.name for run in runs],
         "top1": {
@@ -89,15 +91,11 @@ def _of(table: dict[str, Any], role: str) -> dict[str, Any]:
     return next(row for row in table["rows"] if row["role"] == role)
 
 
-def _right(path: Path) -> dict[str, np.ndarray]:
-    """Whether the top class is the label, (N,) bool by role."""
-    with np.load(path, allow_pickle=False) as arrays:
-        labels = arrays["labels"]
-        return {
-            name.removesuffix("_top5"): (arrays[name][:, 0] == labels)[labels >= 0]
-            for name in arrays.files
-            if name.endswith("_top5")
-        }
+def _correct(path: Path) -> dict[str, np.ndarray]:
+    """(N,) bool by role: whether the top class is the label, over the labelled images."""
+    predictions = read_predictions(path)
+    labelled = predictions.labels >= 0
+    return {role: predictions.right(role)[labelled] for role in predictions.roles}
 
 
 def _sentence(pairs: list[dict[str, Any]], seeds: int) -> str:

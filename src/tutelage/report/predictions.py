@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.records import RunPredictions
 
 BINS = 15  # of the reliability diagram, as in the expected calibration error
 LEAST = 5  # images in a bin that is drawn
-
-
-@dataclass(frozen=True)
-class TopClasses:
-    """The k most probable classes (N, k) of a model, most probable first, and their probabilities (N, k)."""
-
-    top: np.ndarray
-    prob: np.ndarray
-
-    @property
-    def first(self) -> np.ndarray:
-        """(N,) the class named first."""
-        return self.top[:, 0]
-
-    def of(self, classes: np.ndarray) -> np.ndarray:
-        """(N,) probability of the given class of each image; 0 where it is not among the first k."""
-        hit = self.top == classes[:, None]
-        return np.where(hit, self.prob, 0.0).sum(1)
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Of N test images: identities, labels (-1: none), class names, and each role's answers."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    roles: dict[str, TopClasses]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def right(self, role: str) -> np.ndarray:
-        """(N,) whether the role's first class is the label."""
-        return self.roles[role].first == self.labels
 
 
 @dataclass(frozen=True)
@@ -97,26 +60,7 @@ class Confusion:
     counts: dict[str, int]
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read ``predictions.npz``.
-
-    Raises:
-        TutelageError: it is damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            roles = [k.removesuffix("_top5") for k in arrays.files if k.endswith("_top5")]
-            return Predictions(
-                ids=arrays["ids"].astype(str),
-                labels=arrays["labels"].astype(int),
-                classes=tuple(arrays["classes"].astype(str).tolist()),
-                roles={r: TopClasses(arrays[f"{r}_top5"].astype(int), arrays[f"{r}_prob5"]) for r in roles},
-            )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise TutelageError(f"{path}: damaged ({error}); run `tutelage resume` again to rewrite it") from None
-
-
-def agreement(predictions: Predictions, role: str) -> Agreement:
+def agreement(predictions: RunPredictions, role: str) -> Agreement:
     """How the role's answers stand to the teacher's."""
     known = predictions.labels >= 0
     ours, theirs = predictions.roles[role].first[known], predictions.roles["teacher"].first[known]
@@ -137,7 +81,7 @@ def agreement(predictions: Predictions, role: str) -> Agreement:
     )
 
 
-def reliability(predictions: Predictions, role: str) -> Reliability:
+def reliability(predictions: RunPredictions, role: str) -> Reliability:
     """Confidence against accuracy in `BINS` equally wide bins; those of fewer than `LEAST` images are left out."""
     known = predictions.labels >= 0
     confidence, right = predictions.roles[role].prob[known, 0], predictions.right(role)[known]
@@ -150,7 +94,7 @@ def reliability(predictions: Predictions, role: str) -> Reliability:
     return Reliability(role, 100 * mean[filled], 100 * accuracy[filled], count[filled])
 
 
-def class_changes(predictions: Predictions, before: str, after: str) -> list[ClassChange]:
+def class_changes(predictions: RunPredictions, before: str, after: str) -> list[ClassChange]:
     """Each class's top-1 under two models, greatest gain first."""
     right_before, right_after = predictions.right(before), predictions.right(after)
     changes = []
@@ -162,7 +106,7 @@ def class_changes(predictions: Predictions, before: str, after: str) -> list[Cla
     return sorted(changes, key=lambda c: (-c.change, c.name))
 
 
-def confusion_matrix(predictions: Predictions, role: str) -> np.ndarray:
+def confusion_matrix(predictions: RunPredictions, role: str) -> np.ndarray:
     """(C, C) counts, rows by label, columns by the class named first."""
     size = len(predictions.classes)
     known = predictions.labels >= 0
@@ -170,7 +114,7 @@ def confusion_matrix(predictions: Predictions, role: str) -> np.ndarray:
     return np.bincount(cells, minlength=size * size).reshape(size, size)
 
 
-def confusions(predictions: Predictions, role: str, limit: int) -> list[Confusion]:
+def confusions(predictions: RunPredictions, role: str, limit: int) -> list[Confusion]:
     """The role's most frequent mistakes (made more than once), and how often the other models make them."""
     matrices = {r: confusion_matrix(predictions, r) for r in predictions.roles}
     wrong = matrices[role].copy()
@@ -196,7 +140,9 @@ def hardest_classes(matrix: np.ndarray, limit: int) -> np.ndarray:
     return np.sort(np.argsort(-mistakes, kind="stable")[:limit])
 
 
-def greatest_changes(predictions: Predictions, before: str, after: str, limit: int) -> dict[str, np.ndarray]:
+def greatest_changes(
+    predictions: RunPredictions, before: str, after: str, limit: int
+) -> dict[str, np.ndarray]:
     """Positions of the images whose true class lost or gained the most probability.
 
     Returns:

@@ -14,8 +14,8 @@ import yaml
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.recipe_tree import rename_keys
+from tutelage.core.records import RunPredictions, read_predictions
 from tutelage.core.run_dir import Run
-from tutelage.report.predictions import Predictions, read_predictions
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class RunRecords:
     candidates: dict[str, Any] | None
     comparison: dict[str, Any] | None
     diagnosis: dict[str, Any] | None
-    predictions: Predictions | None
+    predictions: RunPredictions | None
     damaged: tuple[str, ...] = field(default=())
 
     @property
@@ -85,7 +85,7 @@ class RunRecords:
         options = (self.candidates or {}).get("candidates") or []
         return next((c for c in options if c.get("kept")), None)
 
-    def predictions_of(self, *roles: str) -> Predictions | None:
+    def predictions_of(self, *roles: str) -> RunPredictions | None:
         """The predictions for the test images, where those of all these roles are among them."""
         known = self.predictions.roles if self.predictions else {}
         return self.predictions if set(roles) <= known.keys() else None

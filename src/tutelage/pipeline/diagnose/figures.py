@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
 
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.recipe import Recipe, load_recipe
+from tutelage.core.records import RunPredictions, read_predictions
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.paired import Paired, paired
+from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import OPPONENTS, outcome
 
 Severity = Literal["problem", "note", "good"]
@@ -73,7 +73,7 @@ class Figures:
         preflight: preflight.json.
         candidates: candidates.json.
         comparison: comparison.json.
-        answers: predictions.npz: `labels` (N,), `classes` (C,), `{role}_top5` (N, 5), `{role}_prob5` (N, 5).
+        predictions: of all models for the test images.
     """
 
     recipe: Recipe
@@ -81,7 +81,7 @@ class Figures:
     preflight: Mapping[str, Any]
     candidates: Mapping[str, Any]
     comparison: Mapping[str, Any]
-    answers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    predictions: RunPredictions
 
     @classmethod
     def of(cls, run: Run) -> Figures:
@@ -90,15 +90,13 @@ class Figures:
         Raises:
             TutelageError: a file is missing or damaged.
         """
-        with np.load(run.predictions, allow_pickle=False) as arrays:
-            answers = {name: arrays[name] for name in arrays.files}
         return cls(
             recipe=load_recipe(run.recipe),
             rows=list(read_jsonl(run.metrics)),
             preflight=read_json(run.preflight),
             candidates=read_json(run.candidates),
             comparison=read_json(run.comparison),
-            answers=answers,
+            predictions=read_predictions(run.predictions),
         )
 
     def stage(self, name: str) -> list[dict[str, Any]]:
@@ -124,26 +122,26 @@ class Figures:
 
     def against(self, new: str, old: str) -> Paired | None:
         """Two roles on the test images; None where one of them is not there."""
-        if f"{new}_top5" not in self.answers or f"{old}_top5" not in self.answers:
+        roles = self.predictions.roles
+        if new not in roles or old not in roles:
             return None
-        first = {role: self.answers[f"{role}_top5"][:, 0] for role in (new, old)}
-        return paired(first[new], first[old], self.answers["labels"])
+        return paired(roles[new].first, roles[old].first, self.predictions.labels)
 
     @property
     def opponents(self) -> list[str]:
         """The roles that the student is compared with, the most telling first; never a start with random weights."""
-        there = [role for role in OPPONENTS if self.against("distilled", role) is not None]
-        return [role for role in there if not (role == "start" and self.recipe.random_start)]
+        there = [role for role in OPPONENTS if self.against(Role.DISTILLED, role) is not None]
+        return [role for role in there if not (role == Role.START and self.recipe.random_start)]
 
     @property
     def gained(self) -> bool:
         """Whether the student is significantly better than the control, or than its start where no control ran."""
-        opponents = [role for role in ("control", "start") if role in self.opponents]
+        opponents = [role for role in (Role.CONTROL, Role.START) if role in self.opponents]
         return bool(opponents) and self.is_better_than(opponents[0])
 
     def is_better_than(self, role: str) -> bool:
         """Whether the student is significantly better than another model, on test."""
-        pair = self.against("distilled", role)
+        pair = self.against(Role.DISTILLED, role)
         return pair is not None and outcome(pair) == "better"
 
     @property

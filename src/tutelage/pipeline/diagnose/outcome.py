@@ -8,6 +8,7 @@ from typing import Any
 
 from tutelage.evaluation.flips import by_class
 from tutelage.evaluation.paired import Paired
+from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import ALPHA, OPPONENTS, outcome
 from tutelage.pipeline.diagnose.figures import Figures, Finding, Try, evidence_of, interval
 
@@ -18,7 +19,7 @@ NAMED = 5  # classes named in a sentence
 
 def seen_val(figures: Figures) -> Iterator[Finding]:
     """The start is far better on val than on test: pretraining saw val's images, or val is easier."""
-    val, test = figures.start_val(), figures.row("start")
+    val, test = figures.start_val(), figures.row(Role.START)
     n = (figures.preflight.get("val") or {}).get("n")
     if not n or not test.get("n"):
         return
@@ -43,7 +44,7 @@ def seen_val(figures: Figures) -> Iterator[Finding]:
 
 def misled_choice(figures: Figures) -> Iterator[Finding]:
     """Kept because better on val, yet surely worse on test."""
-    pair = figures.against("distilled", "start")
+    pair = figures.against(Role.DISTILLED, Role.START)
     if pair is None or outcome(pair) != "worse":
         return
     n = (figures.preflight.get("val") or {}).get("n")
@@ -62,7 +63,7 @@ def misled_choice(figures: Figures) -> Iterator[Finding]:
 
 def harmful_teacher(figures: Figures) -> Iterator[Finding]:
     """Labels alone brought more."""
-    pair = figures.against("distilled", "control")
+    pair = figures.against(Role.DISTILLED, Role.CONTROL)
     if pair is None or outcome(pair) != "worse":
         return
     yield Finding(
@@ -80,7 +81,7 @@ def harmful_teacher(figures: Figures) -> Iterator[Finding]:
 
 def gain(figures: Figures) -> Iterator[Finding]:
     """What distilling brought, where it is sure."""
-    control, start = (figures.against("distilled", role) for role in ("control", "start"))
+    control, start = (figures.against(Role.DISTILLED, role) for role in (Role.CONTROL, Role.START))
     if control is not None and outcome(control) == "better":
         yield Finding(
             "gain from the teacher",
@@ -107,21 +108,22 @@ def forgetting(figures: Figures) -> Iterator[Finding]:
         if outcome(trained) == "worse":
             what = f"The trained student ({lost['candidate']}) forgot on val"
             yield _forgotten(figures, what, trained, lost["classes"], "val")
-    pair = figures.against("distilled", "start")
+    pair = figures.against(Role.DISTILLED, Role.START)
     if pair is None or not pair.negative_flips:
         return
-    kept, start = (figures.answers[f"{role}_top5"][:, 0] for role in ("distilled", "start"))
-    classes = by_class(kept, start, figures.answers["labels"])
+    predictions = figures.predictions
+    kept, start = (predictions.roles[role].first for role in (Role.DISTILLED, Role.START))
+    classes = by_class(kept, start, predictions.labels)
     surely = [c for c in classes if c["p"] < ALPHA / len(classes)]
     if surely and outcome(pair) != "worse":
-        named = [{**c, "class": str(figures.answers["classes"][c["class"]])} for c in surely]
+        named = [{**c, "class": predictions.classes[c["class"]]} for c in surely]
         yield _forgotten(figures, "The kept student lost whole classes on test", pair, named, "test")
 
 
 def unexplained(figures: Figures, found: Sequence[Finding]) -> list[Finding]:
     """No gain, and nothing of the above is the matter: said openly."""
-    role = next((role for role in figures.opponents if role != "teacher"), None)
-    pair = figures.against("distilled", role) if role else None
+    role = next((role for role in figures.opponents if role != Role.TEACHER), None)
+    pair = figures.against(Role.DISTILLED, role) if role else None
     if not role or not pair or outcome(pair) == "better" or any(f.severity == "problem" for f in found):
         return []
     kept = figures.candidates["kept"]
@@ -172,7 +174,7 @@ def _forgotten(
 def _gap_of_kept(figures: Figures, start_test: Mapping[str, Any]) -> dict[str, float]:
     """What val and test say of the same change: they part where val is known by heart."""
     kept = figures.candidate(figures.candidates["kept"])
-    test = figures.row("distilled")
+    test = figures.row(Role.DISTILLED)
     if kept is None or "top1" not in test:
         return {}
     return {

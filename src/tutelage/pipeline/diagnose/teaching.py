@@ -9,6 +9,7 @@ from statistics import mean
 import numpy as np
 
 from tutelage.distillation.objective import soft_temperature
+from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import outcome
 from tutelage.pipeline.diagnose.figures import Figures, Finding, Severity, Try, evidence_of, interval
 
@@ -26,7 +27,7 @@ SCALE_FREE = {
 
 def no_headroom(figures: Figures) -> Iterator[Finding]:
     """The teacher is hardly better than the student was."""
-    pair = figures.against("teacher", "start")
+    pair = figures.against(Role.TEACHER, Role.START)
     if pair is None or (outcome(pair) == "better" and pair.high > LITTLE):
         return
     surely = pair.high <= LITTLE
@@ -50,7 +51,7 @@ def unfitted_teacher(figures: Figures) -> Iterator[Finding]:
     if any(row["stage"].startswith("teacher-fit") for row in figures.rows):
         return
     outside = _outside(figures)
-    beaten = figures.against("control", "teacher")
+    beaten = figures.against(Role.CONTROL, Role.TEACHER)
     is_beaten = beaten is not None and outcome(beaten) == "better"
     if outside < OUTSIDE and not is_beaten:
         return
@@ -210,9 +211,8 @@ def _far_below(top1: float, other: float) -> bool:
 
 def _outside(figures: Figures) -> float:
     """Percent of the teacher's answers on test that are no class of the test images."""
-    if "teacher_top5" not in figures.answers:
+    predictions = figures.predictions
+    if Role.TEACHER not in predictions.roles:
         return 0.0
-    labels = figures.answers["labels"]
-    return 100 * float(
-        np.mean(~np.isin(figures.answers["teacher_top5"][:, 0], np.unique(labels[labels >= 0])))
-    )
+    known = np.unique(predictions.labels[predictions.labels >= 0])
+    return 100 * float(np.mean(~np.isin(predictions.roles[Role.TEACHER].first, known)))

@@ -1,45 +1,73 @@
-"""Fitting what is new to the data: a teacher, a new head."""
+"""Fits before distilling: a teacher whose head does not match the classes of the data, and a student's new head."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tutelage.core.recipe import FitRecipe, TrainRecipe
-from tutelage.distillation.checkpoint import state_of
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective
-from tutelage.distillation.stage import Stage, Trained
+from tutelage.distillation.stage import Stage
 from tutelage.models.source import Model
 from tutelage.pipeline.memo import train_once
-from tutelage.pipeline.stages.work import Work, evaluate, save_model
+from tutelage.pipeline.stages.evaluate import evaluate_state
+from tutelage.pipeline.stages.prepare import Prepared
 
 
-def fit_teachers(work: Work) -> None:
-    """Fit each teacher that the data is new to with hard labels."""
-    recipe = work.recipe.teacher.fit
-    for place, model in enumerate(work.teachers):
-        wanted = recipe == "auto" and model.spec in work.class_mapping.new
+@dataclass(frozen=True)
+class Fitted:
+    """The models that distilling begins with, on the device.
+
+    Attributes:
+        prepared: what the run works on.
+        teachers: fitted to the data where they had to be.
+        student: the starting student.
+    """
+
+    prepared: Prepared
+    teachers: tuple[Model, ...]
+    student: Model
+
+
+def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
+    """Fit each teacher whose head does not match the data's classes, with hard labels."""
+    recipe = prepared.recipe.teacher.fit
+    teachers = []
+    for place, model in enumerate(prepared.teachers):
+        wanted = recipe == "auto" and model.spec in prepared.class_mapping.new
         settings = recipe if isinstance(recipe, FitRecipe) else FitRecipe() if wanted else None
-        if settings is None or settings.epochs == 0:
-            continue
-        name = "teacher-fit" if place == 0 else f"teacher-fit-{place + 1}"
-        trained = _fit(work, name, model, settings)
-        _keep_best(work, model, trained)
-        if place == 0:
-            save_model(work, model, work.run.teacher)
+        if settings is not None and settings.epochs > 0:
+            model = _fit(
+                prepared, "teacher-fit" if place == 0 else f"teacher-fit-{place + 1}", model, settings
+            )
+            if place == 0:
+                prepared.save(model, prepared.run.teacher)
+        model.module.to(prepared.device)
+        teachers.append(model)
+    return tuple(teachers)
 
 
-def fit_head(work: Work) -> None:
-    """Fit a new head of the student alone: what is compared as the start has seen the data's classes."""
-    recipe, student = work.recipe.student.head_fit, work.student
-    wanted = recipe == "auto" and student.spec in work.class_mapping.new and student.pretrained
+def fit_head(prepared: Prepared) -> Model:
+    """Fit a new head of the student, with its body frozen, and return the starting student.
+
+    The start that the distilled student is compared with has then seen the data's classes.
+    """
+    recipe, student = prepared.recipe.student.head_fit, prepared.student
+    wanted = recipe == "auto" and student.spec in prepared.class_mapping.new and student.pretrained
     settings = recipe if isinstance(recipe, FitRecipe) else FitRecipe(lr=3e-3) if wanted else None
     if settings is not None and settings.epochs > 0:
-        _keep_best(work, student, _fit(work, "head-fit", student, settings, head_only=True))
-    work.start = state_of(student.module)
-    save_model(work, student, work.run.start)
+        student = _fit(prepared, "head-fit", student, settings, head_only=True)
+    student.module.to(prepared.device)
+    prepared.save(student, prepared.run.start)
+    return student
 
 
-def _fit(work: Work, name: str, model: Model, fit: FitRecipe, head_only: bool = False) -> Trained:
-    base = work.recipe.train
+def _fit(prepared: Prepared, name: str, model: Model, fit: FitRecipe, head_only: bool = False) -> Model:
+    """Train a copy of a model, and give it the best of the fit's states on val.
+
+    The best is that with the lowest NLL: a teacher is used for its probabilities.
+    """
+    base = prepared.recipe.train
     settings = TrainRecipe(
         epochs=fit.epochs,
         lr=fit.lr,
@@ -50,27 +78,24 @@ def _fit(work: Work, name: str, model: Model, fit: FitRecipe, head_only: bool = 
         checkpoint_minutes=base.checkpoint_minutes,
         max_bad_steps=base.max_bad_steps,
     )
-    view = work.recipe.view
+    view = prepared.recipe.view
     if not fit.use_mixup:
         view = view.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
-    objective = Objective([CrossEntropy(1.0, fit.label_smoothing)])
+    fitted = model.copied()
     stage = Stage(
         name,
-        model,
+        fitted,
         settings,
         view,
-        objective,
-        work.splits.train,
-        work.splits.val,
-        work.class_mapping.index,
+        Objective([CrossEntropy(1.0, fit.label_smoothing)]),
+        prepared.splits.train,
+        prepared.splits.val,
+        prepared.class_mapping.index,
         head_only=head_only,
         metric="nll",  # as for the choice below: a teacher is used for its probabilities
     )
-    return train_once(stage, work.context)
-
-
-def _keep_best(work: Work, model: Model, trained: Trained) -> None:
-    """The best of a fit's states on val, by NLL: a teacher is used for its probabilities."""
-    scores = {name: evaluate(work, model, state)["nll"] for name, state in trained.states.items() if state}
-    model.module.load_state_dict(trained.states[min(scores, key=scores.__getitem__)])
-    model.module.eval()
+    states = {key: state for key, state in train_once(stage, prepared.context).states.items() if state}
+    nll = {key: evaluate_state(prepared, fitted, state)["nll"] for key, state in states.items()}
+    fitted.module.load_state_dict(states[min(nll, key=nll.__getitem__)])
+    fitted.module.eval().requires_grad_(True)  # a fit of the head has frozen the body
+    return fitted

@@ -1,50 +1,180 @@
-"""The table, the verdict on test, and what the figures say."""
+"""The last stages: all models of a run on the same test images, and what the figures say."""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tutelage.core.files import write_json
-from tutelage.distillation.checkpoint import State, state_of
-from tutelage.distillation.selection import Choice
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.core.files import entry, write_json
+from tutelage.core.records import RunPredictions, TopClasses, write_predictions
+from tutelage.core.run_dir import Run
 from tutelage.evaluation import resolution
+from tutelage.evaluation.latency import forward_call
+from tutelage.evaluation.paired import Paired, paired
+from tutelage.evaluation.predict import in_common
+from tutelage.evaluation.roles import Role
+from tutelage.evaluation.rows import graded, sized, timed
+from tutelage.evaluation.table import Row, Table
+from tutelage.evaluation.verdict import verdict
+from tutelage.models.source import Model
+from tutelage.pipeline.context import Context
 from tutelage.pipeline.diagnose import Figures, diagnose
-from tutelage.pipeline.stages.proof import ModelEntry, prove
-from tutelage.pipeline.stages.work import Work
+from tutelage.pipeline.memo import made_once
+from tutelage.pipeline.stages.evaluate import predict
+from tutelage.pipeline.stages.preflight import Checked
+from tutelage.pipeline.stages.train import Distilled
+
+TOP = 5
+THROUGHPUT_BATCH = 16
 
 
-def measure(work: Work, control: State | None, choice: Choice) -> dict[str, Any]:
-    """The table and the verdict on test."""
-    student = work.student
-    teacher_state = state_of(work.teachers[0].module)
-    contestants = [
-        ModelEntry("teacher", work.teachers[0], teacher_state),
-        ModelEntry("start", student, work.start),
-        *([ModelEntry("control", student, control)] if control else []),
-        ModelEntry("distilled", student, choice.kept.state),
-        *_at_best_resolution(work, choice),
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model of the comparison; its role is a `Role`, or `distilled@224` for the student at another resolution."""
+
+    role: str
+    model: Model
+
+
+def measure(checked: Checked, control: Model | None, distilled: Distilled) -> dict[str, Any]:
+    """Measure all models on test, and write comparison.json and predictions.npz.
+
+    Args:
+        checked: the teachers and the starting student.
+        control: the student trained with hard labels only; None where the run has none.
+        distilled: the student that is kept.
+
+    Returns:
+        The content of comparison.json.
+    """
+    prepared = checked.prepared
+    context, mapping, subset = prepared.context, prepared.class_mapping, prepared.splits.test
+    entries = [
+        ModelEntry(Role.TEACHER, checked.teachers[0]),
+        ModelEntry(Role.START, checked.student),
+        *([ModelEntry(Role.CONTROL, control)] if control else []),
+        ModelEntry(Role.DISTILLED, distilled.model),
+        *_at_best_resolution(distilled, prepared.recipe.selection.metric),
     ]
-    random_start = work.recipe.random_start
-    return prove(
-        contestants, work.splits.test, work.class_mapping, choice.kept.name, work.context, random_start
-    )
+    rows = _timed_rows(entries, context)
+    predictions = in_common([predict(prepared, one.model, subset) for one in entries])
+    logits = {one.role: found.logits for one, found in zip(entries, predictions, strict=True)}
+    index = predictions[0].index
+    labels = torch.from_numpy(subset.labels)[index]
+    head_index = torch.from_numpy(mapping.index)
+    rows = [graded(row, found, labels, head_index) for row, found in zip(rows, logits.values(), strict=True)]
+    head_labels = mapping.labels(subset.labels[index.numpy()])
+    result = {
+        "rows": Table(rows).records(),
+        "verdict": verdict(
+            _pairs(logits, head_labels), distilled.choice.kept.name, prepared.recipe.random_start
+        ),
+        "test": {"source": subset.images.name, "split": subset.split, "n": len(index)},
+    }
+    if context.runtime.is_main:
+        record = RunPredictions(
+            np.array([subset.id(int(i)) for i in index]),
+            head_labels,
+            tuple(mapping.class_ids),
+            {role: _top_classes(found) for role, found in logits.items()},
+        )
+        write_predictions(context.run.predictions, record)
+        write_json(context.run.comparison, result)
+    return result
 
 
-def _at_best_resolution(work: Work, choice: Choice) -> list[ModelEntry]:
+def explain(run: Run) -> None:
+    """Write diagnosis.json: what the run's figures say of it, with what to try."""
+    findings = diagnose(Figures.of(run))
+    write_json(run.diagnosis, {"findings": [finding.record() for finding in findings]})
+
+
+def _at_best_resolution(distilled: Distilled, metric: str) -> list[ModelEntry]:
     """The kept student at the resolution it is best at on val, where that is another: quality for speed."""
-    if not choice.resolutions:
+    if not distilled.resolutions:
         return []
-    student = work.student
-    best = resolution.best(choice.resolutions, "distilled", work.recipe.selection.metric)
-    if best == student.input_spec.height:
+    best = resolution.best(distilled.resolutions, "distilled", metric)
+    if best == distilled.model.input_spec.height:
         return []
-    student.module.load_state_dict(choice.kept.state)
-    there = resolution.at(student, best)
-    return [ModelEntry(f"distilled@{best}", there, state_of(there.module))]
+    return [ModelEntry(f"{Role.DISTILLED}@{best}", resolution.at(distilled.model, best))]
 
 
-def explain(work: Work) -> None:
-    """What the run's figures say of it, with what to try."""
-    if work.context.runtime.is_main:
-        findings = diagnose(Figures.of(work.run))
-        write_json(work.run.diagnosis, {"findings": [finding.record() for finding in findings]})
+def _pairs(logits: dict[str, Tensor], labels: np.ndarray) -> dict[str, Paired]:
+    new = logits[Role.DISTILLED].numpy()
+    return {
+        str(role): paired(new, logits[role].numpy(), labels)
+        for role in (Role.START, Role.CONTROL, Role.TEACHER)
+        if role in logits
+    }
+
+
+def _top_classes(logits: Tensor) -> TopClasses:
+    best = logits.softmax(1).topk(min(TOP, logits.shape[1]))
+    return TopClasses(best.indices.numpy().astype(np.int32), best.values.numpy())
+
+
+def _timed_rows(entries: Sequence[ModelEntry], context: Context) -> list[Row]:
+    """Measure size and speed, once an architecture: the students differ in their weights only.
+
+    One process measures, while the others wait and so take no time from it. Trials of a study, whose weights differ
+    only, take the first one's figures, so that none is ranked by a lucky measurement.
+    """
+    rows = [Row(one.model.spec) for one in entries]
+    with made_once(context, context.run.speed, lambda: _speed_key(entries, context)) as there:
+        if there:
+            rows = [Row.from_dict(row) for row in entry(context.run.speed, "rows")]
+        elif context.runtime.is_main:
+            rows = _measured_rows(entries, context.runtime.device)
+            write_json(context.run.speed, {"rows": Table(rows).records()})
+    context.runtime.wait()
+    return rows
+
+
+def _speed_key(entries: Sequence[ModelEntry], context: Context) -> dict[str, Any]:
+    return {
+        "rows": [
+            [
+                one.role,
+                one.model.spec,
+                one.model.origin,
+                one.model.input_spec.to_dict(),
+                one.model.num_classes,
+            ]
+            for one in entries
+        ],
+        "machine": [context.runtime.device.type, torch.get_num_threads(), platform.node()],
+    }
+
+
+def _measured_rows(entries: Sequence[ModelEntry], device: torch.device) -> list[Row]:
+    # the start, the control and the kept student are copies of one network
+    keys = [(one.model.spec, one.model.origin, one.model.input_spec) for one in entries]
+    networks = {key: one.model for key, one in zip(keys, entries, strict=True)}
+    models = list(networks.values())
+    rows = [
+        sized(
+            Row(model.spec, origin=model.origin),
+            model.module,
+            model.input_spec.height,
+            model.input_spec.width,
+        )
+        for model in models
+    ]
+    singles, batches = (
+        [
+            forward_call(m.module.eval(), (size, 3, m.input_spec.height, m.input_spec.width), device)
+            for m in models
+        ]
+        for size in (1, THROUGHPUT_BATCH)
+    )
+    rows = timed(
+        rows, singles, batches, THROUGHPUT_BATCH, device=device.type, threads=torch.get_num_threads()
+    )
+    of = dict(zip(networks, rows, strict=True))
+    return [replace(of[key], role=str(one.role)) for key, one in zip(keys, entries, strict=True)]

@@ -1,136 +1,217 @@
-"""The pre-flight: teacher and student are measured before anything is trained."""
+"""The pre-flight: teacher and student are measured before the student is trained."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, read_json, write_json
+from tutelage.core.recipe import Recipe
 from tutelage.core.runtime import Precision
 from tutelage.data.splits import sample
+from tutelage.distillation.checkpoint import State, state_of
 from tutelage.distillation.objective import soft_temperature
-from tutelage.distillation.teacher import Teacher
-from tutelage.evaluation import calibration as soft_targets
-from tutelage.evaluation import resolution
+from tutelage.distillation.targets.layout import Layout
+from tutelage.distillation.teacher import Teacher, passes
+from tutelage.evaluation import calibration, resolution
 from tutelage.evaluation.predict import Predictions
-from tutelage.evaluation.quality import Quality
+from tutelage.evaluation.quality import Quality, quality
 from tutelage.models import precision
+from tutelage.models.class_mapping import ClassMapping
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
 from tutelage.pipeline.memo import made_once
-from tutelage.pipeline.stages import checks
-from tutelage.pipeline.stages.work import Work, figures_on, labels_of, probed, teacher_on_val
+from tutelage.pipeline.stages.evaluate import labels_of, predict_jointly, probe_resolutions, quality_on
+from tutelage.pipeline.stages.fit import Fitted
+from tutelage.pipeline.stages.prepare import Prepared
 
-TRAIN_IMAGES = 500  # of which the teacher's answers are held against the labels
-
-
-def check(work: Work) -> None:
-    """Measure both models on val, choose the precision, estimate, and stop where there is nothing to teach."""
-    with made_once(work.context, work.run.preflight, lambda: _preflight_key(work)):
-        _check(work)
+TRAIN_IMAGES = 500  # of which the teacher's predictions are compared with the labels
+NEAR_CHANCE = 2.0  # a teacher below so many times chance teaches noise
+CHECKPOINT_COPIES = 5  # model, EMA, best, and two moments of the optimizer
 
 
-def _preflight_key(work: Work) -> dict[str, Any]:
-    recipe = work.recipe
+@dataclass(frozen=True)
+class Checked:
+    """Models that passed the pre-flight, as they are used from here on.
+
+    Attributes:
+        prepared: what the run works on; its runtime has the precision that students are trained in.
+        teachers: at the resolution that is used, frozen and in eval mode.
+        student: the starting student.
+        teacher_precision: that the teachers' targets are computed in.
+        teacher_on_val: the teachers' joint logits on val.
+    """
+
+    prepared: Prepared
+    teachers: tuple[Model, ...]
+    student: Model
+    teacher_precision: Precision
+    teacher_on_val: Predictions
+
+    @cached_property
+    def start(self) -> State:
+        """The starting student's weights, on the CPU."""
+        return state_of(self.student.module)
+
+
+def preflight(fitted: Fitted) -> Checked:
+    """Measure teacher and student on val, choose the precision, and estimate the time and the disk space.
+
+    A run that has `preflight.json` takes the choices from there.
+
+    Raises:
+        TutelageError: there is nothing to teach, or the disk is too small.
+    """
+    prepared = fitted.prepared
+    path = prepared.run.preflight
+    with made_once(prepared.context, path, lambda: _key(fitted)):
+        before = read_json(path) if path.exists() else None
+        resolutions = before.get("resolutions", []) if before else _probe_resolutions(fitted)
+        teachers = _at_used_resolution(fitted, resolutions)
+        Teacher(teachers, prepared.device)  # freezes them
+        rates = None if before else _rates(prepared, teachers[0], fitted.student)
+        chosen: Sequence[Precision]
+        if rates is None:
+            chosen = entry(path, "precision", "chosen"), entry(path, "teacher", "precision")
+        else:
+            chosen = _choose_precision(prepared, rates)
+        prepared = _with_precision(prepared, chosen[0])
+        on_val = predict_jointly(prepared, teachers, prepared.splits.val)
+        checked = Checked(prepared, teachers, fitted.student, chosen[1], on_val)
+        if rates is not None:
+            record = _measure(checked, rates) | {"resolutions": resolutions}
+            if prepared.context.runtime.is_main:
+                write_json(path, record)
+    return checked
+
+
+def _key(fitted: Fitted) -> dict[str, Any]:
+    recipe, splits = fitted.prepared.recipe, fitted.prepared.splits
     return {
         "recipe": recipe.model_dump(mode="json", include={"teacher", "student", "preflight", "control"}),
         "train": recipe.train.model_dump(mode="json", include={"epochs", "batch_size", "precision"}),
         "loss": recipe.loss.model_dump(mode="json"),
         "metric": recipe.selection.metric,
-        "states": [state_digest(model.module.state_dict()) for model in [*work.teachers, work.student]],
-        "images": [work.splits.train.digest(), work.splits.val.digest()],
+        "states": [state_digest(model.module.state_dict()) for model in [*fitted.teachers, fitted.student]],
+        "images": [splits.train.digest(), splits.val.digest()],
     }
 
 
-def _check(work: Work) -> None:
-    recipe, run = work.recipe, work.run
-    if run.preflight.exists():
-        _use_precision(
-            work, entry(run.preflight, "precision", "chosen"), entry(run.preflight, "teacher", "precision")
-        )
-        _use_resolutions(work, read_json(run.preflight).get("resolutions", []))
-        Teacher(work.teachers, work.device)
-        return
-    found = _probe_resolutions(work)
-    _use_resolutions(work, found)
-    Teacher(work.teachers, work.device)
-    found_checks = checks.structure(work.teachers, work.student, work.class_mapping)
-    chosen, rates = _probe(work)
-    predictions, teacher = teacher_on_val(work)
-    student = figures_on(work, work.student, work.splits.val)
-    work.context.progress.say(
-        f"pre-flight: on val the teacher has {teacher.top1:.2f} top-1, the student {student.top1:.2f}: "
-        f"an advantage of {teacher.top1 - student.top1:+.2f} points"
-    )
-    found_checks += checks.strength(
-        teacher, student, len(work.class_mapping.class_ids), recipe.preflight.allow_weak_teacher
-    )
-    ahead = checks.estimate(
-        recipe, len(work.splits.train), {k: max(v.values()) for k, v in rates.items()}, work.student, run.path
-    )
-    work.context.progress.say(
-        f"pre-flight: {ahead['steps']:,} steps in {chosen} (teacher in {work.teacher_precision}), "
-        f"about {ahead['estimated_seconds'] / 60:.1f} minutes and {ahead['disk_mb']:.0f} MB"
-    )
-    record = {
-        "teacher": _who(work.teachers[0], teacher, _sureness(work, predictions))
-        | {"precision": work.teacher_precision, "train": _teacher_on_train(work)},
-        "student": _who(work.student, student),
-        "val": {"n": student.n},
-        "chance_top1": 100 / len(work.class_mapping.class_ids),
-        "advantage": teacher.top1 - student.top1,
-        "target_entropy": soft_targets.entropy(predictions.logits, soft_temperature(recipe.loss)),
-        "precision": {"chosen": chosen, "images_per_s": rates},
-        "checks": found_checks,
-        "resolutions": found,
-        **ahead,
-    }
-    if work.context.runtime.is_main:
-        write_json(run.preflight, record)
-
-
-def _probe_resolutions(work: Work) -> list[dict[str, Any]]:
-    """Figures at neighbouring resolutions: of the teachers where their best is wanted, of all where asked for."""
-    asked = work.recipe.preflight.probe_resolutions
-    teachers = work.teachers if asked or work.recipe.teacher.resolution == "best" else []
+def _probe_resolutions(fitted: Fitted) -> list[dict[str, Any]]:
+    """Measure at neighbouring resolutions: the teachers where their best is wanted, all models where asked for."""
+    prepared = fitted.prepared
+    asked = prepared.recipe.preflight.probe_resolutions
+    teachers = fitted.teachers if asked or prepared.recipe.teacher.resolution == "best" else ()
     models = [(_teacher_name(place), model) for place, model in enumerate(teachers)]
-    models += [("student", work.student)] if asked else []
-    return [row for who, model in models for row in probed(work, who, model)]
+    models += [("student", fitted.student)] if asked else []
+    return [row for name, model in models for row in probe_resolutions(prepared, name, model)]
 
 
-def _use_resolutions(work: Work, found: list[dict[str, Any]]) -> None:
-    if work.recipe.teacher.resolution == "best":
-        metric = work.recipe.selection.metric
-        work.teachers = [
-            model.at(resolution.best(found, _teacher_name(place), metric))
-            for place, model in enumerate(work.teachers)
-        ]
+def _at_used_resolution(fitted: Fitted, probed: list[dict[str, Any]]) -> tuple[Model, ...]:
+    recipe = fitted.prepared.recipe
+    if recipe.teacher.resolution != "best":
+        return fitted.teachers
+    return tuple(
+        resolution.at(model, resolution.best(probed, _teacher_name(place), recipe.selection.metric))
+        for place, model in enumerate(fitted.teachers)
+    )
 
 
 def _teacher_name(place: int) -> str:
     return "teacher" if place == 0 else f"teacher-{place + 1}"
 
 
-def _sureness(work: Work, predictions: Predictions) -> dict[str, float]:
-    """Whether the teacher is as sure as it is right."""
+def _rates(prepared: Prepared, teacher: Model, student: Model) -> dict[str, dict[Precision, float]]:
+    """Measure images/s of a training step of the student and of the teacher's inference, in each precision."""
+    device, size = prepared.device, prepared.recipe.train.batch_size
     return {
-        "confidence": soft_targets.confidence(predictions.logits),
-        "best_temperature": soft_targets.best_temperature(
-            predictions.logits, labels_of(work, work.splits.val, predictions)
-        ),
+        "student": precision.probe_training(student.module, student.input_spec, size, device),
+        "teacher": precision.probe_inference(teacher.module, teacher.input_spec, size, device),
     }
 
 
-def _teacher_on_train(work: Work) -> dict[str, float] | None:
-    """Whether the training labels are what the teacher sees in the plain images; None without labels."""
-    subset = sample(work.splits.train, TRAIN_IMAGES)
+def _choose_precision(
+    prepared: Prepared, rates: dict[str, dict[Precision, float]]
+) -> tuple[Precision, Precision]:
+    """Choose the precision of the student's training and of the teacher, the same in every process."""
+    wanted = prepared.recipe.train.precision
+    chosen = [
+        precision.faster(rates[model]) if wanted == "auto" else wanted for model in ("student", "teacher")
+    ]
+    # clocks differ: every process takes what the first one found
+    student, teacher = prepared.context.runtime.from_main(chosen)
+    return student, teacher
+
+
+def _with_precision(prepared: Prepared, chosen: Precision) -> Prepared:
+    runtime = replace(prepared.context.runtime, precision=chosen)
+    return replace(prepared, context=replace(prepared.context, runtime=runtime))
+
+
+def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict[str, Any]:
+    """Measure and check the models, and return what preflight.json records."""
+    prepared, teachers, on_val = checked.prepared, checked.teachers, checked.teacher_on_val
+    recipe, progress = prepared.recipe, prepared.context.progress
+    classes = len(prepared.class_mapping.class_ids)
+    checks = structure(teachers, checked.student, prepared.class_mapping)
+    labels = labels_of(prepared, prepared.splits.val, on_val)
+    teacher = quality(on_val.logits, labels)
+    student = quality_on(prepared, checked.student, prepared.splits.val)
+    progress.say(
+        f"pre-flight: on val the teacher has {teacher.top1:.2f} top-1, the student {student.top1:.2f}: "
+        f"an advantage of {teacher.top1 - student.top1:+.2f} points"
+    )
+    checks += strength(teacher, student, classes, recipe.preflight.allow_weak_teacher)
+    ahead = estimate(
+        recipe,
+        len(prepared.splits.train),
+        {model: max(found.values()) for model, found in rates.items()},
+        checked.student,
+        prepared.run.path,
+    )
+    chosen = prepared.context.runtime.precision
+    progress.say(
+        f"pre-flight: {ahead['steps']:,} steps in {chosen} (teacher in {checked.teacher_precision}), "
+        f"about {ahead['estimated_seconds'] / 60:.1f} minutes and {ahead['disk_mb']:.0f} MB"
+    )
+    confidence = {
+        "confidence": calibration.confidence(on_val.logits),
+        "best_temperature": calibration.best_temperature(on_val.logits, labels),
+    }
+    return {
+        "teacher": _model_record(teachers[0], teacher, confidence)
+        | {"precision": checked.teacher_precision, "train": _teacher_on_train(checked)},
+        "student": _model_record(checked.student, student),
+        "val": {"n": student.n},
+        "chance_top1": 100 / classes,
+        "advantage": teacher.top1 - student.top1,
+        "target_entropy": calibration.entropy(on_val.logits, soft_temperature(recipe.loss)),
+        "precision": {
+            "chosen": chosen,
+            "images_per_s": {
+                model: {str(p): rate for p, rate in found.items()} for model, found in rates.items()
+            },
+        },
+        "checks": checks,
+        **ahead,
+    }
+
+
+def _teacher_on_train(checked: Checked) -> dict[str, float] | None:
+    """Measure the teacher on plain training images against their labels; None where none has a label."""
+    subset = sample(checked.prepared.splits.train, TRAIN_IMAGES)
     if not (subset.labels >= 0).any():
         return None
-    figures = figures_on(work, work.teachers[0], subset)
+    figures = quality_on(checked.prepared, checked.teachers[0], subset)
     return {"top1": figures.top1, "nll": figures.nll, "n": figures.n}
 
 
-def _who(model: Model, figures: Quality, more: dict[str, float] | None = None) -> dict[str, Any]:
+def _model_record(model: Model, figures: Quality, more: dict[str, float] | None = None) -> dict[str, Any]:
     return {
         "model": model.spec,
         "origin": model.origin,
@@ -140,21 +221,77 @@ def _who(model: Model, figures: Quality, more: dict[str, float] | None = None) -
     }
 
 
-def _probe(work: Work) -> tuple[Precision, dict[str, dict[str, float]]]:
-    device, size = work.device, work.recipe.train.batch_size
-    student, teacher = work.student, work.teachers[0]
-    student.module.to(device)
-    rates = {
-        "student": precision.probe_training(student.module, student.input_spec, size, device),
-        "teacher": precision.probe_inference(teacher.module, teacher.input_spec, size, device),
-    }
-    wanted = work.recipe.train.precision
-    both = [precision.faster(rates[who]) if wanted == "auto" else wanted for who in ("student", "teacher")]
-    both = work.context.runtime.from_main(both)  # clocks differ: every process takes what the first one found
-    _use_precision(work, *both)
-    return both[0], {who: {str(p): rate for p, rate in found.items()} for who, found in rates.items()}
+def structure(teachers: Sequence[Model], student: Model, class_mapping: ClassMapping) -> list[dict[str, Any]]:
+    """Check what must hold whatever the accuracies are: frozen teachers in eval mode, and one list of classes."""
+    frozen = all(not p.requires_grad for t in teachers for p in t.module.parameters())
+    still = all(not m.training for t in teachers for m in t.module.modules())
+    align_heads = all(m.num_classes == len(class_mapping.class_ids) for m in [*teachers, student])
+    return [
+        _check("teacher frozen", frozen, "no parameter of the teacher takes a gradient"),
+        _check("teacher in eval mode", still, "dropout off, BatchNorm statistics untouched"),
+        _check("heads agree", align_heads, f"{len(class_mapping.class_ids)} classes in one order"),
+    ]
 
 
-def _use_precision(work: Work, student: Precision, teacher: Precision) -> None:
-    work.context = replace(work.context, runtime=replace(work.context.runtime, precision=student))
-    work.teacher_precision = teacher
+def strength(teacher: Quality, student: Quality, classes: int, allow_weak: bool) -> list[dict[str, Any]]:
+    """Check that the teacher has something to teach.
+
+    Raises:
+        TutelageError: the teacher is near chance or worse than the student, and the recipe does not allow it.
+    """
+    chance = 100 / classes
+    checks = [
+        _check(
+            "teacher above chance",
+            teacher.top1 > NEAR_CHANCE * chance,
+            f"teacher top-1 {teacher.top1:.2f} on val, chance {chance:.2f}",
+        ),
+        _check(
+            "teacher better than student",
+            teacher.top1 > student.top1,
+            f"teacher top-1 {teacher.top1:.2f} on val, student {student.top1:.2f} before training",
+        ),
+    ]
+    for check in checks:
+        if not check["ok"] and not allow_weak:
+            raise TutelageError(
+                f"pre-flight: not so: {check['name']} ({check['detail']}); fit it with teacher.fit, check its "
+                "classes and resolution, or set preflight.allow_weak_teacher=true"
+            )
+    return checks
+
+
+def estimate(
+    recipe: Recipe, images: int, rates: dict[str, float], student: Model, place: Path
+) -> dict[str, Any]:
+    """Estimate the steps, the seconds and the disk space that the run needs.
+
+    Args:
+        recipe: says how long.
+        images: of the training part.
+        rates: images/s of `student` (a training step) and `teacher` (inference), as probed.
+        student: for the size of its checkpoints.
+        place: where the run is written.
+
+    Raises:
+        TutelageError: the disk has less room than needed.
+    """
+    epochs = recipe.train.epochs
+    step = 1 / rates["student"]
+    looks = passes(recipe)  # of the teacher at each image
+    seconds = images * (epochs * step * (2 if recipe.control else 1) + looks / rates["teacher"])
+    size = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
+    disk = size * (CHECKPOINT_COPIES * (2 if recipe.control else 1) + 3) / 2**20
+    if recipe.targets.mode == "cached":
+        disk += looks * Layout(images, student.num_classes, recipe.targets.top_k).view_bytes / 2**20
+    free = shutil.disk_usage(place).free / 2**20
+    if disk > free:
+        raise TutelageError(
+            f"{place}: the run needs about {disk:.0f} MB, the disk has {free:.0f} MB left; free some"
+        )
+    steps = images // recipe.train.batch_size * epochs * (2 if recipe.control else 1)
+    return {"steps": steps, "estimated_seconds": seconds, "disk_mb": disk}
+
+
+def _check(name: str, ok: bool, detail: str) -> dict[str, Any]:
+    return {"name": name, "ok": ok, "detail": detail}

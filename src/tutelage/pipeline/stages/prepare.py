@@ -1,8 +1,8 @@
-"""Splits and models, with heads that agree."""
+"""The first stage: images and models, with heads that have the same classes in the same order."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,19 +18,66 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Splits, make_splits
 from tutelage.evaluation import resolution
-from tutelage.models.class_mapping import align_heads
+from tutelage.models.class_mapping import ClassMapping, align_heads
 from tutelage.models.registry import from_scratch, load_model
 from tutelage.models.source import Model
+from tutelage.models.weights import save_weights
 from tutelage.pipeline.context import Context
-from tutelage.pipeline.stages.work import Work
 
 
-def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = None) -> Work:
-    """Splits and models, with heads that agree."""
+@dataclass(frozen=True)
+class Prepared:
+    """What a run works on.
+
+    Attributes:
+        recipe: of the run.
+        context: where the run is written, computes and reports.
+        splits: its images.
+        class_mapping: how the labels of the data map to the heads of all models.
+        teachers: as loaded, with heads for the data's classes; the first one is `teacher.model`.
+        student: as loaded, with a head for the data's classes.
+    """
+
+    recipe: Recipe
+    context: Context
+    splits: Splits
+    class_mapping: ClassMapping
+    teachers: tuple[Model, ...]
+    student: Model
+
+    @property
+    def run(self) -> Run:
+        """The run directory."""
+        return self.context.run
+
+    @property
+    def device(self) -> torch.device:
+        """Where models and tensors go."""
+        return self.context.runtime.device
+
+    def save(self, model: Model, path: Path) -> None:
+        """Write a model's weights with what is needed to use them: its name, classes and input."""
+        if self.context.runtime.is_main:
+            named = replace(model, class_ids=self.class_mapping.class_ids)
+            save_weights(model.module, path, named.metadata())
+
+
+def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = None) -> Prepared:
+    """Open the images and load the models, with heads that have the same classes in the same order.
+
+    Args:
+        recipe: of the run.
+        run: its directory.
+        progress: where it reports to.
+        memo: where runs of a study keep what they would compute alike; None: a single run.
+
+    Raises:
+        TutelageError: data or models are missing or do not fit, or the images changed since the run began.
+    """
     torch.manual_seed(recipe.train.seed)  # new heads and students from scratch begin the same
     splits = make_splits(recipe.data)
-    names = [recipe.teacher.model, *recipe.teacher.others]
-    loaded, student = [load_model(name) for name in names], _load_student(recipe)
+    loaded = [load_model(name) for name in (recipe.teacher.model, *recipe.teacher.others)]
+    student = _load_student(recipe)
     torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
     teachers, student, class_mapping = align_heads(loaded, student, splits.classes)
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
@@ -45,14 +92,14 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     )
     _record_splits(splits, context)
     context.progress.say(_data_line(splits))
-    for who, model in [*(("teacher", t) for t in teachers), ("student", student)]:
-        context.progress.say(f"{who}: {model.spec} ({model.origin}), {model.input_spec.height} px")
+    for name, model in [*(("teacher", t) for t in teachers), ("student", student)]:
+        context.progress.say(f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px")
     splits = _decoded(recipe, splits, _inputs(recipe, teachers, student), context)
-    return Work(recipe, context, splits, teachers, student, class_mapping)
+    return Prepared(recipe, context, splits, class_mapping, tuple(teachers), student)
 
 
 def _record_splits(splits: Splits, context: Context) -> None:
-    """Keep what the images are, or see that they are still the same."""
+    """Record which images the run works on, or check that they are still the same."""
     record, path = splits.record(), context.run.splits
     if path.exists():
         before = entry(path, "parts")
@@ -67,7 +114,7 @@ def _record_splits(splits: Splits, context: Context) -> None:
 
 
 def _inputs(recipe: Recipe, teachers: list[Model], student: Model) -> list[InputSpec]:
-    """Of all models, at the highest resolution they may look at the images with."""
+    """Return the input of each model, at the highest resolution that it may be used at."""
     probed = recipe.preflight.probe_resolutions
     taught = [model.input_spec for model in teachers]
     if probed or recipe.teacher.resolution == "best":
@@ -76,7 +123,7 @@ def _inputs(recipe: Recipe, teachers: list[Model], student: Model) -> list[Input
 
 
 def _decoded(recipe: Recipe, splits: Splits, specs: list[InputSpec], context: Context) -> Splits:
-    """Images decoded once, as far as they fit; a resumed run does as it did before."""
+    """Decode the images once, as far as they fit on the disk; a resumed run does as it did before."""
     path = context.run.splits
     with context.runtime.accelerator.main_process_first():
         record = read_json(path)

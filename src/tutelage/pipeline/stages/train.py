@@ -1,8 +1,8 @@
-"""The control and the student: trained, and chosen on val."""
+"""The training of the control and of the student, each followed by the choice on val."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from safetensors.torch import load_file
@@ -19,97 +19,102 @@ from tutelage.distillation.stop import Interrupted, stop_requests
 from tutelage.distillation.teacher import TargetSource, Teacher, cached_teacher
 from tutelage.evaluation.predict import Predictions
 from tutelage.models import batchnorm
+from tutelage.models.source import Model, with_state
 from tutelage.pipeline.diagnose.evidence import of_training
 from tutelage.pipeline.memo import made_once, stage_key, train_once
-from tutelage.pipeline.stages.work import (
-    Work,
-    evaluate,
-    predict_on,
-    probed,
-    save_model,
-    spread,
-    teacher_on_val,
-)
+from tutelage.pipeline.stages.evaluate import evaluate_state, predict, probe_resolutions
+from tutelage.pipeline.stages.preflight import Checked
 
 
-def train_control(work: Work) -> State | None:
-    """The same student, views and budget with hard labels only, and the same choice on val."""
-    if not work.recipe.control:
+@dataclass(frozen=True)
+class Distilled:
+    """The student that the run keeps.
+
+    Attributes:
+        model: with the weights of the kept candidate.
+        choice: all candidates, and which one was kept.
+        resolutions: its figures on val at neighbouring resolutions; empty where these were not asked for.
+    """
+
+    model: Model
+    choice: Choice
+    resolutions: list[dict[str, Any]]
+
+
+def train_control(checked: Checked) -> Model | None:
+    """Train the same student on the same views with hard labels only, and choose on val in the same way."""
+    prepared, student = checked.prepared, checked.student
+    recipe, run = prepared.recipe, prepared.run
+    if not recipe.control:
         return None
-    work.student.module.load_state_dict(work.start)
-    stage = _stage(work, "control", work.splits.train)
-    key = {"stage": stage_key(stage, work.context), "choose": work.recipe.selection.model_dump(mode="json")}
-    trained = train_once(stage, work.context)
-    with made_once(work.context, work.run.control, lambda: key) as there:
+    stage = _stage(checked, "control", prepared.splits.train)
+    key = {
+        "stage": stage_key(stage, prepared.context),
+        "choose": recipe.selection.model_dump(mode="json"),
+    }
+    trained = train_once(stage, prepared.context)
+    with made_once(prepared.context, run.control, lambda: key) as there:
         if there:
-            return load_file(work.run.control)
-        kept = _choose(work, trained).kept
-        work.student.module.load_state_dict(kept.state)
-        save_model(work, work.student, work.run.control)
-    return kept.state
+            return student.copied(load_file(run.control))
+        control = student.copied(_choose(checked, trained).kept.state)
+        prepared.save(control, run.control)
+    return control
 
 
-def train_student(work: Work) -> Choice:
-    """Distil, choose on val, and keep the choice as the run's student."""
-    student, splits = work.student, work.splits
-    student.module.load_state_dict(work.start)
+def train_student(checked: Checked) -> Distilled:
+    """Distil, choose on val, and write the chosen student as the run's."""
+    prepared, student = checked.prepared, checked.student
+    splits, run = prepared.splits, prepared.run
     subset = join(splits.train, splits.unlabelled) if splits.unlabelled else splits.train
+    on_val = checked.teacher_on_val
+    # by position; zeros for images that cannot be decoded, which the loss on val leaves out
+    val_targets = on_val.logits.new_zeros(len(splits.val), on_val.logits.shape[1])
+    val_targets[on_val.index] = on_val.logits
     stage = replace(
-        _stage(work, "distill", subset),
-        teacher=_targets(work, subset),
-        val_targets=spread(teacher_on_val(work)[0], len(splits.val)),
+        _stage(checked, "distill", subset), teacher=_targets(checked, subset), val_targets=val_targets
     )
-    trained = work.context.train(stage)
-    choice = _choose(work, trained)
-    evidence = _evidence(work, stage, trained, choice)
-    student.module.load_state_dict(choice.kept.state)
-    save_model(work, student, work.run.student)
-    if work.recipe.preflight.probe_resolutions:
-        choice = replace(choice, resolutions=probed(work, "distilled", student))
-    if work.context.runtime.is_main:
-        write_json(work.run.candidates, {**choice.record(), "training": evidence})
-    return choice
+    trained = prepared.context.train(stage)
+    choice = _choose(checked, trained)
+    evidence = _evidence(checked, stage, trained, choice)
+    model = student.copied(choice.kept.state)
+    prepared.save(model, run.student)
+    asked = prepared.recipe.preflight.probe_resolutions
+    resolutions = probe_resolutions(prepared, "distilled", model) if asked else []
+    if prepared.context.runtime.is_main:
+        record = {**choice.record(), "resolutions": resolutions, "training": evidence}
+        write_json(run.candidates, record)
+    return Distilled(model, choice, resolutions)
 
 
-def _stage(work: Work, name: str, subset: Subset) -> Stage:
-    """Of the student, from where it stands; with an objective that distils, unless it is the control's."""
-    recipe = work.recipe
+def _stage(checked: Checked, name: str, subset: Subset) -> Stage:
+    """Make the training of a copy of the starting student; its objective distils unless it is the control's."""
+    prepared = checked.prepared
+    recipe = prepared.recipe
     terms = (
         terms_of(recipe.loss) if name == "distill" else [CrossEntropy(1.0, label_smoothing_of(recipe.loss))]
     )
-    start = body_state(work.student, work.start, work.device) if recipe.train.l2_sp else {}
+    start = body_state(checked.student, checked.start, prepared.device) if recipe.train.l2_sp else {}
     objective = Objective(terms, l2_sp=recipe.train.l2_sp, start=start)
     return Stage(
         name,
-        work.student,
+        checked.student.copied(),
         recipe.train,
         recipe.view,
         objective,
         subset,
-        work.splits.val,
-        work.class_mapping.index,
+        prepared.splits.val,
+        prepared.class_mapping.index,
         views=recipe.targets.views,
         metric=recipe.selection.metric,
     )
 
 
-def _choose(work: Work, trained: Trained) -> Choice:
-    recipe, student = work.recipe.selection, work.student
-    # between random and trained weights there is nothing worth weighing
-    interpolate = recipe.interpolate and student.pretrained
-    return choose(
-        work.start,
-        trained.states,
-        evaluate=lambda state: evaluate(work, student, state),
-        recalibrate=lambda state: _mend(work, state),
-        recipe=recipe.model_copy(update={"interpolate": interpolate}),
-    )
-
-
-def _targets(work: Work, subset: Subset) -> TargetSource:
-    """The teachers themselves, or what they said of the run's views."""
-    teacher = Teacher(work.teachers, work.device, work.teacher_precision)
-    if work.recipe.targets.mode == "live":
+def _targets(checked: Checked, subset: Subset) -> TargetSource:
+    """The teachers themselves, or their cached targets for the run's views."""
+    prepared = checked.prepared
+    recipe, context = prepared.recipe, prepared.context
+    teacher = Teacher(checked.teachers, prepared.device, checked.teacher_precision)
+    if recipe.targets.mode == "live":
         return teacher
     with stop_requests() as stop:
 
@@ -117,42 +122,57 @@ def _targets(work: Work, subset: Subset) -> TargetSource:
             if stop.is_set():
                 raise Interrupted
 
-        context = work.context
         return cached_teacher(
             teacher,
             subset,
-            work.recipe,
-            context.cache_directory(work.recipe) / "targets",
+            recipe,
+            context.cache_directory(recipe) / "targets",
             context.loading,
             context.progress,
             on_batch,
         )
 
 
-def _evidence(work: Work, stage: Stage, trained: Trained, choice: Choice) -> dict[str, Any]:
+def _choose(checked: Checked, trained: Trained) -> Choice:
+    recipe, student = checked.prepared.recipe.selection, checked.student
+    # a way between random and trained weights leads through networks that know nothing
+    interpolate = recipe.interpolate and student.pretrained
+    return choose(
+        checked.start,
+        trained.states,
+        evaluate=lambda state: evaluate_state(checked.prepared, student, state),
+        recalibrate=lambda state: _recalibrated(checked, state),
+        recipe=recipe.model_copy(update={"interpolate": interpolate}),
+    )
+
+
+def _recalibrated(checked: Checked, state: State) -> State:
+    """A state with BatchNorm statistics of its own; the same state where the network has none that move."""
+    prepared, student = checked.prepared, checked.student
+    if prepared.recipe.train.frozen_batchnorm or not batchnorm.has_batchnorm(student.module):
+        return state
+    with with_state(student.module, state):
+        batchnorm.recalibrate(student.module, student.input_spec, prepared.splits.train, prepared.device)
+        return state_of(student.module)
+
+
+def _evidence(checked: Checked, stage: Stage, trained: Trained, choice: Choice) -> dict[str, Any]:
+    """Compare the starting student with the best trained one on val, for the diagnosis."""
+    prepared, student = checked.prepared, checked.student
+    mapping, val = prepared.class_mapping, prepared.splits.val
     assert stage.val_targets is not None
-    module = work.student.module
 
     def predictions(state: State) -> Predictions:
-        module.load_state_dict(state)
-        return predict_on(work, work.student, work.splits.val)
+        with with_state(student.module, state):
+            return predict(prepared, student, val)
 
     return of_training(
         choice,
         trained.states["last"],
-        module,
+        student.module,
         predictions,
-        work.class_mapping.labels(work.splits.val.labels),
-        work.class_mapping.class_ids,
+        mapping.labels(val.labels),
+        mapping.class_ids,
         stage.objective,
         stage.val_targets,
     )
-
-
-def _mend(work: Work, state: State) -> State:
-    module = work.student.module
-    if work.recipe.train.frozen_batchnorm or not batchnorm.has_batchnorm(module):
-        return state
-    module.load_state_dict(state)
-    batchnorm.recalibrate(module, work.student.input_spec, work.splits.train, work.device)
-    return state_of(work.student.module)

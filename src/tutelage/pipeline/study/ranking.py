@@ -14,8 +14,10 @@ from rich.table import Table
 
 from tutelage.core.files import entry
 from tutelage.core.recipe import load_recipe
+from tutelage.core.records import RunPredictions, read_predictions
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.paired import Paired, paired
+from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import Outcome, outcome
 
 Reached = Literal["running", "done", "failed"]
@@ -45,15 +47,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The classes that a run's models gave to its test images, by role."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-    by_role: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
 class Ranked:
     """A finished trial with its figures; `start`, `control` and `best` are what it is held against."""
 
@@ -62,7 +55,7 @@ class Ranked:
     kept: str
     test_top1: float
     from_scratch: bool
-    answers: Answers
+    predictions: RunPredictions
     start: Paired | None = None
     control: Paired | None = None
     best: Paired | None = None
@@ -191,32 +184,26 @@ def _read(one: Entry) -> Ranked:
     rows = {row["role"]: row for row in entry(one.run.comparison, "rows")}
     scratch = load_recipe(one.run.recipe).random_start
     val = {key: kept["val"][key] for key in ("top1", "nll")}
-    return Ranked(one, val, kept["name"], rows["distilled"]["top1"], scratch, _answers(one.run))
-
-
-def _answers(run: Run) -> Answers:
-    with np.load(run.predictions, allow_pickle=False) as arrays:
-        by_role = {
-            name.removesuffix("_top5"): arrays[name][:, 0] for name in arrays.files if name.endswith("_top5")
-        }
-        return Answers(arrays["ids"], arrays["labels"], by_role)
+    return Ranked(
+        one, val, kept["name"], rows[Role.DISTILLED]["top1"], scratch, read_predictions(one.run.predictions)
+    )
 
 
 def _held_against(one: Ranked, best: Ranked, reference: Ranked | None) -> Ranked:
     home = reference if one.from_scratch and reference else one
     return replace(
         one,
-        start=_pair(one.answers, home.answers, "start"),
-        control=_pair(one.answers, one.answers, "control"),
-        best=_pair(one.answers, best.answers, "distilled") if one is not best else None,
+        start=_pair(one.predictions, home.predictions, Role.START),
+        control=_pair(one.predictions, one.predictions, Role.CONTROL),
+        best=_pair(one.predictions, best.predictions, Role.DISTILLED) if one is not best else None,
     )
 
 
-def _pair(new: Answers, old: Answers, role: str) -> Paired | None:
+def _pair(new: RunPredictions, old: RunPredictions, role: str) -> Paired | None:
     """The distilled student against another run's model; None where there is none on the same images."""
-    if role not in old.by_role or not np.array_equal(new.ids, old.ids):
+    if role not in old.roles or not np.array_equal(new.ids, old.ids):
         return None
-    return paired(new.by_role["distilled"], old.by_role[role], new.labels)
+    return paired(new.roles[Role.DISTILLED].first, old.roles[role].first, new.labels)
 
 
 def _ranked_record(one: Ranked) -> dict[str, Any]:

@@ -39,8 +39,8 @@ from tutelage.core.recipe_tree import flat, read_yaml, rename_keys
 from tutelage.core.run_dir import Run
 from tutelage.distillation.stop import Interrupted
 from tutelage.pipeline.run import distill
-from tutelage.pipeline.stages.fit import fit_head, fit_teachers
-from tutelage.pipeline.stages.preflight import check
+from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
+from tutelage.pipeline.stages.preflight import preflight
 from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.study.plan import Plan, value_of
 from tutelage.pipeline.study.ranking import Entry, Ranking, Reached, ranking
@@ -202,10 +202,8 @@ class _Worker:
             if not run.preflight.exists():
                 _begin(run, self.plan.base, self.command)
                 with run.held():
-                    work = prepare(self.plan.base, run, self.progress, self.files.shared)
-                    fit_teachers(work)
-                    fit_head(work)
-                    check(work)
+                    prepared = prepare(self.plan.base, run, self.progress, self.files.shared)
+                    preflight(Fitted(prepared, fit_teachers(prepared), fit_head(prepared)))
         return {"train.precision": entry(run.preflight, "precision", "chosen")}
 
     def _next(self) -> tuple[Claim | None, int]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.records import RunPredictions
 from tutelage.report.class_names import class_names
 from tutelage.report.page import Section, missing, render_section
-from tutelage.report.predictions import Predictions, greatest_changes
+from tutelage.report.predictions import greatest_changes
 from tutelage.report.run_records import RunRecords
 from tutelage.report.sections.data import splits
 
@@ -54,7 +55,7 @@ def images_section(records: RunRecords) -> Section:
     return render_section(id, title, "images.html.j2", cards=cards, total=total)
 
 
-def _cards(records: RunRecords, predictions: Predictions, positions: Sequence[int]) -> list[Card]:
+def _cards(records: RunRecords, predictions: RunPredictions, positions: Sequence[int]) -> list[Card]:
     from tutelage.data.decode import UnreadableImage
     from tutelage.report.thumbnails import picture
 

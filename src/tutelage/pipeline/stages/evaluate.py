@@ -1,0 +1,66 @@
+"""Predictions and figures of models on a run's images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.data.splits import Subset, sample
+from tutelage.distillation.losses import mean_teacher_logits
+from tutelage.evaluation import resolution
+from tutelage.evaluation.predict import Predictions, in_common, predict_logits
+from tutelage.evaluation.quality import Quality, quality
+from tutelage.models.source import Model, with_state
+from tutelage.pipeline.stages.prepare import Prepared
+
+
+def predict(prepared: Prepared, model: Model, subset: Subset) -> Predictions:
+    """Compute a model's logits on a subset."""
+    context = prepared.context
+    return predict_logits(model.module, model.input_spec, subset, context.runtime, context.loading)
+
+
+def predict_jointly(prepared: Prepared, models: Sequence[Model], subset: Subset) -> Predictions:
+    """Compute the joint logits of one or several teachers on a subset, as the student is taught with them."""
+    predictions = in_common([predict(prepared, model, subset) for model in models])
+    return joint(predictions)
+
+
+def joint(predictions: Sequence[Predictions]) -> Predictions:
+    """Combine teachers' predictions on the same images: the logarithm of their mean probability; one stays as it is."""
+    logits = [one.logits for one in predictions]
+    return Predictions(logits[0] if len(logits) == 1 else mean_teacher_logits(logits), predictions[0].index)
+
+
+def labels_of(prepared: Prepared, subset: Subset, predictions: Predictions) -> Tensor:
+    """Return the labels (N,) of the images that were predicted, as classes of the head."""
+    return torch.from_numpy(prepared.class_mapping.labels(subset.labels))[predictions.index]
+
+
+def quality_on(prepared: Prepared, model: Model, subset: Subset) -> Quality:
+    """Measure a model on a subset, over all classes of its head."""
+    predictions = predict(prepared, model, subset)
+    return quality(predictions.logits, labels_of(prepared, subset, predictions))
+
+
+def evaluate_state(prepared: Prepared, model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """Measure top-1 and NLL on val of a model with other weights; the model keeps its own."""
+    with with_state(model.module, state):
+        figures = quality_on(prepared, model, prepared.splits.val)
+    return {"top1": figures.top1, "nll": figures.nll}
+
+
+def probe_resolutions(prepared: Prepared, name: str, model: Model) -> list[dict[str, Any]]:
+    """Measure a model on val at neighbouring resolutions, and report the best one."""
+    subset = sample(prepared.splits.val, resolution.IMAGES)
+    metric = prepared.recipe.selection.metric
+    found = resolution.probe(model, name, lambda there: quality_on(prepared, there, subset), metric)
+    best = resolution.best(found, name, metric)
+    figures = ", ".join(
+        f"{row['resolution']} px: {row['top1']:.2f}" for row in found if row["top1"] is not None
+    )
+    prepared.context.progress.say(f"{name} is best at {best} px (top-1 on val at {figures})")
+    return found
