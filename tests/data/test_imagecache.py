@@ -123,7 +123,7 @@ def test_the_size_is_announced_before(photos, tmp_path, caplog):
 def test_an_estimate_that_was_too_small_stops_the_fill(photos, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(imagecache, "_fits", lambda *_: True)
     assert cached(photos, 64, tmp_path / "cache", 0.1) is photos
-    assert "it outgrew data.cache_mb=0.1" in caplog.text
+    assert "it became larger than data.cache_mb=0.1" in caplog.text
     assert copies(tmp_path / "cache") == []
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_copy_is_made_again(photos, tmp_path, damage, caplog):
     else:
         (place / "pixels.bin").unlink()
     copy = cached(photos, 64, tmp_path / "cache", 100)
-    assert "damaged and made again" in caplog.text
+    assert "damaged; it is made again" in caplog.text
     assert copy.image(5).tobytes() == photos.image(5).tobytes()
 
 

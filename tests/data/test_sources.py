@@ -240,9 +240,9 @@ def test_class_names_that_are_paths_are_refused(tmp_path):
         ("none-*.tar", "no such shards"),
         ("s-{0..3.tar", "a brace is not closed"),
         ("s-{0..99999999999}.tar", "names more than"),
-        ("text.tar", "no readable, uncompressed tar"),
-        ("zipped.tar.gz", "no readable, uncompressed tar"),
-        ("cut.tar", "no readable, uncompressed tar"),
+        ("text.tar", "not a readable, uncompressed tar file"),
+        ("zipped.tar.gz", "not a readable, uncompressed tar file"),
+        ("cut.tar", "not a readable, uncompressed tar file"),
         ("empty.tar", "no images found"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Images, classes, splits, views and the loaders made of them."""
+"""Data: sources of images, splits into subsets, augmented views, and the loaders that batch them."""

@@ -1,4 +1,4 @@
-"""Data classes and a head's classes."""
+"""The classes of the data among the classes of a head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def map_classes(classes: Sequence[str], head_ids: Sequence[str] | None) -> np.ndarray | None:
-    """Where each class of the data lies in a head.
+    """The place of each class of the data in a head.
 
     Args:
         classes: the data's class names in label order.

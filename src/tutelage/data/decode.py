@@ -1,4 +1,4 @@
-"""Bytes to an upright RGB picture. Needs Pillow and NumPy only, so that a deployed predictor can use it."""
+"""Decode images to upright RGB. Needs only Pillow and NumPy, so that a deployed predictor can use it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UnreadableImage(TutelageError):  # noqa: N818 - the field's word, and what
     """One image cannot be decoded.
 
     Attributes:
-        image_id: its identity in its source.
+        image_id: its id in its source.
         reason: why, in a few words.
     """
 
@@ -58,7 +58,7 @@ def decode(content: Path | bytes, image_id: str) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of picture as RGB, turned as its EXIF orientation says, transparency laid over white."""
+    """Convert an image of any mode to RGB, rotated by its EXIF orientation, with transparency over white."""
     image.load()
     with contextlib.suppress(Exception):  # a damaged EXIF block: the pixels are still good
         ImageOps.exif_transpose(image, in_place=True)
@@ -71,14 +71,14 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Deeper greys scaled to eight bits; Pillow's own conversion would clip them to white."""
+    """Scale greys of more than eight bits to eight; Pillow's own conversion would clip them to white."""
     grey = np.nan_to_num(np.asarray(image).astype(np.float64))
     scaled = np.rint(grey * (255 / _white(image.mode, grey)))
     return Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
 
 
 def _white(mode: str, grey: np.ndarray) -> float:
-    """The value of white. Only the ``I;16`` modes say it; of the others the values tell."""
+    """The value of white. Only the ``I;16`` modes define it; for the others it is guessed from the values."""
     if mode.startswith("I;16"):
         return 65535.0
     brightest = float(grey.max(initial=0))

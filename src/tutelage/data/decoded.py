@@ -1,4 +1,4 @@
-"""Which parts of a run's images are decoded once, where the copies lie, and how large they may grow together."""
+"""Which images of a run are decoded once, where the copies are stored, and how large all of them may become."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from tutelage.data.imagecache import CHUNK, CachedImages, cache_side, cached
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.splits import Splits, Subset
 
-ROLES = (
-    "train",
-    "val",
-    "unlabelled",
-)  # read in every epoch; test reports, so it is always read from its files
+# These are read in every epoch. Test is read rarely, and always from its files, so that no copy can alter the figures.
+ROLES = ("train", "val", "unlabelled")
 
 
 def decode_once(
@@ -36,14 +33,15 @@ def decode_once(
 
     Args:
         splits: of the run.
-        specs: of all models that look.
+        specs: inputs of all models.
         recipe: of the run.
         directory: holds the copies of any number of runs.
-        progress: told of each copy's size before it is made.
-        before: the decision of the run that is resumed, which is kept to: it decides what the models see.
+        progress: shows each copy's size before it is made.
+        before: what was decided when the run began, if it is resumed. It is kept, since it decides what the models
+            see.
 
     Returns:
-        The splits, and by role the short side in pixels of its copy, None where there is none.
+        The splits; and for each role the short side of its copy in pixels, None where there is no copy.
 
     Raises:
         TutelageError: a copy that the resumed run had cannot be made again.
@@ -61,7 +59,7 @@ def decode_once(
         decided[role] = wanted if isinstance(copy.images, CachedImages) else None
         if before is not None and decided[role] is None:
             raise TutelageError(
-                f"{directory}: the run began with decoded images, and they cannot be kept there now; free some "
+                f"{directory}: the run began with decoded images, which cannot be stored there now; free some "
                 "space or raise data.cache_mb in its recipe.yaml"
             )
         copies[role] = copy
@@ -87,7 +85,7 @@ def _copy(subset: Subset, side: int, recipe: Recipe, directory: Path, progress: 
 
 
 def _megabytes(directory: Path) -> float:
-    """Of all files below a directory; those that go meanwhile do not count."""
+    """Size of all files below a directory. Files that are deleted meanwhile do not count."""
     total = 0
     for file in directory.rglob("*"):
         try:

@@ -1,4 +1,4 @@
-"""Images decoded once: shrunk uint8 copies in one file, so that an epoch decodes no JPEG."""
+"""Images decoded once: resized uint8 copies in one file, so that an epoch decodes no JPEG."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from tutelage.data.sources.base import ImageSet
 from tutelage.data.splits import Subset
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # of the files; another number is another cache
+FORMAT = 1  # of the files; a cache of another format is not read
 PIXELS, INDEX, HEADER = "pixels.bin", "index.bin", "header.json"
 CHUNK = 64  # images decoded by a worker at a time
 SAMPLE = 64  # images decoded to estimate the size of all
-ABANDONED = 3600  # seconds without a write, after which a fill's files are another's leavings
+ABANDONED = 3600  # seconds without a write, after which an unfinished copy is taken to be abandoned
 ENTRY = np.dtype([("start", "<i8"), ("width", "<i4"), ("height", "<i4"), ("crc", "<u4")])
 Progress = Callable[[int, int], None]
 
 
 def cache_side(specs: Sequence[InputSpec], recipe: ViewRecipe) -> int:
-    """Pixels of the short side to keep: an average crop of it is not enlarged, nor an evaluation crop."""
+    """Short side in pixels to keep, so that neither an average random crop nor an evaluation crop is enlarged."""
     crop = math.sqrt(sum(recipe.crop_scale) / 2)
     return max(math.ceil(max(s.height, s.width) / min(crop, s.crop_pct, 1.0)) for s in specs)
 
@@ -55,20 +55,20 @@ def cached(
     progress: Progress | None = None,
     say: Callable[[str], None] = log.info,
 ) -> Subset:
-    """A part whose images come from a decoded copy on disk, which is made if it is not there.
+    """A subset whose images come from a decoded copy on disk, which is made if it does not exist.
 
-    The copy is keyed by the part's digest and `side`, written aside and renamed, so that a stopped fill
-    leaves nothing that could be read. Images whose short side is at most `side` are kept as they are:
-    their views are bit-identical to those of the files.
+    The copy is named by the subset's digest and `side`. It is written under another name and renamed when it is
+    complete, so that an unfinished copy is never read. Images whose short side is at most `side` are kept as they
+    are: their views are bit-identical to those of the files.
 
     Args:
         subset: the images.
-        side: short side in pixels that larger images are shrunk to.
-        directory: holds the copies of any number of parts and runs.
-        limit_mb: where the copy would be larger, the part is returned as it is, with a warning.
-        workers: decoding processes; None: one a core.
-        progress: called with (images done, images in all).
-        say: told of a copy's size before it is made.
+        side: short side in pixels to which larger images are resized.
+        directory: holds the copies of any number of subsets and runs.
+        limit_mb: where the copy would be larger, the subset is returned as it is, with a warning.
+        workers: number of decoding processes; None: one per core.
+        progress: called with (images done, number of images).
+        say: called with a line about a copy's size before it is made.
     """
     if subset.images.decoded:
         return subset
@@ -77,7 +77,7 @@ def cached(
         copy = _opened(subset, place)
         if copy is not None:
             return copy
-        log.warning("%s: the image cache is damaged and made again", place)
+        log.warning("%s: the image cache is damaged; it is made again", place)
         shutil.rmtree(place, ignore_errors=True)
     try:
         if not _fits(subset, side, directory, limit_mb, say):
@@ -90,7 +90,7 @@ def cached(
 
 
 class CachedImages(ImageSet):
-    """A set whose images are read from a copy; all else is the set's own."""
+    """A set of images read from a decoded copy; ids, classes and labels are those of the original set."""
 
     decoded = True
 
@@ -127,15 +127,15 @@ class CachedImages(ImageSet):
         return Image.frombytes("RGB", (width, height), pixels)
 
     def place(self, index: int) -> str:
-        """Where the original lies."""
+        """Where the original image is stored."""
         return self._source.place(index)
 
     def stamp(self) -> str:
-        """The set's own."""
+        """The stamp of the original set."""
         return self._source.stamp()
 
     def digest(self) -> str:
-        """The set's own, unless images were shrunk: their views are then others."""
+        """The digest of the original set, or another where images were resized, because their views then differ."""
         if not self._header["shrunk"]:
             return self._source.digest()
         return hashlib.sha256(f"{self._source.digest()}@{self._header['side']}".encode()).hexdigest()
@@ -143,7 +143,7 @@ class CachedImages(ImageSet):
 
 @dataclass(frozen=True)
 class _Shrunk(Dataset[tuple[torch.Tensor, np.ndarray, dict[int, str], int]]):
-    """Chunks of a part, decoded: (all their bytes, index entries, reasons of bad ones, how many shrunk)."""
+    """Decoded chunks of a subset: (pixels as bytes, index entries, reasons of bad images, number of resized ones)."""
 
     subset: Subset
     side: int
@@ -188,7 +188,7 @@ def _key(subset: Subset, side: int) -> str:
 
 
 def _fits(subset: Subset, side: int, directory: Path, limit_mb: float, say: Callable[[str], None]) -> bool:
-    """Announce the size, estimated from a sample, and compare it with what may be used."""
+    """Report the size, estimated from a sample, and compare it with the limit and the free space."""
     sizes = []
     for position in np.unique(np.linspace(0, len(subset) - 1, SAMPLE).astype(int)).tolist():
         try:
@@ -210,7 +210,7 @@ def _fits(subset: Subset, side: int, directory: Path, limit_mb: float, say: Call
 def _fill(
     images: _Shrunk, place: Path, limit_mb: float, workers: int | None, progress: Progress | None
 ) -> None:
-    """Write a copy aside and rename it into place; another process that was faster wins."""
+    """Write a copy under another name and rename it; where another process was faster, its copy is kept."""
     _clear_abandoned(place)
     aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
@@ -244,7 +244,9 @@ def _write(
             header["shrunk"] += shrunk
             total += stream.write(memoryview(pixels.numpy()))
             if total > limit_mb * 1e6:
-                raise TutelageError(f"it outgrew data.cache_mb={limit_mb:g}; the estimate was too small")
+                raise TutelageError(
+                    f"it became larger than data.cache_mb={limit_mb:g}; the estimate was too small"
+                )
             if progress:
                 progress(min(count, len(entries) * CHUNK), count)
         stream.flush()
@@ -260,7 +262,7 @@ def _checksum(header: dict[str, Any]) -> str:
 
 
 def _opened(subset: Subset, place: Path) -> Subset | None:
-    """The part with images from a copy; None where the copy's files do not fit one another."""
+    """The subset with images from a copy; None where the files of the copy are damaged."""
     try:
         header = json.loads((place / HEADER).read_text())
         index = (place / INDEX).read_bytes()

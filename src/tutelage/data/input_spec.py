@@ -1,4 +1,4 @@
-"""How one model wants its pictures, and the evaluation transform made of it. Needs Pillow and NumPy only."""
+"""Which images a model takes, and the evaluation transform that makes them. Needs only Pillow and NumPy."""
 
 from __future__ import annotations
 
@@ -47,11 +47,13 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
-            raise TutelageError(f"input size {self.height}x{self.width}: both sides must be at least 1 pixel")
+            raise TutelageError(f"input size {self.height}x{self.width}: use at least 1 pixel for both sides")
         if not self.crop_pct > 0:
-            raise TutelageError(f"crop_pct {self.crop_pct}: must be above 0")
+            raise TutelageError(f"crop_pct {self.crop_pct}: use a number above 0")
         if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
-            raise TutelageError(f"mean {self.mean} and std {self.std}: one number a channel, std above 0")
+            raise TutelageError(
+                f"mean {self.mean} and std {self.std}: give a number for each channel, std above 0"
+            )
         if self.interpolation not in FILTERS:
             raise TutelageError(f"interpolation {self.interpolation!r}: use one of {', '.join(FILTERS)}")
         if self.crop_mode not in CROP_MODES:
@@ -78,7 +80,7 @@ class InputSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """As JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
@@ -96,11 +98,11 @@ class InputSpec:
 
 
 def eval_pixels(image: Image.Image, spec: InputSpec) -> np.ndarray:
-    """The evaluation view: resized by ``crop_pct``, then cropped at the centre, as timm does it.
+    """The evaluation view: resize by ``crop_pct``, then crop the centre, as timm does it.
 
     Args:
         image: RGB, any size.
-        spec: of the model that looks at it.
+        spec: input of the model.
 
     Returns:
         uint8, (height, width, 3).
@@ -111,7 +113,7 @@ def eval_pixels(image: Image.Image, spec: InputSpec) -> np.ndarray:
 
 
 def normalised(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """uint8 (..., H, W, 3) to float32 (..., 3, H, W), with the model's mean and std."""
+    """Normalise uint8 (..., H, W, 3) to float32 (..., 3, H, W) with the model's mean and std."""
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
     scaled = (pixels.astype(np.float32) / 255 - mean) / std
     return np.moveaxis(scaled, -1, -3)
@@ -142,5 +144,5 @@ def _center(image: Image.Image, spec: InputSpec) -> Image.Image:
 
 
 def _offset(have: int, want: int) -> int:
-    """Where the crop begins; negative: how much is padded before. Rounded as timm and torchvision round."""
+    """Where the crop begins; negative: the padding before the image. Rounded as timm and torchvision do."""
     return round((have - want) / 2) if have >= want else -((want - have) // 2)

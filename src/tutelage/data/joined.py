@@ -1,4 +1,4 @@
-"""Several parts as one set of images: labelled and unlabelled ones trained on together."""
+"""Several subsets as one set of images, to train on labelled and unlabelled images together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tutelage.data.splits import Subset
 
 
 class Joined(ImageSet):
-    """Parts one after the other; an image without a label has -1."""
+    """Subsets one after the other; an image without a label has the label -1."""
 
     def __init__(self, parts: list[Subset]) -> None:
         self.parts = parts
@@ -31,16 +31,16 @@ class Joined(ImageSet):
         return subset.image(position)
 
     def place(self, index: int) -> str:
-        """Where the image of one of the parts lies."""
+        """Where the image is stored, as its own set says."""
         subset, position = self._position(index)
         return subset.images.place(int(subset.indices[position]))
 
     def stamp(self) -> str:
-        """The stamps of all parts."""
+        """The stamps of all subsets."""
         return " ".join(subset.images.stamp() for subset in self.parts)
 
     def digest(self) -> str:
-        """Identity of all parts."""
+        """A hash of the digests of all subsets."""
         return hashlib.sha256("".join(subset.digest() for subset in self.parts).encode()).hexdigest()
 
     def _position(self, index: int) -> tuple[Subset, int]:
@@ -49,6 +49,6 @@ class Joined(ImageSet):
 
 
 def join(*parts: Subset) -> Subset:
-    """All images of several parts, in order, with the first one's classes."""
+    """All images of several subsets, in order, with the classes of the first one."""
     joined = Joined(list(parts))
     return Subset(joined, np.arange(len(joined)), parts[0].classes, split="all")

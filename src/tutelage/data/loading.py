@@ -1,4 +1,4 @@
-"""Batches of views, the same whatever the number of workers, processes or restarts."""
+"""Batches of views. They do not depend on the number of workers or processes, or on restarts."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Batch = dict[str, Any]
 
 
 class BadImages:
-    """Counts images that cannot be decoded, over all loaders of a run, and stops it at a limit.
+    """Counts images that cannot be decoded, over all loaders of a run, and stops the run at a limit.
 
     Attributes:
-        limit: how many different images may be skipped.
-        reasons: of each, by its identity.
+        limit: number of different images that may be skipped.
+        reasons: why each could not be decoded, by its id.
     """
 
     def __init__(self, limit: int) -> None:
@@ -72,7 +72,9 @@ class Loading:
 
 @contextmanager
 def dead_workers_named() -> Iterator[None]:
-    """Around what uses batches: torch tells of a dead worker in a signal handler, wherever the main process then is.
+    """Turn torch's error about a dead worker into one line. Use it around code that reads batches.
+
+    torch raises the error in a signal handler, wherever the main process is at that moment.
 
     Raises:
         TutelageError: a worker died.
@@ -89,7 +91,7 @@ def dead_workers_named() -> Iterator[None]:
 class Batches:
     """An iterable of batches: a torch DataLoader, with unreadable images counted and dead workers named.
 
-    Each batch is a dict: ``index`` int64 (B,), positions in the part; ``label`` int64 (B,), -1 where there
+    Each batch is a dict: ``index`` int64 (B,), positions in the subset; ``label`` int64 (B,), -1 where there
     is none; ``images``, for each `InputSpec` a uint8 (B, 3, H, W) tensor, channels last in memory.
     """
 
@@ -126,32 +128,32 @@ def train_loader(
     world_size: int = 1,
     bad: BadImages | None = None,
 ) -> Batches:
-    """The batches of one epoch, each view rendered for every spec.
+    """The batches of one epoch, with each view rendered for every spec.
 
-    The order is a pure function of (seed, epoch), a view one of (seed, image, view index). An image that
-    cannot be decoded is replaced by the next one in the part that can.
+    The order is a pure function of (seed, epoch), and a view is one of (seed, image, view index). An image that
+    cannot be decoded is replaced by the next image of the subset that can.
 
     Args:
         subset: the images.
-        policy: of their views.
-        specs: one for each model that looks.
-        batch_size: over all processes; what does not fill a batch is left out of the epoch.
+        policy: draws the views.
+        specs: one for each model that gets the images.
+        batch_size: images over all processes; images that do not fill a batch are left out of the epoch.
         seed: of the run.
-        epoch: from 0.
-        views: distinct views an image; epoch e takes view e mod `views`. None: a new one each epoch.
-        workers: loader processes.
-        start_step: batches to pass over, undecoded, when an epoch is resumed.
-        rank: of this process; it gets its slice of every batch.
+        epoch: counted from 0.
+        views: number of different views of an image; epoch e takes view e mod `views`. None: a new view each epoch.
+        workers: number of loader processes.
+        start_step: number of batches to skip, without decoding them, when an epoch is resumed.
+        rank: of this process, which gets its slice of every batch.
         world_size: number of processes.
         bad: counts unreadable images; None: the first stops the run.
 
     Raises:
-        TutelageError: the part does not fill one batch, or the processes do not divide the batch.
+        TutelageError: the subset does not fill one batch, or the batch size is no multiple of the processes.
     """
     if len(subset) < batch_size:
         raise TutelageError(
             f"train.batch_size={batch_size}: there are {len(subset)} training images in {subset.images.name}; "
-            "take a smaller batch"
+            "use a smaller batch size"
         )
     if batch_size % world_size:
         raise TutelageError(f"train.batch_size={batch_size}: must be a multiple of {world_size} processes")
@@ -174,9 +176,9 @@ def eval_loader(
     world_size: int = 1,
     bad: BadImages | None = None,
 ) -> Batches:
-    """Every image once and in order, in timm's evaluation crop; unreadable ones are left out.
+    """Every image once and in order, as timm's evaluation transform shows it; unreadable images are left out.
 
-    With several processes each gets a contiguous slice of the part; slices differ by at most one image.
+    With several processes, each gets a contiguous slice of the subset; slices differ by at most one image.
     """
     own = np.array_split(np.arange(len(subset)), world_size)[rank]
     batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
@@ -194,13 +196,13 @@ def view_loader(
     workers: Workers = "auto",
     bad: BadImages | None = None,
 ) -> Batches:
-    """One view of the images at given positions, as `train_loader` renders it; unreadable ones are left out.
+    """One view of the images at given positions, as `train_loader` renders it; unreadable images are left out.
 
     Args:
         subset: the images.
-        policy: of their views.
-        specs: one for each model that looks.
-        batches: positions, an array a batch; drawn as they are needed.
+        policy: draws the views.
+        specs: one for each model that gets the images.
+        batches: positions, one array for each batch; read from the iterable when they are needed.
         seed: of the run.
         view: index of the view.
         workers: loader processes.
@@ -211,14 +213,14 @@ def view_loader(
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: int64 permutation, a pure function of its arguments."""
+    """The order of the images in an epoch: an int64 permutation, a pure function of the arguments."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(size)
 
 
 def normalise(
     images: torch.Tensor, spec: InputSpec, device: torch.device | str = "cpu", channels_last: bool = True
 ) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to float32 on a device, with the model's mean and std."""
+    """Move uint8 images (B, 3, H, W) to a device as float32, normalised with the model's mean and std."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     pixels = images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)
     mean, std = (torch.tensor(v, device=device).mul_(255).view(-1, 1, 1) for v in (spec.mean, spec.std))
@@ -226,7 +228,7 @@ def normalise(
 
 
 def worker_count(workers: Workers) -> int:
-    """Loader processes. ``auto``: one a core beside a GPU, a quarter of that where the CPU trains; at most 8."""
+    """Number of loader processes. ``auto``: one per core beside a GPU, one per four cores on a CPU; at most 8."""
     if workers != "auto":
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -236,7 +238,7 @@ def worker_count(workers: Workers) -> int:
 
 @dataclass(frozen=True)
 class _Crops:
-    """Evaluation crops of a part."""
+    """Evaluation crops of a subset."""
 
     subset: Subset
     specs: Sequence[InputSpec]
@@ -249,7 +251,7 @@ class _Crops:
 
 @dataclass(frozen=True)
 class _Views(_Crops):
-    """Views of a part, of one index."""
+    """Views of a subset, all with one view index."""
 
     policy: ViewPolicy
     seed: int
@@ -263,16 +265,16 @@ class _Views(_Crops):
         rendered = {
             look: view.pixels(image, s) for look, s in dict(zip(looks, self.specs, strict=True)).items()
         }
-        return [rendered[look] for look in looks]  # models that want the same pixels get them rendered once
+        return [rendered[look] for look in looks]  # models with the same input share one rendering
 
 
 def as_it_is(batch: Any) -> Any:
-    """For a DataLoader whose data set makes whole batches: nothing is left to collate."""
+    """A collate function for a data set that makes whole batches: nothing is left to do."""
     return batch
 
 
 class _Rendered(Dataset[Batch]):
-    """Turns positions into a batch at once, written where it will stay: no collating, no copies."""
+    """Makes a batch of positions in one step, in its final memory: without collating or copies."""
 
     def __init__(self, crops: _Crops, tries: int) -> None:
         self._crops = crops
@@ -302,7 +304,7 @@ class _Rendered(Dataset[Batch]):
         }
 
     def _readable(self, position: int, bad: list[tuple[str, str]]) -> tuple[int, list[np.ndarray]] | None:
-        """The image at a position, or of the next ones, as far as `tries` goes, the first readable."""
+        """The image at a position, or else the first of the next `tries` - 1 images that can be decoded."""
         for step in range(min(self._tries, len(self._part))):
             candidate = (position + step) % len(self._part)
             try:
@@ -329,5 +331,5 @@ def _batches(dataset: _Rendered, batches: Iterable[np.ndarray], workers: Workers
 
 
 def _deaf_to_interrupts(worker: int) -> None:
-    """Ctrl-C goes to the main process, which ends the workers; they need not print tracebacks."""
+    """Ignore Ctrl-C in workers: the main process gets it too and ends them, and they print no tracebacks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

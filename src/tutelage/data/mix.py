@@ -1,4 +1,4 @@
-"""Mixup (Zhang 2018) and CutMix (Yun 2019): one mix of a batch, applied alike to every model's images."""
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): one mix for the images of all models in a batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Mix:
 
     Attributes:
         kind: ``mixup`` blends two images, ``cutmix`` pastes a box of the second into the first.
-        lam: the first image's share.
+        lam: share of the first image, 0 to 1.
         permutation: int64 (B,), the partner of each image.
         box: left, top, right, bottom of the pasted box, in 0..1 of the image; cutmix only.
     """
@@ -30,7 +30,7 @@ class Mix:
     box: tuple[float, float, float, float] | None = None
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
-        """Mix (B, C, H, W) images of any resolution; uint8 stays uint8 (rounded), the input is kept."""
+        """Mix (B, C, H, W) images of any resolution. uint8 stays uint8 (rounded); the input is not changed."""
         partners = images[self.permutation.to(images.device)]
         if self.box is None:
             blend = torch.lerp(partners.float(), images.float(), self.lam)
@@ -44,18 +44,18 @@ class Mix:
         return mixed
 
     def targets(self, targets: torch.Tensor) -> torch.Tensor:
-        """Mix (B, C) one-hot or soft targets by the images' shares."""
+        """Mix (B, C) one-hot or soft targets by the shares of the images."""
         return torch.lerp(targets[self.permutation.to(targets.device)], targets, self.lam)
 
 
 def draw_mix(recipe: ViewRecipe, batch_size: int, seed: int) -> Mix | None:
-    """The mix of one batch; None where it is not mixed.
+    """Draw the mix of one batch; None where it is not mixed.
 
-    Partners are neighbours in the batch, whose order is random already: a process that holds an even
-    slice of a batch so mixes as one process that holds it all.
+    Partners are neighbours in the batch, whose order is random already. So a process that holds an even slice of a
+    batch mixes it as one process does that holds all of it.
 
     Args:
-        recipe: gives the alphas and the share of mixed batches.
+        recipe: gives the alphas and the probability of mixing.
         batch_size: images in this process's slice.
         seed: of the batch, the same in all processes.
     """
@@ -82,7 +82,7 @@ def _key(seed: int) -> int:
 
 
 def _neighbours(size: int) -> torch.Tensor:
-    """Partners 1 0 3 2 ...; of an odd batch the last goes with the first of the last pair."""
+    """Partners 1 0 3 2 ...; in an odd batch the last image is mixed with the first of the last pair."""
     partners = torch.arange(size) ^ 1
     if size % 2:
         partners[-1] = size - 3 if size > 2 else 0
@@ -90,6 +90,6 @@ def _neighbours(size: int) -> torch.Tensor:
 
 
 def _pasted(lam: float, u_x: float, u_y: float) -> tuple[float, float, float, float]:
-    """A box of area 1 - lam about a uniform centre, cut at the image's edges."""
+    """A box of area 1 - lam around a uniformly drawn centre, clipped at the edges of the image."""
     half = math.sqrt(1 - lam) / 2
     return max(0.0, u_x - half), max(0.0, u_y - half), min(1.0, u_x + half), min(1.0, u_y + half)

@@ -1,4 +1,4 @@
-"""Which images train, which choose and which report: disjoint, stratified, seeded and recorded."""
+"""Which images are for training, model selection and final evaluation: disjoint, stratified, seeded, recorded."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Subset:
     Attributes:
         images: the set.
         indices: int64, ascending, which of its images.
-        classes: class names in the order of `labels`, the same for every part of a run.
-        relabel: int64, from the set's own labels to `classes`; None where they are the same.
-        split: how the part came about, in words.
+        classes: class names in the order of `labels`, the same for every subset of a run.
+        relabel: int64, index into `classes` for each of the set's own labels; None where they are the same.
+        split: how the subset was made, in words.
     """
 
     images: ImageSet
@@ -48,11 +48,11 @@ class Subset:
 
     @property
     def ids(self) -> list[str]:
-        """The identity of each image, as a new list."""
+        """The id of each image, as a new list."""
         return [self.id(position) for position in range(len(self))]
 
     def id(self, position: int) -> str:
-        """The identity of one image."""
+        """The id of one image."""
         return self.images.ids[int(self.indices[position])]
 
     def image(self, position: int) -> Image.Image:
@@ -60,14 +60,14 @@ class Subset:
         return self.images.image(int(self.indices[position]))
 
     def digest(self) -> str:
-        """Identity of the part: its set, which images of it, and their labels."""
+        """A hash of the set, of which of its images are in the subset, and of their labels."""
         digest = hashlib.sha256(self.images.digest().encode())
         digest.update(np.ascontiguousarray(self.indices, np.int64).tobytes())
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """What the run directory keeps of it."""
+        """What is recorded in the run directory."""
         return {
             "source": self.images.name,
             "split": self.split,
@@ -79,7 +79,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a run. `val` chooses and `test` reports; no image is in two of them."""
+    """The subsets of a run. `val` selects, `test` evaluates; no image is in two of them."""
 
     train: Subset
     val: Subset
@@ -89,7 +89,7 @@ class Splits:
     seed: int
 
     def record(self) -> dict[str, Any]:
-        """Sources, sizes and digests as plain JSON values."""
+        """Sources, sizes and digests as JSON values."""
         parts = {"train": self.train, "val": self.val, "test": self.test, "unlabelled": self.unlabelled}
         return {
             "classes": list(self.classes),
@@ -99,28 +99,28 @@ class Splits:
 
 
 def whole(images: ImageSet) -> Subset:
-    """All images of a set as one part."""
+    """All images of a set as one subset."""
     return Subset(images, np.arange(len(images)), images.classes or ())
 
 
 def sample(part: Subset, images: int) -> Subset:
-    """At most so many images, spread over all classes though they lie sorted by class."""
+    """At most this many images, evenly spaced in the subset, so that all classes occur where it is sorted by class."""
     places = np.linspace(0, len(part) - 1, min(images, len(part))).round().astype(int)
     return replace(part, indices=part.indices[places])
 
 
 def make_splits(recipe: DataRecipe) -> Splits:
-    """Open the sources of a recipe and part them.
+    """Open the sources of a recipe and split them into training, validation and test images.
 
-    Where ``test`` is null, the training source's own labelled test part reports, else its own val part
-    (if ``val`` is null too), else ``test_fraction`` of the training images. Where ``val`` is null, the
-    training source's own val part chooses, unless it reports; else ``val_fraction`` of the training
-    images. Roles that name the same images share them: val gets ``val_fraction``, test
-    ``test_fraction``; what is left trains, or reports where nothing is trained on them.
+    Where ``test`` is null, the test images are the training source's own labelled test part; else its own val part
+    (if ``val`` is null too); else ``test_fraction`` of the training images. Where ``val`` is null, the validation
+    images are the training source's own val part, unless it is the test already; else ``val_fraction`` of the
+    training images. Roles that name the same images share them: val gets ``val_fraction``, test gets
+    ``test_fraction``, and the rest is for training, or for test where these images are not trained on.
 
     Raises:
-        TutelageError: a source is not there; a class of val or test is unknown to train; fewer than two
-            classes; a part is empty; an image would be in two parts.
+        TutelageError: a source does not exist; a class of val or test is not in train; there are fewer than two
+            classes; a subset is empty; an image would be in two subsets.
     """
     sets = _open_roles(recipe)
     classes = _classes(sets)
@@ -134,7 +134,7 @@ def make_splits(recipe: DataRecipe) -> Splits:
 
 
 def _open_roles(recipe: DataRecipe) -> dict[str, ImageSet]:
-    """The images each role draws from, by the rules in `make_splits`."""
+    """The set of images that each role takes from, by the rules in `make_splits`."""
     train = _open(recipe.train, "train")
     own = {
         part: open_source(recipe.train, part) for part in parts_of(recipe.train) if part in {"val", "test"}
@@ -153,13 +153,13 @@ def _open_roles(recipe: DataRecipe) -> dict[str, ImageSet]:
 
 
 def _open(spec: str, *preferred: str) -> ImageSet:
-    """A source, or of its parts the first preferred one."""
+    """Open a source; where it has parts, the first preferred one that it has."""
     own = parts_of(spec)
     return open_source(spec, next((part for part in preferred if part in own), None))
 
 
 def _classes(sets: dict[str, ImageSet]) -> tuple[str, ...]:
-    """The class order of the run: train's, or val's where the training images have no labels."""
+    """The classes of the run in order: those of train, or of val where the training images have no labels."""
     labelled = [sets[role] for role in ("train", "val", "test") if sets[role].classes]
     if not labelled:
         raise TutelageError(
@@ -170,19 +170,19 @@ def _classes(sets: dict[str, ImageSet]) -> tuple[str, ...]:
     classes = first.classes or ()
     if len(classes) < 2:
         raise TutelageError(
-            f"{first.name}: has one class only ({classes[0]}); a classifier needs two or more"
+            f"{first.name}: has only one class ({classes[0]}); a classifier needs two or more"
         )
     for other in labelled[1:]:
         for name in other.classes or ():
             if name not in classes:
                 close = difflib.get_close_matches(name, classes, n=1)
-                hint = f" (nearest there: {close[0]!r})" if close else ""
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise TutelageError(f"{other.name}: its class {name!r} is not in {first.name}{hint}")
     return classes
 
 
 def _groups(sets: dict[str, ImageSet]) -> dict[str, dict[str, ImageSet]]:
-    """Roles that draw from the same images."""
+    """Roles that take from the same images, by the origin of these."""
     groups: dict[str, dict[str, ImageSet]] = {}
     for role, images in sets.items():
         groups.setdefault(images.origin, {})[role] = images
@@ -190,11 +190,13 @@ def _groups(sets: dict[str, ImageSet]) -> dict[str, dict[str, ImageSet]]:
 
 
 def _share(group: dict[str, ImageSet], recipe: DataRecipe) -> dict[str, Subset]:
-    """Part one set of images among the roles that draw from it."""
+    """Split one set of images among the roles that take from it."""
     images = next(iter(group.values()))
     rest = np.arange(len(images))
     if "unlabelled" in group and len(group) > 1:
-        raise TutelageError(f"data.unlabelled={images.name}: these images train, choose or report already")
+        raise TutelageError(
+            f"data.unlabelled={images.name}: these images are train, val or test images already; name others"
+        )
     fractions = {"test": recipe.test_fraction, "val": recipe.val_fraction}
     keeper = next(role for role in ("train", "test", "val", "unlabelled") if role in group)
     shares: dict[str, Subset] = {}
@@ -212,19 +214,20 @@ def _share(group: dict[str, ImageSet], recipe: DataRecipe) -> dict[str, Subset]:
 def stratified(
     images: ImageSet, indices: np.ndarray, wanted: int, seed: int, spare: bool = False
 ) -> np.ndarray:
-    """Choose images, each class in proportion.
+    """Select images, each class in proportion to its size.
 
-    Of each class those whose hashed identities come first: adding some images hardly changes the choice.
+    Of each class, the images whose hashed ids come first are taken, so that a few added images change the selection
+    by little.
 
     Args:
         images: the set.
-        indices: which of its images may be chosen.
-        wanted: how many.
-        seed: of the choice.
+        indices: which of its images may be selected.
+        wanted: how many to select.
+        seed: of the hash.
         spare: leave at least one image of each class.
 
     Returns:
-        int64, ascending; `wanted` of `indices`, or as many as there are.
+        int64, ascending: `wanted` of `indices`, or all where there are fewer.
     """
     labels = images.labels[indices] if images.labels is not None else np.zeros(len(indices), np.int64)
     keys = np.array([_hash(seed, images.ids[int(i)]) for i in indices], np.uint64)
@@ -260,13 +263,19 @@ def _limited(part: Subset, recipe: DataRecipe) -> Subset:
 
 def _check(role: str, part: Subset) -> None:
     if len(part) == 0:
-        raise TutelageError(f"data.{role}: no image is left for it in {part.images.name} ({part.split})")
+        raise TutelageError(
+            f"data.{role}: no image of {part.images.name} is left for it ({part.split}); add images or "
+            "change data.val_fraction and data.test_fraction"
+        )
     if role in {"val", "test"} and not (part.labels >= 0).any():
-        raise TutelageError(f"data.{role}={part.images.name}: its images have no labels; {role} needs them")
+        raise TutelageError(
+            f"data.{role}={part.images.name}: its images have no labels, which {role} needs; put them into a "
+            "folder for each class"
+        )
 
 
 def _check_disjoint(parts: dict[str, Subset]) -> None:
-    """Images are told apart by where they lie, so that a folder inside another is noticed."""
+    """Compare images by where they are stored, so that a folder inside another one is noticed."""
     owner: dict[int, str] = {}
     for role, part in parts.items():
         for position in range(len(part)):

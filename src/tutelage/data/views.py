@@ -18,12 +18,12 @@ CUTOUT_SIDE = (0.2, 0.5)  # of the crop's sides; DeVries 2017 takes half on CIFA
 
 
 def view_seed(base_seed: int, sample_id: str, view_index: int) -> int:
-    """The seed of one view of one image: a hash, so that neither order nor process nor batch matters.
+    """The seed of one view of one image: a hash, so that it depends on no order, process or batch.
 
     Args:
         base_seed: of the run.
-        sample_id: the image's identity in its source.
-        view_index: which of its views, such as the epoch.
+        sample_id: id of the image in its source.
+        view_index: number of the view, such as the epoch.
 
     Returns:
         0 to 2**63 - 1.
@@ -34,14 +34,14 @@ def view_seed(base_seed: int, sample_id: str, view_index: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One augmented crop. Every length is relative, so that all resolutions see the same.
+    """One augmented crop. All lengths are relative, so that it shows the same at every resolution.
 
     Attributes:
         box: left, top, right, bottom of the crop, in 0..1 of the image's sides.
         flip: mirrored left to right.
         angle: counter-clockwise rotation in degrees about the crop's centre.
         blur: sigma of a Gaussian, in widths of the crop; 0: none.
-        greyscale: colour taken away.
+        greyscale: without colour.
         colour: factors of brightness, contrast and saturation, applied in this order; None: none.
         cutout: left, top, right, bottom of a square filled with the model's mean, in 0..1 of the crop.
     """
@@ -55,7 +55,7 @@ class View:
     cutout: tuple[float, float, float, float] | None = None
 
     def render(self, image: Image.Image, spec: InputSpec) -> torch.Tensor:
-        """The view as one model wants it.
+        """The view at the resolution of one model.
 
         Args:
             image: the whole RGB image.
@@ -99,13 +99,13 @@ class View:
 
 
 class ViewPolicy:
-    """Draws views by a recipe."""
+    """Draws views with the settings of a recipe."""
 
     def __init__(self, recipe: ViewRecipe) -> None:
         self.recipe = recipe
 
     def draw(self, size: tuple[int, int], seed: int) -> View:
-        """One view.
+        """Draw one view.
 
         Each choice has its own random number, so that switching one augmentation on or off leaves the
         others of the same seed as they are.
@@ -128,7 +128,7 @@ class ViewPolicy:
 
 
 def eval_view(image: Image.Image, spec: InputSpec) -> torch.Tensor:
-    """timm's evaluation transform (resize by ``crop_pct``, centre crop): uint8 (3, height, width)."""
+    """timm's evaluation transform (resize by ``crop_pct``, then crop the centre): uint8 (3, height, width)."""
     return torch.from_numpy(eval_pixels(image, spec).copy()).permute(2, 0, 1)
 
 
@@ -193,7 +193,7 @@ def _slices(box: tuple[float, float, float, float], spec: InputSpec) -> tuple[sl
 
 
 def _growth(angle: float) -> float:
-    """How much larger a square must be to hold itself turned by `angle` degrees."""
+    """The factor by which a square has to be enlarged to contain itself rotated by `angle` degrees."""
     turn = math.radians(angle)
     return abs(math.cos(turn)) + abs(math.sin(turn))
 
@@ -201,7 +201,7 @@ def _growth(angle: float) -> float:
 def _grown(
     image: Image.Image, box: tuple[float, float, float, float], grow: float
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """The box enlarged about its centre, and an image that covers it, mirrored beyond its edges."""
+    """The box enlarged around its centre, and an image that covers it: the image is mirrored at its edges."""
     left, top, right, bottom = box
     dx, dy = (right - left) * (grow - 1) / 2, (bottom - top) * (grow - 1) / 2
     left, top, right, bottom = left - dx, top - dy, right + dx, bottom + dy

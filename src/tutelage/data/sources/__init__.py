@@ -1,1 +1,1 @@
-"""Where images come from, one module a kind of source."""
+"""Where images come from: one module for each kind of source."""

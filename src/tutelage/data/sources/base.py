@@ -37,7 +37,7 @@ PART_NAMES = {
 
 
 class Names(Sequence[str]):
-    """Many strings in one block of bytes: little memory, and nothing for a forked worker to copy."""
+    """Many strings in one block of bytes. It takes little memory, and a forked worker copies none of it."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
@@ -66,13 +66,13 @@ class Names(Sequence[str]):
 
 
 class ImageSet(ABC):
-    """Images with stable identities and, mostly, labels.
+    """A set of images with stable ids and, usually, labels.
 
     Attributes:
         name: the source as written, e.g. ``folder:photos#val``.
         origin: what the source is once resolved; two sets of one origin hold the same images.
         classes: class names in label order; None when there are no labels.
-        ids: the identity of each image within the source.
+        ids: one for each image, unique within the source; the same image keeps its id.
         labels: int64, index into `classes`, -1 where an image has none; None when there are no labels.
         decoded: images lie in memory, so that a decoded copy on disk would gain nothing.
     """
@@ -111,19 +111,19 @@ class ImageSet(ABC):
         """
 
     def place(self, index: int) -> str:
-        """Where an image lies, comparable between sets of one kind."""
+        """Where an image is stored. Two sets of one kind give the same place for the same image."""
         return f"{self.origin}/{self.ids[index]}"
 
     def sizes(self) -> np.ndarray | None:
-        """Bytes of each encoded image (int64), where they are cheap to know; they enter the digest."""
+        """Size of each encoded image in bytes (int64), where it is cheap to know. The sizes enter the digest."""
         return None
 
     def stamp(self) -> str:
-        """What tells a changed file from the one it was, where `sizes` may not; "" where nothing does."""
+        """A text that changes when a file changes, also where its size does not; "" where there is none."""
         return ""
 
     def digest(self) -> str:
-        """Identity of names, sizes, classes and labels, without decoding anything."""
+        """A hash of ids, sizes, classes and labels. No image is decoded."""
         if self._digest is None:
             digest = hashlib.sha256("\0".join(self.classes or ()).encode("utf-8", "surrogateescape"))
             self.ids.update(digest)
@@ -191,7 +191,7 @@ def open_source(spec: str, part: str | None = None) -> ImageSet:
 
 
 def open_for_evaluation(spec: str) -> ImageSet:
-    """Open the part of a source that reports: the one it names, else test, val, or all of it."""
+    """Open what a model is evaluated on: the part that the source names, else its test, else its val, else all."""
     for part in ("test", "val"):
         if part in parts_of(spec):
             images = open_source(spec, part)
@@ -201,21 +201,21 @@ def open_for_evaluation(spec: str) -> ImageSet:
 
 
 def parts_of(spec: str) -> tuple[str, ...]:
-    """The parts a source comes in (``train``, ``val``, ``test``...); none when it is one set or names one."""
+    """The parts of a source (``train``, ``val``, ``test``...); none where it is one set or already names a part."""
     kind, where, named = _parse(spec)
     return () if named else tuple(_source(kind).parts(where))
 
 
 def canonical_part(name: str) -> str:
-    """``validation`` and its like to ``val``; names of no common part unchanged."""
+    """The common name of a part: ``validation`` becomes ``val``; a name that is not in `PART_NAMES` stays."""
     return next((part for part, names in PART_NAMES.items() if name.lower() in names), name)
 
 
 def checked_class(source: str, name: str) -> str:
-    """A class name, refused where it could be taken for a way out of a folder.
+    """Return a class name, or refuse it where it could be used as a path out of a folder.
 
     Raises:
-        TutelageError: it is empty, a path, or holds control characters.
+        TutelageError: it is empty, is a path, or has control characters.
     """
     steps = re.split(r"[/\\]", name)
     if not name.strip() or {".", ".."} & set(steps) or name.startswith(("/", "\\")) or not _printable(name):

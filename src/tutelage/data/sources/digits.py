@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 grey images of 8x8 pixels in ten classes."""
+"""The handwritten digits that scikit-learn contains: 1,797 grey images of 8x8 pixels in ten classes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Digits(ImageSet):
 
 
 def parts(where: str) -> tuple[str, ...]:
-    """The digits come in one set."""
+    """The digits have no parts."""
     if where:
-        raise TutelageError(f"data source 'digits:{where}': the digits are bundled; write 'digits' alone")
+        raise TutelageError(f"data source 'digits:{where}': the digits need no place; write 'digits' alone")
     return ()
 
 
@@ -36,6 +36,6 @@ def load(where: str, part: str | None) -> Digits:
     from sklearn.datasets import load_digits
 
     if part:
-        raise TutelageError(f"data source 'digits#{part}': the digits come in one set; write 'digits' alone")
+        raise TutelageError(f"data source 'digits#{part}': the digits have no parts; write 'digits' alone")
     bunch = load_digits()
     return Digits(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target)

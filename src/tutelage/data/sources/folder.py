@@ -1,4 +1,4 @@
-"""A folder of class folders, of train/, val/ and test/ with class folders each, or of images alone."""
+"""A folder with a folder for each class; or with train/, val/ and test/ of such; or with unlabelled images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tutelage.data.sources.base import ImageSet, Names, canonical_part
 
 
 class Folder(ImageSet):
-    """Images in files. The identity of each is its path below the folder."""
+    """Images in files. The id of each is its path below the folder."""
 
     def __init__(self, name: str, root: Path, top: Path) -> None:
-        """Scan.
+        """Find the images.
 
         Args:
             name: the source as written.
-            root: the folder named; identities are paths below it.
+            root: the folder that the user named; ids are paths below it.
             top: the folder that holds the class folders: `root`, or one part of it.
         """
         self._root = root
@@ -32,7 +32,7 @@ class Folder(ImageSet):
         trees = {cls: files for cls, files in sorted(trees.items()) if files}
         if loose and trees:
             raise TutelageError(
-                f"{name}: {loose[0].name} lies beside the class folders; move it into one of them or away"
+                f"{name}: {loose[0].name} lies beside the class folders; move it into one of them, or remove it"
             )
         files = loose or [file for files in trees.values() for file in files]
         ids = Names(file.relative_to(root).as_posix() for file in files)
@@ -46,7 +46,7 @@ class Folder(ImageSet):
         return decode(self._root / image_id, image_id)
 
     def place(self, index: int) -> str:
-        """The file itself, whatever folders or links lead to it."""
+        """Device and inode of the file, which are the same by every path and link."""
         try:
             found = (self._root / self.ids[index]).stat()
         except OSError:
@@ -54,11 +54,11 @@ class Folder(ImageSet):
         return f"{found.st_dev}:{found.st_ino}"
 
     def sizes(self) -> np.ndarray:
-        """Bytes of each file; -1 where it is gone."""
+        """Size of each file in bytes; -1 where it does not exist any more."""
         return self._stats("st_size")
 
     def stamp(self) -> str:
-        """Hash of the files' times of change."""
+        """A hash of the times when the files were last changed."""
         return hashlib.sha256(self._stats("st_mtime_ns").tobytes()).hexdigest()
 
     def _stats(self, field: str) -> np.ndarray:
@@ -66,7 +66,7 @@ class Folder(ImageSet):
 
 
 def parts(where: str) -> tuple[str, ...]:
-    """The train, val and test folders, where the folder is made of these."""
+    """The names of the train, val and test folders, where the folder consists of these."""
     return tuple(_parts(_existing(where)))
 
 
@@ -91,7 +91,7 @@ def _existing(where: str) -> Path:
 
 
 def _parts(root: Path) -> dict[str, Path]:
-    """Part folders by canonical name; a class that happens to be called 'train' makes no parts."""
+    """Folders of the parts by their common names. A class that happens to be called 'train' is not a part."""
     folders = _folders(root)
     found = {canonical_part(f.name): f for f in folders if canonical_part(f.name) in {"train", "val", "test"}}
     paired = "train" in found and len(found) > 1
@@ -107,7 +107,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _images(root: Path, deep: bool = True, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Image files below a folder; links are followed, but not in a circle."""
+    """Image files below a folder. Links are followed, but not back to a folder above."""
     here = root.resolve()
     if here in seen:
         return

@@ -19,7 +19,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "cls")
 
 
 class Rows(ImageSet):
-    """The rows of one split, memory-mapped by `datasets`. The identity of each is split and row number."""
+    """The rows of one split, memory-mapped by `datasets`. The id of each is the split and the row number."""
 
     def __init__(self, name: str, where: str, split: str, dataset: Any) -> None:
         import datasets
@@ -40,7 +40,7 @@ class Rows(ImageSet):
         return decode(content, self.ids[index])
 
     def sizes(self) -> np.ndarray | None:
-        """Bytes of each encoded image, read from the table's offsets."""
+        """Size of each encoded image in bytes, read from the offsets of the table."""
         import pyarrow.compute as pc
 
         content = pc.struct_field(self._rows.data.column(self._column), "bytes")
@@ -48,7 +48,7 @@ class Rows(ImageSet):
 
 
 def parts(where: str) -> tuple[str, ...]:
-    """The splits, ``validation`` and its like called ``val``; none where there is one split only."""
+    """The splits by their common names (``val`` for ``validation``); none where there is only one split."""
     splits = _splits(where)
     return tuple(canonical_part(split) for split in splits) if len(splits) > 1 else ()
 
@@ -83,7 +83,7 @@ def _opened(where: str, split: str) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _local(where: str) -> Any:
-    """All splits of a folder or of parquet files, None for a name on the hub."""
+    """All splits of a folder or of parquet files; None for a name on the hub."""
     path = Path(where).expanduser()
     if path.suffix == ".parquet" and (path.exists() or "*" in where):
         return _ask(where, lambda d: d.load_dataset("parquet", data_files=str(path)))
@@ -110,7 +110,7 @@ def _name(where: str) -> tuple[str, str | None]:
 
 
 def _ask(where: str, call: Any) -> Any:
-    """Call into `datasets`; what it raises becomes one line."""
+    """Call a function of `datasets`, and turn what it raises into one line."""
     try:
         import datasets
     except ImportError:
@@ -122,7 +122,7 @@ def _ask(where: str, call: Any) -> Any:
         return call(datasets)
     except datasets.exceptions.DatasetNotFoundError:
         raise TutelageError(
-            f"hf:{where}: no such data set on the hub and no such folder here (a private one wants "
+            f"hf:{where}: no such data set on the hub and no such folder here (a private one needs "
             "`hf auth login`)"
         ) from None
     except Exception as error:  # a download, a parser or a script of any library may fail in any way
@@ -131,8 +131,8 @@ def _ask(where: str, call: Any) -> Any:
             "httpx",
             "requests",
         }:
-            recalibrate = "go online, or name a local folder or parquet file"
-            raise TutelageError(f"hf:{where}: the hub cannot be reached ({reason}); {recalibrate}") from None
+            remedy = "go online, or name a local folder or parquet file"
+            raise TutelageError(f"hf:{where}: the hub cannot be reached ({reason}); {remedy}") from None
         raise TutelageError(f"hf:{where}: cannot be opened ({reason})") from None
     finally:
         hub_log.setLevel(level)

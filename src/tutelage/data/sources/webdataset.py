@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of samples, read in place and at random. ``wds:shards/{000..099}.tar``."""
+"""WebDataset shards: tar files of samples, read without unpacking, in any order. ``wds:shards/{000..099}.tar``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tutelage.data.sources.base import ImageSet
 
 RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
 CLASS_SUFFIXES = (".cls", ".cls.txt")
-MAX_SHARDS = 1_000_000  # of one pattern; {0..9999999999} is a slip, and would fill the memory
-MAX_CLASS_BYTES = 1024  # of a member that holds a class; more is no class
+MAX_SHARDS = 1_000_000  # of one pattern; {0..9999999999} is a mistake that would fill the memory
+MAX_CLASS_BYTES = 1024  # of a member that names a class; a longer one does not
 
 
 @dataclass
 class _Found:
-    """What the shards hold, a list entry an image."""
+    """What the shards contain, with one entry in each list for an image."""
 
     names: list[str] = field(default_factory=list)
     shards: list[int] = field(default_factory=list)
@@ -35,10 +35,10 @@ class _Found:
 
 
 class Shards(ImageSet):
-    """Images in tar files, found by their offsets; nothing is ever unpacked.
+    """Images in tar files, found by their offsets; nothing is unpacked.
 
-    The identity of each is its shard's and its member's name. Its class is what its ``.cls`` member says, else
-    the folder its key lies in.
+    The id of each is the name of its shard and of its member. Its class is the content of its ``.cls`` member, else
+    the name of the folder that its key is in.
     """
 
     def __init__(self, name: str, pattern: str, paths: list[Path]) -> None:
@@ -64,20 +64,20 @@ class Shards(ImageSet):
         return decode(content, self.ids[index])
 
     def place(self, index: int) -> str:
-        """The shard's file and the member's offset."""
+        """The file of the shard and the offset of the member."""
         return f"{self._paths[self._shards[index]].resolve()}@{self._starts[index]}"
 
     def stamp(self) -> str:
-        """The shards' times of change."""
+        """The times when the shards were last changed."""
         return " ".join(str(path.stat().st_mtime_ns) for path in self._paths)
 
     def sizes(self) -> np.ndarray:
-        """Bytes of each member."""
+        """Size of each member in bytes."""
         return self._sizes
 
 
 def parts(where: str) -> tuple[str, ...]:
-    """A pattern is one set; train, val and test have a pattern each."""
+    """A pattern is one set; train, val and test need one pattern each."""
     return ()
 
 
@@ -112,7 +112,7 @@ def _paths(pattern: str) -> list[Path]:
 
 
 def _scan(name: str, number: int, path: Path, found: _Found) -> None:
-    """Note where the images of one shard lie, and their classes."""
+    """Record where the images of one shard are, and their classes."""
     classes: dict[str, str] = {}
     keys: list[str] = []
     try:
@@ -130,12 +130,14 @@ def _scan(name: str, number: int, path: Path, found: _Found) -> None:
                     found.sizes.append(member.size)
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise TutelageError(f"{name}: shard {path} is no readable, uncompressed tar ({reason})") from None
+        raise TutelageError(
+            f"{name}: shard {path} is not a readable, uncompressed tar file ({reason})"
+        ) from None
     found.classes += [classes.get(key) or PurePosixPath(key).parent.name or None for key in keys]
 
 
 def _files(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
-    """Plain files that lie whole within the shard; links and devices are passed over."""
+    """Regular files that are complete within the shard; links and devices are skipped."""
     end = path.stat().st_size
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
@@ -146,7 +148,7 @@ def _files(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _key(member: str) -> tuple[str, str]:
-    """WebDataset's sample key and suffix: a name parted at the first dot of its last component."""
+    """WebDataset's sample key and suffix: a name split at the first dot of its last component."""
     folder, slash, base = member.removeprefix("./").rpartition("/")
     stem, dot, suffix = base.partition(".")
     return folder + slash + stem, (dot + suffix).lower()
