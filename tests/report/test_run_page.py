@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from small_run import STAGES, make_folder, make_run
 
 from conftest import Visits, until
-from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.files import read_json, read_jsonl, write_json
 from tutelage.core.run_dir import Run
 from tutelage.report.build import write_report
 
@@ -296,3 +297,21 @@ def test_the_page_may_run_only_its_own_scripts(finished: Run, browser: Any) -> N
     assert page.evaluate("window.hacked") is None
     assert any("Content Security Policy" in text for text in refused)
     context.close()
+
+
+def test_a_resolution_that_does_not_work_is_named_beside_the_others(
+    finished: Run, tmp_path: Path, visit: Visits
+) -> None:
+    run = Run(tmp_path / "probed")
+    shutil.copytree(finished.path, run.path)
+    preflight = read_json(run.preflight)
+    preflight["resolutions"] = [
+        {"who": "teacher", "resolution": 48, "top1": 91.5, "nll": 0.3},
+        {"who": "teacher", "resolution": 64, "top1": None, "nll": None},
+    ]
+    write_json(run.preflight, preflight)
+    write_report(run)
+    rows = visit(run.report.as_uri()).locator("#checks tbody tr")
+    works, fails = (" ".join(text.split()) for text in rows.all_inner_texts())
+    assert works == "Teacher 48 91.50 0.300"
+    assert fails == "Teacher does not work at this resolution 64 – –"

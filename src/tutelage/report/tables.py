@@ -117,6 +117,22 @@ def candidates(options: Sequence[Mapping[str, Any]]) -> Sheet:
     return Sheet(["Candidate", "Trained share", "Val top-1, %", "Val NLL"], lines, strong=strong)
 
 
+def resolutions(entries: Sequence[Mapping[str, Any]]) -> Sheet:
+    """The figures on the validation images of each resolution that was tried."""
+    lines = []
+    for entry in entries:
+        works = entry.get("top1") is not None
+        lines.append(
+            [
+                Cell(entry["who"].capitalize(), note="" if works else "does not work at this resolution"),
+                Cell(f"{entry['resolution']}", entry["resolution"]),
+                number(entry.get("top1"), 2),
+                number(entry.get("nll"), 3),
+            ]
+        )
+    return Sheet(["Model", "Resolution, pixels", "Val top-1, %", "Val NLL"], lines)
+
+
 def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str]) -> Sheet:
     """Each class before and after."""
     lines = [

@@ -14,13 +14,14 @@ def checks_section(records: RunRecords) -> Section:
     id, title = "checks", "Checked before training"
     if records.preflight is None:
         return missing(id, title, f"The pre-flight has not been made yet: {records.reached}.")
+    probed = records.preflight.get("resolutions") or []
     return render_section(
         id,
         title,
         "checks.html.j2",
         preflight=records.preflight,
         rates=_rates(records.preflight),
-        resolutions=records.preflight.get("resolutions") or [],
+        resolutions=tables.resolutions(probed) if probed else None,
         duration=tables.duration,
     )
 
