@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.files import read_json, read_jsonl, write_json, write_text
 from tutelage.core.records import RunPredictions, TopClasses, read_predictions
 from tutelage.core.run_dir import Run
 from tutelage.report import plots, tables
@@ -25,6 +27,7 @@ from tutelage.report.predictions import (
     reliability,
 )
 from tutelage.report.run_records import read_run_records
+from tutelage.report.sections.training import training_section
 from tutelage.report.style import text
 
 
@@ -153,6 +156,64 @@ def test_curves_bear_missing_figures() -> None:
     row = {"stage": "teacher-fit-2", "epoch": 1, "loss": {"total": None}, "val": {"top1": 50.0}, "lr": 0.1}
     figures = plots.curves([row])
     assert [t.name for t in figures["accuracy"].data] == ["teacher, val"]
+
+
+@pytest.mark.parametrize("key", ["choose", "selection"])
+def test_the_best_epoch_is_that_of_the_metric(finished: Run, tmp_path: Path, key: str) -> None:
+    figures = [(90.0, 0.4), (91.0, 0.5), (89.0, 0.3), (88.0, 0.6)]  # the best by top-1 is 2, by NLL 3
+    run = Run(tmp_path / "run")
+    shutil.copytree(finished.path, run.path)
+    rows = [
+        {"stage": "distill", "epoch": n, "epochs": 4, "loss": {}, "val": {"top1": t, "nll": v}, "lr": 0.1}
+        for n, (t, v) in enumerate(figures, 1)
+    ]
+    write_text(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+    kept = {
+        "name": "best@0.5",
+        "source": "best",
+        "alpha": 0.5,
+        "val": {"top1": 92.0, "nll": 0.2},
+        "kept": True,
+    }
+    for metric, epoch in (("nll", 3), ("top1", 2)):
+        write_text(run.recipe, f"{key}: {{metric: {metric}}}\n")
+        write_json(run.candidates, {"metric": metric, "candidates": [kept]})
+        assert _starred(run) == epoch
+    # older runs took the best epoch by top-1 even where the metric was NLL: the candidate has its figures
+    write_text(run.recipe, f"{key}: {{metric: nll}}\n")
+    best = {"name": "best", "source": "best", "alpha": 1.0, "val": {"top1": 91.0, "nll": 0.5}}
+    write_json(run.candidates, {"metric": "nll", "candidates": [best, kept]})
+    assert _starred(run) == 2
+
+
+def _starred(run: Run) -> int:
+    html = str(training_section(read_run_records(run)).html)
+    figure = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', html)[0])
+    (star,) = (trace for trace in figure["data"] if trace["name"].startswith("kept"))
+    return star["x"][0]
+
+
+def test_loss_terms_of_any_name_are_drawn() -> None:
+    loss = {"total": 3.0, "cross_entropy": 1.0, "kl": 1.0, "my_loss": 0.5, "feature_mse_2": 0.5, "top1": 0.1}
+    val = {"top1": 50.0, "nll": 1.0, "loss": 2.5, "kl": 1.5, "cross_entropy": 1.0}
+    row = {"stage": "distill", "epoch": 1, "loss": loss, "train_top1": None, "val": val, "lr": 0.1}
+    figures = plots.curves([row, row | {"epoch": 2}])
+    terms = ["total", "feature_mse_2", "kl", "my_loss", "top1", "cross_entropy"]
+    assert [name.removeprefix("loss: ") for name in figures if name.startswith("loss")] == terms
+    assert {t.name: list(t.y) for t in figures["loss: total"].data} == {
+        "distilled, val": [2.5, 2.5],
+        "distilled, train": [3.0, 3.0],
+    }
+    assert [t.name for t in figures["loss: feature_mse_2"].data] == ["distilled, train"]
+    assert [t.name for t in figures["loss: top1"].data] == ["distilled, train"], (
+        "no accuracy among the losses"
+    )
+    assert figures["loss: feature_mse_2"].layout.yaxis.title.text == "feature MSE 2 loss"
+    assert [t.name for t in figures["accuracy"].data] == ["distilled, val"], "train top-1 is not defined"
+    columns = tables.epochs([row]).columns
+    assert columns[2:8] == [
+        "Total loss", "Cross-entropy loss", "KL loss", "My loss", "Feature MSE 2 loss", "Top1 loss",
+    ]  # fmt: skip
 
 
 def test_candidates_ring_what_is_kept() -> None:

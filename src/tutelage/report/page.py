@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tutelage.report.style import colour, role_name
+from tutelage.report.style import colour, loss_name, role_name
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -110,7 +110,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"colour": colour, "role_name": role_name, "caption_id": _caption_id}
+    environment.globals |= {"colour": colour, "role_name": role_name, "loss_name": loss_name}
+    environment.globals["caption_id"] = _caption_id
     environment.filters["minus"] = _minus
     return environment
 

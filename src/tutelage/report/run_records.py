@@ -85,6 +85,13 @@ class RunRecords:
         options = (self.candidates or {}).get("candidates") or []
         return next((c for c in options if c.get("kept")), None)
 
+    @property
+    def metric(self) -> str:
+        """The metric by which weights are selected: ``top1`` or ``nll``."""
+        # the key was called `choose` in older recipes
+        selection = self.recipe.get("selection") or self.recipe.get("choose") or {}
+        return selection.get("metric") or "top1"
+
     def predictions_of(self, *roles: str) -> RunPredictions | None:
         """The predictions for the test images, where those of all these roles are among them."""
         known = self.predictions.roles if self.predictions else {}

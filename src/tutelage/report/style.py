@@ -19,6 +19,15 @@ NAMES = {
     "control": "Labels-only control",
     "distilled": "Distilled student",
 }
+TERM_NAMES = {  # of loss terms; older runs have `kd` and `label`
+    "kd": "distillation",
+    "label": "hard-label cross-entropy",
+    "cross_entropy": "cross-entropy",
+    "soft_cross_entropy": "soft cross-entropy",
+    "standardised_kl": "standardised KL",
+    "l2_sp": "L2-SP",
+}
+ACRONYMS = {"kl", "mse", "dkd", "nkd", "dist", "wttm", "rkd", "cka"}
 FILE_NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "int8": "int8", "bf16": "bf16"}
 FILE_SYMBOL = "triangle-up"  # a deployed file holds the distilled student: its colour, another mark
 
@@ -46,6 +55,13 @@ def role_name(role: str) -> str:
     if at:
         return f"{role_name(base)} at {resolution} px"
     return "Deployed: " + " ".join(FILE_NAMES.get(part, part) for part in role.split("-"))
+
+
+def loss_name(term: str) -> str:
+    """Give the readable name of a loss term: ``feature_mse`` becomes ``feature MSE loss``."""
+    words = " ".join(word.upper() if word in ACRONYMS else word for word in term.split("_"))
+    name = TERM_NAMES.get(term, words)
+    return name if name.endswith("loss") else f"{name} loss"
 
 
 def text(value: Any, limit: int = 0) -> str:

@@ -11,7 +11,7 @@ from tutelage.core.recipe_tree import flat
 from tutelage.evaluation.table import FIGURES, Figure, Row, Table
 from tutelage.report.predictions import ClassChange, Confusion
 from tutelage.report.run_records import RunRecords
-from tutelage.report.style import NAMES, role_name
+from tutelage.report.style import NAMES, loss_name, role_name
 
 ABSENT = "–"
 
@@ -83,8 +83,15 @@ def pairs(records: RunRecords) -> Sheet:
 def epochs(rows: Sequence[Mapping[str, Any]]) -> Sheet:
     """The metrics of every epoch, in figures."""
     terms = list(dict.fromkeys(term for row in rows for term in row["loss"]))
-    columns = ["Stage", "Epoch", *(f"{t} loss" for t in terms), "Train top-1, %", "Val top-1, %", "Val NLL"]
-    columns += ["Val top-1 of EMA, %", "Learning rate", "Images/s"]
+    columns = ["Stage", "Epoch", *(_heading(loss_name(t)) for t in terms)]
+    columns += [
+        "Train top-1, %",
+        "Val top-1, %",
+        "Val NLL",
+        "Val top-1 of EMA, %",
+        "Learning rate",
+        "Images/s",
+    ]
     lines = [
         [
             Cell(row["stage"], row["stage"]),

@@ -7,14 +7,15 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tutelage.report.style import BLUE, PURPLE, colour, figure, text
+from tutelage.report.style import BLUE, PURPLE, colour, figure, loss_name, text
 
 Row = Mapping[str, Any]
 Stages = Mapping[str, Sequence[Row]]
 
 SHORT = {"start": "start", "control": "labels only"}
 RANKS = {"distilled": 1, "control": 2, "teacher": 3, "start": 4}  # in the legend
-TERMS = ("total", "kl", "cross_entropy")  # the order of their panels; others follow
+FIRST, LAST = ("total", "kd", "kl"), ("cross_entropy", "label", "l2_sp")  # loss terms; the others are between them
+NO_TERMS = {"top1", "nll", "ece", "loss"}  # other figures that a row has of the validation images
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross")
 
@@ -36,7 +37,8 @@ def curves(
     """
     stages = {s: [r for r in rows if r["stage"] == s] for s in dict.fromkeys(r["stage"] for r in rows)}
     found = {t for r in rows for t, v in r["loss"].items() if v is not None}
-    terms = sorted(found, key=lambda term: (TERMS.index(term) if term in TERMS else len(TERMS), term))
+    middle = sorted(found - {*FIRST, *LAST})
+    terms = [term for term in (*FIRST, *middle, *LAST) if term in found]
     levels = references or {}
     figures = {"accuracy": _accuracy(stages, levels)}
     figures |= {f"loss: {term}": _loss(stages, term) for term in terms}
@@ -69,9 +71,7 @@ def _accuracy(stages: Stages, levels: Mapping[str, float]) -> go.Figure:
     for stage, rows in stages.items():
         start = levels.get("start") if stage in {"distill", "control"} else None
         _line(fig, stage, rows, "val", lambda r: r["val"]["top1"], "solid", start=start)
-        _line(
-            fig, stage, rows, "val, EMA", lambda r: (r.get("ema_val") or {}).get("top1"), "dash", start=start
-        )
+        _line(fig, stage, rows, "val, EMA", _ema_top1, "dash", start=start)
         _line(fig, stage, rows, "train", lambda r: r.get("train_top1"), "dot")
     fig.update_yaxes(title="top-1, %")
     return fig
@@ -97,12 +97,18 @@ def _level(role: str, level: float, epochs: int) -> go.Scatter:
 def _loss(stages: Stages, term: str) -> go.Figure:
     """One term on train and on val, of every stage that has it."""
     fig = figure(height=270)
-    on_val = "loss" if term == "total" else term
     for stage, rows in stages.items():
-        _line(fig, stage, rows, "val", lambda r: r["val"].get(on_val), "solid", digits=".4f")
+        _line(fig, stage, rows, "val", lambda r: _val_loss(r, term), "solid", digits=".4f")
         _line(fig, stage, rows, "train", lambda r: r["loss"].get(term), "dot", digits=".4f")
-    fig.update_yaxes(title=f"{text(term)} loss")
+    fig.update_yaxes(title=text(loss_name(term)))
     return fig
+
+
+def _val_loss(row: Row, term: str) -> float | None:
+    """The loss term on the validation images; a term on features has none there."""
+    if term == "total":
+        return row["val"].get("loss")
+    return None if term in NO_TERMS else row["val"].get(term)
 
 
 def _single(stages: Stages, key: str, title: str, digits: str) -> go.Figure:

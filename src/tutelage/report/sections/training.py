@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tutelage.core.recipe_tree import flat
+from tutelage.evaluation.quality import merit
 from tutelage.report import plots, tables
 from tutelage.report.page import Section, embed, missing, render_section
 from tutelage.report.run_records import RunRecords
@@ -50,9 +51,20 @@ def _kept_at(records: RunRecords) -> dict[str, Any] | None:
     kept, rows = records.kept, records.stage("distill")
     if not kept or not rows:
         return None
-    best = max(rows, key=lambda row: row["val"]["top1"])["epoch"]
-    epochs = {"start": 0, "best": best, "last": rows[-1]["epoch"], "ema": rows[-1]["epoch"]}
+    last = rows[-1]["epoch"]
+    epochs = {"start": 0, "best": _best_epoch(records), "last": last, "ema": last}
     return {**kept, "epoch": epochs.get(kept["source"])}
+
+
+def _best_epoch(records: RunRecords) -> int:
+    """The epoch whose weights are the candidate ``best``."""
+    rows = records.stage("distill")
+    # The candidate has the figures of its epoch. In some older runs that is the best by top-1, whatever the metric.
+    options = (records.candidates or {}).get("candidates") or []
+    best = next((c["val"] for c in options if c["name"] == "best"), {})
+    same = [r for r in rows if all(r["val"][key] == best.get(key) for key in ("top1", "nll"))]
+    chosen = same[0] if same else max(rows, key=lambda row: merit(row["val"], records.metric))
+    return int(chosen["epoch"])
 
 
 def _last_epoch(records: RunRecords) -> str:
