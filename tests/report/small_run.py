@@ -6,6 +6,7 @@ The networks are not timm's, so that it takes a second or two; every figure in i
 from __future__ import annotations
 
 import io
+import shutil
 import time
 from collections.abc import Sequence
 from copy import deepcopy
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from tutelage.core.files import append_jsonl, write_bytes, write_json, write_text
+from tutelage.core.files import append_jsonl, read_json, write_bytes, write_json, write_text
 from tutelage.core.recipe import Recipe, dump_recipe, parse_recipe
 from tutelage.core.run_dir import Run
 from tutelage.data.input_spec import InputSpec
@@ -430,3 +432,35 @@ def make_folder(root: Path, classes: Sequence[str], names: Sequence[str], per_cl
             file = names[count % len(names)]
             Image.fromarray((pixels * 15).astype(np.uint8)).save(folder / f"{count} {file}.png")
     return root
+
+
+def random_start(run: Run, path: Path, against: str | None = None) -> Run:
+    """Copy a run as one whose student started from random weights, 93 points below the student that it keeps.
+
+    Args:
+        run: a finished run.
+        path: of the copy.
+        against: the role that the verdict is about; None: as in older runs, about the start.
+    """
+    copy = Run(path)
+    shutil.copytree(run.path, copy.path)
+    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    recipe["student"]["model"] = "perceptron_12@none"
+    write_text(copy.recipe, yaml.safe_dump(recipe))
+    comparison = read_json(run.comparison)
+    verdict = comparison["verdict"]
+    far = {"difference": 93.0, "low": 92.0, "high": 94.0, "mcnemar_p": 1e-9}
+    near = {"difference": 1.5, "low": 0.5, "high": 2.5, "mcnemar_p": 0.001}
+    below = {"difference": -3.0, "low": -4.0, "high": -2.0, "mcnemar_p": 1e-6}
+    changes = {"start": far, "control": near, "teacher": below}
+    for pair in verdict["pairs"]:
+        pair |= changes[pair["old"]]
+    verdict |= {"sentence": "The kept student is better than its start by 93 points.", "outcome": "better"}
+    if against:
+        verdict |= {
+            "sentence": "The kept student is what the pipeline says.",
+            "outcome": "not significantly different",
+            "against": against,
+        }
+    write_json(copy.comparison, comparison)
+    return copy

@@ -198,7 +198,7 @@ def test_loss_terms_of_any_name_are_drawn() -> None:
     val = {"top1": 50.0, "nll": 1.0, "loss": 2.5, "kl": 1.5, "cross_entropy": 1.0}
     row = {"stage": "distill", "epoch": 1, "loss": loss, "train_top1": None, "val": val, "lr": 0.1}
     figures = plots.curves([row, row | {"epoch": 2}])
-    terms = ["total", "feature_mse_2", "kl", "my_loss", "top1", "cross_entropy"]
+    terms = ["total", "kl", "feature_mse_2", "my_loss", "top1", "cross_entropy"]
     assert [name.removeprefix("loss: ") for name in figures if name.startswith("loss")] == terms
     assert {t.name: list(t.y) for t in figures["loss: total"].data} == {
         "distilled, val": [2.5, 2.5],

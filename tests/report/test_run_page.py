@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import STAGES, make_folder, make_run
+from small_run import STAGES, make_folder, make_run, random_start
 
 from conftest import Visits, until
 from tutelage.core.files import read_json, read_jsonl, write_json
@@ -152,8 +152,11 @@ def test_it_prints_within_the_paper(finished: Run, visit: Visits) -> None:
 def test_pictures_show_what_changed_with_three_answers(finished: Run, page: Any) -> None:
     pair = next(p for p in read_json(finished.comparison)["verdict"]["pairs"] if p["old"] == "start")
     predictions = page.locator("#images .lead").all_inner_texts()
-    assert predictions[0].startswith(f"{pair['negative_flips']} test images were right before")
-    assert predictions[1].startswith(f"{pair['corrections']} test images were wrong before")
+    by = "by the starting student and {} by the distilled student"
+    told = f"{pair['negative_flips']} test images were classified correctly {by.format('wrongly')}"
+    assert predictions[0].startswith(told)
+    told = f"{pair['corrections']} test images were classified wrongly {by.format('correctly')}"
+    assert predictions[1].startswith(told)
     card = page.locator("#images .cards").last.locator("li").first
     assert card.locator("dt").all_inner_texts() == ["Starting student", "Distilled student", "Teacher"]
     assert card.locator("dd.wrong, dd.right").evaluate_all("all => all.map((d) => d.className)")[:2] == [
@@ -315,3 +318,44 @@ def test_a_resolution_that_does_not_work_is_named_beside_the_others(
     works, fails = (" ".join(text.split()) for text in rows.all_inner_texts())
     assert works == "Teacher 48 91.50 0.300"
     assert fails == "Teacher does not work at this resolution 64 – –"
+
+
+@pytest.mark.parametrize("against", ["control", None])
+def test_a_random_start_is_no_opponent(
+    finished: Run, tmp_path: Path, visit: Visits, against: str | None
+) -> None:
+    run = random_start(finished, tmp_path / "scratch", against)
+    write_report(run)
+    page = visit(run.report.as_uri())
+    verdict = read_json(run.comparison)["verdict"]
+    control = {"better": "better than", "worse": "worse than"}.get(
+        verdict["outcome"] if against else "better", "not significantly different from"
+    )
+    told = page.locator("p.outcome").inner_text()
+    assert told.lower() == f"{control} the labels-only control; worse than the teacher"
+    assert page.locator("p.outcome .worse").inner_text() == "worse than the teacher"
+    assert "start" not in page.locator("p.verdict").inner_text()
+    # the figures are about the others
+    names = "canvas => canvas.data.map((trace) => trace.customdata[0][0])"
+    assert page.locator("#verdict .canvas").evaluate(names) == [
+        "against the labels-only control", "against the teacher",
+    ]  # fmt: skip
+    assert "start is left out" in page.locator("#verdict figcaption").inner_text()
+    names = "canvas => canvas.data.map((trace) => trace.name)"
+    for section in ("#tradeoff", "#training"):
+        shown = page.locator(f"{section} .canvas").first.evaluate(names)
+        assert not any(name.lower().startswith("start") for name in shown)
+    assert "start is left out" in page.locator("#tradeoff .lead").inner_text()
+    assert page.locator("#images .cards dt").first.inner_text() == "Labels-only control"
+
+
+def test_an_older_outcome_of_no_difference_is_told_in_new_words(finished: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "older")
+    shutil.copytree(finished.path, run.path)
+    for outcome in ("no different", "not significantly different"):
+        comparison = read_json(run.comparison)
+        comparison["verdict"]["outcome"] = outcome
+        write_json(run.comparison, comparison)
+        write_report(run)
+        page = run.report.read_text(encoding="utf-8")
+        assert '<span class="same">Not significantly different from its start</span>' in page

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from small_run import make_run
+from small_run import make_run, random_start
 
 from conftest import Visits, until
 from tutelage.core.errors import TutelageError
@@ -43,7 +44,7 @@ def test_a_study_of_twelve_runs(study: Path, visit: Visits) -> None:
     rows = page.locator("#runs tbody tr")
     assert rows.count() == TRIALS
     assert page.locator("#runs td", has_text="unfinished").count() == 2
-    assert "2 are unfinished" in page.locator("#verdict").inner_text()
+    assert "2 of 12 runs are unfinished" in page.locator("#verdict").inner_text()
     assert "epoch 1 of 2 of distilling" in page.locator("#verdict .foot").inner_text()
     for canvas, runs in (("#differences .canvas >> nth=0", 10), ("#training .canvas", 12)):
         assert page.locator(canvas).evaluate("canvas => canvas.data.length") == runs
@@ -63,7 +64,7 @@ def test_the_best_on_val_is_first_and_named(study: Path, visit: Visits) -> None:
     best = max(kept.values())
     first = page.locator("#runs tbody th").first.inner_text()
     assert kept[first] == best
-    assert page.locator("p.outcome").inner_text() == f"Best on val: {first}"
+    assert page.locator("p.outcome").inner_text() == f"Best on the validation images: {first}"
     shown = page.locator("#runs tbody tr").first.locator("td").nth(2).inner_text()
     assert float(shown) == pytest.approx(best, abs=0.005)
 
@@ -147,3 +148,48 @@ def test_seeds_are_told_with_their_pooled_interval(tmp_path: Path, visit: Visits
     first = page.locator("#differences .canvas").first.evaluate("canvas => canvas.data[0]")
     assert first["x"] == [start["difference"]]
     assert first["customdata"][0][0] == "all seeds"
+
+
+def test_a_random_start_is_left_out_of_the_plots(finished: Run, tmp_path: Path, visit: Visits) -> None:
+    scratch = random_start(finished, tmp_path / "scratch", "control")
+    page = visit(report([finished.path, scratch.path], out=tmp_path / "both.html").as_uri())
+    figures = page.locator("#differences .canvas")
+    drawn = figures.evaluate_all("all => all.map(({ data }) => data.map((trace) => trace.customdata[0][0]))")
+    assert drawn[0] == ["finished"]
+    assert sorted(drawn[1]) == ["finished", "scratch"]
+    assert "where its weights were random: scratch" in page.locator("#differences .lead").inner_text()
+    told = page.locator("#verdict").inner_text()
+    assert "compared with its start" in told
+    assert "compared with the labels-only control" in told
+
+
+@pytest.mark.parametrize("recorded", ["digest", "count"])
+def test_runs_on_different_images_are_not_ranked(
+    finished: Run, tmp_path: Path, visit: Visits, recorded: str
+) -> None:
+    other = Run(tmp_path / "other")
+    shutil.copytree(finished.path, other.path)
+    comparison = read_json(other.comparison)
+    if recorded == "digest":
+        write_json(other.splits, {"parts": {"test": {"digest": "another", "source": "digits", "size": 360}}})
+    else:
+        comparison["test"] |= {"n": 11}
+        del comparison["test"]["digest"]
+        write_json(other.comparison, comparison)
+    page = visit(report([other.path, finished.path], out=tmp_path / "both.html").as_uri())
+    told = page.locator("#verdict").inner_text()
+    assert "so the runs are not ranked" in told
+    assert "Best on" not in told
+    assert f"{comparison['test']['n']} test images of digits" in told
+    assert page.locator("#runs tr.strong").count() == 0
+    assert "one plot cannot compare" in page.locator("#tradeoff .missing").inner_text()
+
+
+def test_runs_on_the_same_images_are_ranked_wherever_these_lie(finished: Run, tmp_path: Path) -> None:
+    moved = Run(tmp_path / "moved")
+    shutil.copytree(finished.path, moved.path)
+    comparison = read_json(moved.comparison)
+    comparison["test"]["source"] = "folder:/elsewhere"
+    write_json(moved.comparison, comparison)
+    page = report([moved.path, finished.path], out=tmp_path / "both.html").read_text(encoding="utf-8")
+    assert "Best on the validation images" in page

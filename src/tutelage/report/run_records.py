@@ -51,6 +51,7 @@ class RunRecords:
     recipe: dict[str, Any]
     recipe_text: str
     versions: dict[str, Any] | None
+    splits: dict[str, Any] | None
     preflight: dict[str, Any] | None
     metrics: list[dict[str, Any]]
     candidates: dict[str, Any] | None
@@ -86,11 +87,32 @@ class RunRecords:
         return next((c for c in options if c.get("kept")), None)
 
     @property
+    def random_start(self) -> bool:
+        """Whether the student started from random weights, so that its start is not worth comparing with."""
+        stated = self.verdict.get("against")
+        if stated:
+            return bool(stated != "start")
+        # older runs, and those that have no verdict yet
+        student, train = self.recipe.get("student") or {}, self.recipe.get("train") or {}
+        return str(student.get("model", "")).endswith("@none") or bool(train.get("from_scratch"))
+
+    @property
+    def baseline(self) -> str:
+        """The role that the student's single predictions are compared with."""
+        if stated := self.verdict.get("against"):
+            return str(stated)
+        if not self.random_start:
+            return "start"
+        return "teacher" if self.recipe.get("control") is False else "control"
+
+    def pair(self, old: str) -> dict[str, Any] | None:
+        """The paired difference between the student and another role."""
+        return next((p for p in self.verdict.get("pairs") or [] if p["old"] == old), None)
+
+    @property
     def metric(self) -> str:
         """The metric by which weights are selected: ``top1`` or ``nll``."""
-        # the key was called `choose` in older recipes
-        selection = self.recipe.get("selection") or self.recipe.get("choose") or {}
-        return selection.get("metric") or "top1"
+        return (self.recipe.get("selection") or {}).get("metric") or "top1"
 
     def predictions_of(self, *roles: str) -> RunPredictions | None:
         """The predictions for the test images, where those of all these roles are among them."""
@@ -160,6 +182,7 @@ def read_run_records(run: Run, predictions: bool = True) -> RunRecords:
         recipe=read(run.recipe, _read_yaml) or {},
         recipe_text=run.recipe.read_text(encoding="utf-8", errors="replace"),
         versions=read(run.versions, _read_mapping),
+        splits=read(run.splits, _read_mapping),
         preflight=read(run.preflight, _read_mapping),
         metrics=read(run.metrics, lambda path: list(read_jsonl(path))) or [],
         candidates=read(run.candidates, _read_mapping),
@@ -184,8 +207,8 @@ def fingerprint(run: Run) -> tuple[tuple[str, int, int], ...]:
 
 def _watched(run: Run) -> list[Path]:
     return [
-        run.recipe, run.versions, run.preflight, run.metrics, run.candidates, run.comparison, run.predictions,
-        run.diagnosis, run.deploy,
+        run.recipe, run.versions, run.splits, run.preflight, run.metrics, run.candidates, run.comparison,
+        run.predictions, run.diagnosis, run.deploy,
     ]  # fmt: skip
 
 

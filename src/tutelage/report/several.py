@@ -1,4 +1,4 @@
-"""What the page of several runs says: which is best on val, what it is worth on test, and how they differ."""
+"""The page of several runs: which is the best on the validation images, its figures on test, and how they differ."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.core.recipe_tree import flat
-from tutelage.evaluation.verdict import outcome_of
+from tutelage.evaluation.verdict import OPPONENTS
 from tutelage.report import plots
+from tutelage.report.headline import headline, sentence
 from tutelage.report.page import Section, embed, missing, render_section
 from tutelage.report.run_records import RunRecords
 from tutelage.report.tables import ABSENT, Cell, Sheet, duration, number, short_model, signed, value
@@ -30,15 +31,38 @@ def several_sections(
         seeds: of ``seeds.json``, where the runs are one recipe's seeds.
     """
     names = run_names(runs)
-    order = list(runs) if seeds else sorted(runs, key=_rank)
+    comparable = same_images(runs)
+    ranked = comparable and not seeds
+    order = sorted(runs, key=_rank) if ranked else list(runs)
+    best = order[0] if ranked and order[0].kept else None
     return [
-        _head(order, names, title, seeds),
-        _table(order, names, folder, best=not seeds),
-        _differences(order, names, seeds),
-        _tradeoff(order, names),
-        _curves(order, names),
+        _head(order, names, title, seeds, best),
+        _table(order, names, folder, best),
+        _differences(order, names, seeds, best),
+        _tradeoff(order, names, comparable),
+        _curves(order, names, best),
         _settings(order, names),
     ]
+
+
+def same_images(runs: Sequence[RunRecords]) -> bool:
+    """Whether all runs have the same validation and test images, so that their figures can be compared.
+
+    What a run has not recorded yet is taken to be the same.
+    """
+    digests = {part: [_digest(records, part) for records in runs] for part in ("val", "test")}
+    if any(len({digest for digest in found if digest}) > 1 for found in digests.values()):
+        return False
+    if all(digests["test"]):
+        return True
+    tests = [test for records in runs if (test := (records.comparison or {}).get("test"))]
+    return len({(test.get("source"), test.get("n")) for test in tests}) < 2
+
+
+def _digest(records: RunRecords, part: str) -> str | None:
+    """The digest of the images and labels of a part of the data."""
+    parts = (records.splits or {}).get("parts") or {part: (records.comparison or {}).get(part)}
+    return (parts.get(part) or {}).get("digest")
 
 
 def run_names(runs: Sequence[RunRecords]) -> dict[Path, str]:
@@ -63,26 +87,48 @@ def _val(records: RunRecords, metric: str) -> float | None:
 
 
 def _head(
-    runs: Sequence[RunRecords], names: Mapping[Path, str], title: str, seeds: Mapping[str, Any] | None
+    runs: Sequence[RunRecords],
+    names: Mapping[Path, str],
+    title: str,
+    seeds: Mapping[str, Any] | None,
+    best: RunRecords | None,
 ) -> Section:
-    outcomes = [outcome_of(records.verdict) for records in runs]
-    best = runs[0] if runs[0].kept else None
+    groups: dict[str, list[str]] = {}
+    for records in runs:
+        for comparison in headline(records)[:1]:
+            groups.setdefault(comparison.against, []).append(comparison.css_class)
     return render_section(
         "verdict",
         "Verdict",
         "several_verdict.html.j2",
         heading=title,
-        counts={kind: outcomes.count(kind) for kind in ("better", "not significantly different", "worse")},
+        counts={
+            OPPONENTS.get(role, role): {kind: found.count(kind) for kind in ("better", "same", "worse")}
+            for role, found in groups.items()
+        },
         total=len(runs),
         seeds=seeds,
         unfinished=[(names[r.run.path], r.reached) for r in runs if not r.finished],
         best=best,
+        best_sentence=sentence(best) if best else "",
+        images={names[r.run.path]: _test_images(r) for r in runs} if not same_images(runs) else None,
         best_name=names[best.run.path] if best else "",
         damaged=[line for records in runs for line in records.damaged],
     )
 
 
-def _table(runs: Sequence[RunRecords], names: Mapping[Path, str], folder: Path, best: bool) -> Section:
+def _test_images(records: RunRecords) -> str:
+    """Which images a run was evaluated on: ``1,797 test images of digits``."""
+    recorded = ((records.splits or {}).get("parts") or {}).get("test") or {}
+    test = recorded | ((records.comparison or {}).get("test") or {})
+    source = test.get("source") or (records.recipe.get("data") or {}).get("train", "?")
+    size = test.get("n") or test.get("size")
+    return f"{size:,} test images of {source}" if size else f"test images of {source}"
+
+
+def _table(
+    runs: Sequence[RunRecords], names: Mapping[Path, str], folder: Path, best: RunRecords | None
+) -> Section:
     lines = [_line(records, names[records.run.path], folder) for records in runs]
     columns = [
         "Run",
@@ -94,9 +140,7 @@ def _table(runs: Sequence[RunRecords], names: Mapping[Path, str], folder: Path, 
         "Against control, points",
     ]
     columns += ["Test top-1, %", "Start, %", "Teacher, %", "Training time"]
-    sheet = Sheet(
-        columns, lines, words=frozenset({1, 2}), strong=frozenset({0} if best and runs[0].kept else ())
-    )
+    sheet = Sheet(columns, lines, words=frozenset({1, 2}), strong=frozenset({0} if best else ()))
     return render_section("runs", "Every run", "several_runs.html.j2", sheet=sheet)
 
 
@@ -104,7 +148,8 @@ def _line(records: RunRecords, name: str, folder: Path) -> list[Cell]:
     rows = {row["role"]: row for row in records.rows}
     report = records.run.report.resolve()
     link = Path(os.path.relpath(report, folder.resolve())).as_posix() if report.exists() else ""
-    state = outcome_of(records.verdict) or "unfinished"
+    comparisons = headline(records)
+    state = comparisons[0].words if comparisons else "unfinished"
     return [
         Cell(name, name, link=link),
         Cell(state, state),
@@ -118,12 +163,8 @@ def _line(records: RunRecords, name: str, folder: Path) -> list[Cell]:
     ]
 
 
-def _pair(records: RunRecords, old: str) -> dict[str, Any] | None:
-    return next((p for p in records.verdict.get("pairs") or [] if p["old"] == old), None)
-
-
 def _difference(records: RunRecords, old: str) -> Cell:
-    pair = _pair(records, old)
+    pair = records.pair(old)
     if pair is None:
         return Cell(ABSENT)
     interval = f"[{signed(pair['low'])}, {signed(pair['high'])}]"
@@ -131,29 +172,41 @@ def _difference(records: RunRecords, old: str) -> Cell:
 
 
 def _differences(
-    runs: Sequence[RunRecords], names: Mapping[Path, str], seeds: Mapping[str, Any] | None
+    runs: Sequence[RunRecords],
+    names: Mapping[Path, str],
+    seeds: Mapping[str, Any] | None,
+    best: RunRecords | None,
 ) -> Section:
     id, title = "differences", "Differences on the test images"
     figures = {}
     for old in ("start", "control"):
-        found = [(pair, "all seeds") for pair in (seeds or {}).get("pairs", []) if pair["old"] == old]
-        found += [(pair, names[r.run.path]) for r in runs if (pair := _pair(r, old))]
+        shown = [records for records in runs if old != "start" or not records.random_start]
+        pooled = (seeds or {}).get("pairs", []) if shown else []
+        found = [(pair, "all seeds") for pair in pooled if pair["old"] == old]
+        found += [(pair, names[r.run.path]) for r in shown if (pair := r.pair(old))]
         if found:
             figures[old] = embed(plots.intervals([p for p, _ in found], [n for _, n in found]))
     if not figures:
         return missing(id, title, "No run has been measured on its test images yet.")
-    return render_section(id, title, "several_differences.html.j2", figures=figures)
+    left_out = [names[r.run.path] for r in runs if r.random_start and r.pair("start")]
+    return render_section(
+        id, title, "several_differences.html.j2", figures=figures, ranked=bool(best), left_out=left_out
+    )
 
 
-def _tradeoff(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
+def _tradeoff(runs: Sequence[RunRecords], names: Mapping[Path, str], comparable: bool) -> Section:
     """Every distilled student and file; teachers and starts once each."""
     id, title = "tradeoff", "Size, speed and accuracy"
+    if not comparable:
+        return missing(
+            id, title, "The runs have different images, so one plot cannot compare their accuracy."
+        )
     rows: dict[str, Mapping[str, Any]] = {}
     for records in runs:
         for row in records.rows:
             role = row["role"]
             whose = short_model(row["model"]) if role in {"teacher", "start"} else names[records.run.path]
-            if role != "control":
+            if role != "control" and not (role == "start" and records.random_start):
                 rows.setdefault(whose if role == "distilled" else f"{whose}, {role}", row)
     found = {
         cost: plots.tradeoff(list(rows.values()), cost, list(rows)) for cost in ("latency_ms", "size_mb")
@@ -161,16 +214,16 @@ def _tradeoff(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
     shown = {cost: embed(figure) for cost, figure in found.items() if figure}
     if not shown:
         return missing(id, title, "Fewer than two models have been measured yet.")
-    return render_section(id, title, "tradeoff.html.j2", figures=shown)
+    without_start = any(records.random_start and records.rows for records in runs)
+    return render_section(id, title, "tradeoff.html.j2", figures=shown, without_start=without_start)
 
 
-def _curves(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
+def _curves(runs: Sequence[RunRecords], names: Mapping[Path, str], best: RunRecords | None) -> Section:
     id, title = "training", "Training"
     rows = {names[r.run.path]: r.stage("distill") for r in runs if r.stage("distill")}
     if not rows:
         return missing(id, title, "No run has ended an epoch of distilling yet.")
-    best = names[runs[0].run.path] if runs[0].kept else None
-    figure = embed(plots.val_curves(rows, best))
+    figure = embed(plots.val_curves(rows, names[best.run.path] if best else None))
     return render_section(id, title, "several_training.html.j2", figure=figure, best=best)
 
 

@@ -140,8 +140,8 @@ def resolutions(entries: Sequence[Mapping[str, Any]]) -> Sheet:
     return Sheet(["Model", "Resolution, pixels", "Val top-1, %", "Val NLL"], lines)
 
 
-def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str]) -> Sheet:
-    """Each class before and after."""
+def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], baseline: str) -> Sheet:
+    """Each class's top-1 of the baseline and of the distilled student."""
     lines = [
         [
             _class(c.name, names),
@@ -152,12 +152,15 @@ def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str]) -> S
         ]
         for c in changes
     ]
-    return Sheet(["Class", "Images", "Start, %", "Distilled, %", "Change, points"], lines)
+    return Sheet(
+        ["Class", "Images", f"{NAMES[baseline]}, %", "Distilled student, %", "Change, points"], lines
+    )
 
 
-def confusions(pairs: Sequence[Confusion], names: Mapping[str, str]) -> Sheet:
+def confusions(pairs: Sequence[Confusion], names: Mapping[str, str], baseline: str) -> Sheet:
     """The most frequent mistakes, and how often each model makes them."""
-    roles = [r for r in ("start", "distilled", "teacher") if pairs and r in pairs[0].counts]
+    shown = dict.fromkeys((baseline, "distilled", "teacher"))
+    roles = [r for r in shown if pairs and r in pairs[0].counts]
     lines = [
         [
             _class(p.true, names),

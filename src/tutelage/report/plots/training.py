@@ -14,7 +14,10 @@ Stages = Mapping[str, Sequence[Row]]
 
 SHORT = {"start": "start", "control": "labels only"}
 RANKS = {"distilled": 1, "control": 2, "teacher": 3, "start": 4}  # in the legend
-FIRST, LAST = ("total", "kd", "kl"), ("cross_entropy", "label", "l2_sp")  # loss terms; the others are between them
+FIRST, LAST = (
+    ("total", "kd", "kl"),
+    ("cross_entropy", "label", "l2_sp"),
+)  # loss terms; the others are between them
 NO_TERMS = {"top1", "nll", "ece", "loss"}  # other figures that a row has of the validation images
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross")
@@ -47,7 +50,7 @@ def curves(
     epochs = max(r["epoch"] for r in rows)
     here = {n: f for n, f in enumerate(findings, start=1) if f.get("stage") in stages and f.get("epoch")}
     for name, fig in figures.items():
-        first = 0 if name == "accuracy" and levels else 1
+        first = 0 if name == "accuracy" and "start" in levels else 1
         fig.update_xaxes(
             title="epoch", range=[first - 0.3, epochs + 0.3], dtick=max(1, round(epochs / 8)), tick0=0
         )

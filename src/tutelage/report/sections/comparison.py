@@ -38,8 +38,11 @@ def _measured_on(records: RunRecords) -> str:
 def tradeoff_section(records: RunRecords) -> Section:
     """Show accuracy against latency and size."""
     id, title = "tradeoff", "Size, speed and accuracy"
-    figures = {cost: plots.tradeoff(records.rows, cost) for cost in ("latency_ms", "size_mb")}
+    rows = [row for row in records.rows if not (records.random_start and row["role"] == "start")]
+    figures = {cost: plots.tradeoff(rows, cost) for cost in ("latency_ms", "size_mb")}
     shown = {cost: embed(figure) for cost, figure in figures.items() if figure}
     if not shown:
         return missing(id, title, f"Fewer than two models have been measured: {records.reached}.")
-    return render_section(id, title, "tradeoff.html.j2", figures=shown)
+    return render_section(
+        id, title, "tradeoff.html.j2", figures=shown, without_start=len(rows) < len(records.rows)
+    )

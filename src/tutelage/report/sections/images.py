@@ -40,19 +40,20 @@ class Card:
 def images_section(records: RunRecords) -> Section:
     """Show the test images whose true class lost or gained the most probability."""
     id, title = "images", "Images that changed"
-    predictions = records.predictions_of("start", "distilled")
+    baseline = records.baseline
+    predictions = records.predictions_of(baseline, "distilled")
     if predictions is None:
-        return missing(id, title, f"There is no student to set against its start yet: {records.reached}.")
-    chosen = greatest_changes(predictions, "start", "distilled", CARDS)
+        return missing(id, title, f"There are no predictions to compare yet: {records.reached}.")
+    chosen = greatest_changes(predictions, baseline, "distilled", CARDS)
     total = {
         kind: len(v)
-        for kind, v in greatest_changes(predictions, "start", "distilled", len(predictions)).items()
+        for kind, v in greatest_changes(predictions, baseline, "distilled", len(predictions)).items()
     }
     try:
         cards = {kind: _cards(records, predictions, positions.tolist()) for kind, positions in chosen.items()}
     except TutelageError as error:
         return missing(id, title, f"The test images cannot be read: {error}")
-    return render_section(id, title, "images.html.j2", cards=cards, total=total)
+    return render_section(id, title, "images.html.j2", cards=cards, total=total, baseline=baseline)
 
 
 def _cards(records: RunRecords, predictions: RunPredictions, positions: Sequence[int]) -> list[Card]:
@@ -78,7 +79,7 @@ def _cards(records: RunRecords, predictions: RunPredictions, positions: Sequence
                 100 * float(predictions.roles[role].prob[position, 0]),
                 bool(predictions.roles[role].first[position] == label),
             )
-            for role in ("start", "distilled", "teacher")
+            for role in dict.fromkeys((records.baseline, "distilled", "teacher"))
             if role in predictions.roles
         ]
         cards.append(Card(shown, id, names[predictions.classes[label]], answers))

@@ -49,11 +49,12 @@ def agreement_section(records: RunRecords) -> Section:
 def classes_section(records: RunRecords) -> Section:
     """Show the change of each class and the most frequent mistakes."""
     id, title = "classes", "Class by class"
-    predictions = records.predictions_of("start", "distilled")
+    baseline = records.baseline
+    predictions = records.predictions_of(baseline, "distilled")
     if predictions is None:
-        return missing(id, title, f"There is no student to set against its start yet: {records.reached}.")
+        return missing(id, title, f"There are no predictions to compare yet: {records.reached}.")
     names = class_names(predictions.classes)
-    changes = class_changes(predictions, "start", "distilled")
+    changes = class_changes(predictions, baseline, "distilled")
     matrix = confusion_matrix(predictions, "distilled")
     chosen = hardest_classes(matrix, MATRIX_CLASSES)
     moved = any(c.change for c in changes)
@@ -63,12 +64,13 @@ def classes_section(records: RunRecords) -> Section:
         id,
         title,
         "classes.html.j2",
+        baseline=baseline,
         change=embed(plots.class_changes(changes, names)) if moved else None,
         sizes=str(smallest) if smallest == largest else f"{smallest} to {largest}",
         point=" to ".join(dict.fromkeys(f"{100 / n:.3g}" for n in (largest, smallest))),
-        change_sheet=tables.class_changes(changes, names),
+        change_sheet=tables.class_changes(changes, names, baseline),
         confusion=embed(plots.confusion(matrix[chosen][:, chosen], called)),
         shown=len(chosen),
         total=len(predictions.classes),
-        mistakes=tables.confusions(confusions(predictions, "distilled", CONFUSIONS), names),
+        mistakes=tables.confusions(confusions(predictions, "distilled", CONFUSIONS), names, baseline),
     )

@@ -14,11 +14,14 @@ def selection_section(records: RunRecords) -> Section:
     if not options:
         return missing(id, title, f"No candidate has been weighed yet: {records.reached}.")
     metric = (records.candidates or {}).get("metric", "top1")
+    drawn = [c for c in options if not (records.random_start and c["name"] == "start")]
+    # without weights between the start and the trained ones, the table says all
+    mixed = any(c.get("alpha") not in (0, 1, None) for c in drawn)
     return render_section(
         id,
         title,
         "choice.html.j2",
-        figure=embed(plots.candidates(options, metric)),
+        figure=embed(plots.candidates(drawn, metric)) if mixed else None,
         kept=records.kept,
         start=next((c for c in options if c["name"] == "start"), None),
         metric={"top1": "top-1", "nll": "NLL"}.get(metric, metric),

@@ -41,7 +41,7 @@ def training_section(records: RunRecords) -> Section:
 
 def _levels(records: RunRecords) -> dict[str, float]:
     """Val top-1 of teacher and start, from the pre-flight."""
-    who = {"teacher": "teacher", "start": "student"}
+    who = {"teacher": "teacher"} if records.random_start else {"teacher": "teacher", "start": "student"}
     preflight = records.preflight or {}
     return {role: preflight[key]["val"]["top1"] for role, key in who.items() if key in preflight}
 
@@ -61,7 +61,7 @@ def _best_epoch(records: RunRecords) -> int:
     rows = records.stage("distill")
     # The candidate has the figures of its epoch. In some older runs that is the best by top-1, whatever the metric.
     options = (records.candidates or {}).get("candidates") or []
-    best = next((c["val"] for c in options if c["name"] == "best"), {})
+    best: dict[str, float] = next((c["val"] for c in options if c["name"] == "best"), {})
     same = [r for r in rows if all(r["val"][key] == best.get(key) for key in ("top1", "nll"))]
     chosen = same[0] if same else max(rows, key=lambda row: merit(row["val"], records.metric))
     return int(chosen["epoch"])

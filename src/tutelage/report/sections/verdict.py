@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from tutelage.evaluation.verdict import OPPONENTS, outcome_of
 from tutelage.report import plots, tables
+from tutelage.report.headline import headline, sentence
 from tutelage.report.page import Section, embed, render_section
 from tutelage.report.run_records import RunRecords
-
-OUTCOMES = {
-    "better": ("better", "Better than"),
-    "worse": ("worse", "Worse than"),
-    "not significantly different": ("same", "Not significantly different from"),
-}
 
 
 def verdict_section(records: RunRecords) -> Section:
     """Show which models took part, how far the run got, and its verdict."""
-    verdict = records.verdict
-    outcome, words = OUTCOMES.get(outcome_of(verdict) or "", ("", ""))
-    # verdicts of earlier versions do not say it: theirs are always against the start
-    heading = words and f"{words} {OPPONENTS[verdict.get('against', 'start')]}"
+    pairs = [
+        pair
+        for pair in records.verdict.get("pairs") or []
+        if not (records.random_start and pair["old"] == "start")
+    ]
     return render_section(
         "verdict",
         "Verdict",
         "verdict.html.j2",
         records=records,
         who=_who(records),
-        verdict=verdict,
-        outcome=outcome,
-        heading=heading,
-        figure=embed(plots.intervals(verdict["pairs"])) if verdict.get("pairs") else None,
+        headline=headline(records),
+        sentence=sentence(records),
+        figure=embed(plots.intervals(pairs)) if pairs else None,
         pairs=tables.pairs(records),
     )
 

@@ -1,0 +1,74 @@
+"""How the student compares with the role that a run's headline is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.evaluation.paired import Paired
+from tutelage.evaluation.verdict import OPPONENTS, outcome_of
+from tutelage.evaluation.verdict import outcome as paired_outcome
+from tutelage.report.run_records import RunRecords
+
+CSS_CLASSES = {"better": "better", "worse": "worse"}  # of the outcomes; of any other: same
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of comparing the student with a role: ``better``, ``not significantly different`` or ``worse``."""
+
+    against: str
+    outcome: str
+
+    @property
+    def css_class(self) -> str:
+        """The CSS class that colours the outcome."""
+        return CSS_CLASSES.get(self.outcome, "same")
+
+    @property
+    def words(self) -> str:
+        """``better than its start`` or ``not significantly different from its start``."""
+        opponent = OPPONENTS.get(self.against, self.against)
+        if self.outcome in CSS_CLASSES:
+            return f"{self.outcome} than {opponent}"
+        return f"{self.outcome} from {opponent}"
+
+
+def headline(records: RunRecords) -> list[Comparison]:
+    """Compare the student with its start or, where that had random weights, with the control and the teacher."""
+    verdict = records.verdict
+    if not verdict:
+        return []
+    if not records.random_start:
+        outcome = outcome_of(verdict)
+        return [Comparison("start", outcome)] if outcome else []
+    found = {role: records.pair(role) for role in ("control", "teacher")}
+    stated = verdict.get("against")
+    return [
+        Comparison(role, verdict["outcome"] if role == stated else _outcome(pair))
+        for role, pair in found.items()
+        if pair
+    ]
+
+
+def _outcome(pair: Mapping[str, Any]) -> str:
+    """The outcome of a recorded pair, by the rule of the verdict."""
+    return paired_outcome(Paired(**{key: pair[key] for key in Paired.__dataclass_fields__}))
+
+
+def sentence(records: RunRecords) -> str:
+    """The verdict in one sentence.
+
+    Older runs of a student that started from random weights say how much better it is than those. For them the
+    sentence is made again from the pairs.
+    """
+    verdict = records.verdict
+    if verdict.get("against") or not records.random_start or not headline(records):
+        return str(verdict.get("sentence", ""))
+    parts = []
+    for comparison in headline(records):
+        pair = records.pair(comparison.against) or {}
+        interval = f"95% interval {pair['low']:+.2f} to {pair['high']:+.2f}"
+        parts.append(f"{comparison.words} ({pair['difference']:+.2f} points top-1, {interval})")
+    return f"The kept student is {' and '.join(parts)}, on {pair['n']:,} test images."
