@@ -371,7 +371,7 @@ def test_harm_and_a_misled_choice_are_told() -> None:
 def test_what_mcnemar_does_not_bear_out_is_neither_gain_nor_harm() -> None:
     """Five images changed, all to one side: the interval leaves zero out, McNemar's p is 0.06."""
     for won, lost in ((5, 0), (0, 5)):
-        few = figures(answers=answers(distilled=changed(START, won, lost), control=START))
+        few = figures(predictions=answers(distilled=changed(START, won, lost), control=START))
         pair = few.against("distilled", "start")
         assert pair is not None
         assert not pair.low <= 0 <= pair.high
@@ -382,16 +382,16 @@ def test_what_mcnemar_does_not_bear_out_is_neither_gain_nor_harm() -> None:
 @pytest.mark.parametrize("recipe", [{"student": "resnet18@none"}, {"train": {"from_scratch": True}}])
 def test_a_random_start_is_no_opponent_of_the_student(recipe: dict[str, Any]) -> None:
     random = np.random.default_rng(2).permutation(N) < N / CLASSES
-    gains = figures(recipe, answers=answers(start=random), candidates=candidates(start=5.0))
+    gains = figures(recipe, predictions=answers(start=random), candidates=candidates(start=5.0))
     assert [f.name for f in diagnose(gains)] == ["gain from the teacher"]
 
     even = answers(start=random, distilled=changed(START, won=100, lost=108, seed=3))
-    (finding,) = diagnose(figures(recipe, answers=even, candidates=candidates(start=5.0)))
+    (finding,) = diagnose(figures(recipe, predictions=even, candidates=candidates(start=5.0)))
     assert finding.name == "no gain"
     assert "the labels-only control" in finding.sentence
 
-    del even["control_top5"]
-    alone = figures(recipe, answers=even, candidates=candidates(start=5.0))
+    even = replace(even, roles={role: top for role, top in even.roles.items() if role != "control"})
+    alone = figures(recipe, predictions=even, candidates=candidates(start=5.0))
     assert not alone.gained
     assert diagnose(alone) == []
 
