@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array, csr_array
 
 from tutelage.core.records import RunPredictions
 
@@ -95,48 +96,54 @@ def reliability(predictions: RunPredictions, role: str) -> Reliability:
 
 
 def class_changes(predictions: RunPredictions, before: str, after: str) -> list[ClassChange]:
-    """Each class's top-1 under two models, greatest gain first."""
-    right_before, right_after = predictions.right(before), predictions.right(after)
-    changes = []
-    for index, name in enumerate(predictions.classes):
-        mask = predictions.labels == index
-        if mask.any():
-            old, new = 100 * right_before[mask].mean(), 100 * right_after[mask].mean()
-            changes.append(ClassChange(name, int(mask.sum()), float(old), float(new)))
+    """Each class's top-1 under two models, greatest gain first; classes without an image are left out."""
+    known = predictions.labels >= 0
+    labels, size = predictions.labels[known], len(predictions.classes)
+    images = np.bincount(labels, minlength=size)
+    right = [np.bincount(labels[predictions.right(role)[known]], minlength=size) for role in (before, after)]
+    changes = [
+        ClassChange(
+            predictions.classes[index],
+            int(images[index]),
+            *(100 * float(count[index] / images[index]) for count in right),
+        )
+        for index in np.flatnonzero(images)
+    ]
     return sorted(changes, key=lambda c: (-c.change, c.name))
 
 
-def confusion_matrix(predictions: RunPredictions, role: str) -> np.ndarray:
-    """(C, C) counts, rows by label, columns by the class named first."""
+def confusion_matrix(predictions: RunPredictions, role: str) -> csr_array:
+    """(C, C) counts, rows by label, columns by the most probable class.
+
+    It is sparse, since N images fill at most N cells: as an array, 21,841 classes would take 3.8 GB for each model.
+    """
     size = len(predictions.classes)
     known = predictions.labels >= 0
-    cells = predictions.labels[known] * size + predictions.roles[role].first[known]
-    return np.bincount(cells, minlength=size * size).reshape(size, size)
+    cells = predictions.labels[known], predictions.roles[role].first[known]
+    counts = coo_array((np.ones(len(cells[0]), np.int64), cells), shape=(size, size)).tocsr()
+    counts.sum_duplicates()
+    return counts
 
 
 def confusions(predictions: RunPredictions, role: str, limit: int) -> list[Confusion]:
     """The role's most frequent mistakes (made more than once), and how often the other models make them."""
     matrices = {r: confusion_matrix(predictions, r) for r in predictions.roles}
-    wrong = matrices[role].copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
-    pairs = [divmod(int(cell), len(predictions.classes)) for cell in order]
-    return [
-        Confusion(
-            predictions.classes[true],
-            predictions.classes[called],
-            int(matrices[role][true].sum()),
-            {r: int(m[true, called]) for r, m in matrices.items()},
-        )
-        for true, called in pairs
-        if wrong[true, called] > 1
-    ]
+    cells = matrices[role].tocoo()
+    images = matrices[role].sum(1)
+    frequent = np.flatnonzero((cells.row != cells.col) & (cells.data > 1))
+    order = np.lexsort((cells.col[frequent], cells.row[frequent], -cells.data[frequent]))
+    found = []
+    for place in frequent[order][:limit]:
+        true, called = int(cells.row[place]), int(cells.col[place])
+        counts = {r: int(matrix[true, called]) for r, matrix in matrices.items()}
+        names = predictions.classes[true], predictions.classes[called]
+        found.append(Confusion(*names, int(images[true]), counts))
+    return found
 
 
-def hardest_classes(matrix: np.ndarray, limit: int) -> np.ndarray:
+def hardest_classes(matrix: csr_array, limit: int) -> np.ndarray:
     """Indices, in order, of the classes that are in the most mistakes, so that a big matrix can be read."""
-    wrong = matrix - np.diag(np.diag(matrix))
-    mistakes = wrong.sum(0) + wrong.sum(1)
+    mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
     return np.sort(np.argsort(-mistakes, kind="stable")[:limit])
 
 

@@ -69,7 +69,7 @@ def classes_section(records: RunRecords) -> Section:
         sizes=str(smallest) if smallest == largest else f"{smallest} to {largest}",
         point=" to ".join(dict.fromkeys(f"{100 / n:.3g}" for n in (largest, smallest))),
         change_sheet=tables.class_changes(changes, names, baseline),
-        confusion=embed(plots.confusion(matrix[chosen][:, chosen], called)),
+        confusion=embed(plots.confusion(matrix[chosen][:, chosen].toarray(), called)),
         shown=len(chosen),
         total=len(predictions.classes),
         mistakes=tables.confusions(confusions(predictions, "distilled", CONFUSIONS), names, baseline),
