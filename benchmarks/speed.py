@@ -92,7 +92,7 @@ def main() -> None:
     Console().print(table(result))
     print(
         f"cached is {result['cached_to_labels_only']:.3f} of labels only; precision {result['precision']}; "
-        f"targets are filled at {result['fill_images_per_s']:.1f} images/s; peak {result['peak_memory_mb']:.0f} MB"
+        f"targets are filled at {result['fill_images_per_s']:.1f} images/s; peak {result['peak_memory_mb']:.0f} MiB"
     )
     write_json(asked.json or Path("benchmarks/results") / f"speed-{asked.pair}.json", result)
 

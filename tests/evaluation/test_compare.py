@@ -88,7 +88,7 @@ def test_without_data_it_prints_costs_and_says_why_quality_is_missing(
     assert second["latency_ms"] > 0
     assert second["images_per_s"] > 0
     assert [row["model"] for row in csv.DictReader(files[1].open())] == [first["model"], second["model"]]
-    assert "| size, MB |" in files[2].read_text()
+    assert "| size, MiB |" in files[2].read_text()
 
 
 def test_wordnet_folders_are_weighed_over_the_heads_and_the_datas_classes(tmp_path: Path) -> None:

@@ -59,6 +59,18 @@ def test_a_forward_call_sees_the_shape_and_no_gradients() -> None:
     assert seen == [((2, 3, 8, 12), False)]
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_forward_call_waits_for_its_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a device returns before it has computed: without waiting, the time would be that of asking."""
+    order: list[str] = []
+    monkeypatch.setattr(f"torch.{kind}.synchronize", lambda *_: order.append("waited"))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    module = nn.Identity()
+    module.register_forward_hook(lambda *_: order.append("asked"))
+    forward_call(module, (1, 3, 8, 8), torch.device(kind))()
+    assert order == ["asked", "waited"]
+
+
 def test_a_call_that_fails_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         alternating_latency({"a": lambda: 1 / 0})

@@ -94,7 +94,7 @@ def test_csv_reads_back() -> None:
 def test_markdown_has_a_column_a_model_and_escapes_their_names() -> None:
     lines = TABLE.markdown().splitlines()
     assert lines[0] == "|  | big | small\\|er |"
-    assert "| size, MB | 185.75 | 34.77 (5.34x) |" in lines
+    assert "| size, MiB | 185.75 | 34.77 (5.34x) |" in lines
     assert "| top-1, % | 83.44 | 79.25 (-4.19) |" in lines
     assert "| NLL | 0.710 | – |" in lines
     assert "a note" in lines

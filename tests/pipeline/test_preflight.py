@@ -103,6 +103,8 @@ def test_the_estimate_counts_steps_of_both_trainings(
     alone = preflight.estimate(recipe.model_copy(update={"control": False}), 100, rates, models[1], tmp_path)
     assert alone["steps"] == 30
     assert alone["disk_mb"] < ahead["disk_mb"]
+    weights = sum(t.numel() * t.element_size() for t in models[1].module.state_dict().values())
+    assert ahead["disk_mb"] == pytest.approx(weights * (2 * preflight.CHECKPOINT_COPIES + 3) / 1e6)
 
 
 def test_a_disk_that_is_too_small_stops_the_run(

@@ -111,7 +111,7 @@ class DataRecipe(Component):
     max_bad_images: Annotated[int, Field(ge=0)] = 10  # images that cannot be decoded, before the run stops
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # loader processes
     cache: bool = True  # keep decoded, resized images on disk, so that an epoch decodes no JPEG
-    cache_mb: Positive = 20_000  # upper bound on that
+    cache_mb: Positive = 20_000  # upper bound on that, in MB (10^6 bytes)
 
 
 class ViewRecipe(Component):

@@ -83,7 +83,7 @@ class Deployed:
     variants: tuple[Variant, ...]
 
     def size_mb(self, variant: Variant) -> float:
-        """Of all that the runtime loads, over 2^20 bytes."""
+        """Size of all that the runtime loads, in MiB (2^20 bytes)."""
         return sum(file.stat().st_size for file in files_of(self.directory / variant.file)) / MIB
 
 

@@ -23,7 +23,7 @@ from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
 
-COUNTED = "size is parameters and buffers over 2^20 bytes; MACs are counted by torch.utils.flop_counter"
+COUNTED = "size is that of parameters and buffers, in MiB (2^20 bytes); MACs are counted by torch.utils.flop_counter"
 Answer = Callable[[Model, BadImages], Predictions]
 CHANGE = "below each figure: against the first model, as a factor (above 1x is better) or a difference"
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def size_mb(module: nn.Module) -> float:
-    """Bytes of parameters and buffers over 2^20, as they lie in memory."""
+    """Parameters and buffers as they lie in memory, in MiB (2^20 bytes)."""
     tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
 

@@ -30,7 +30,7 @@ class Row:
         role: in a run (``teacher``, ``start``, ``control``, ``distilled``, ``onnx``...); else empty.
         origin: where the weights are from.
         resolution: height of its images, pixels.
-        size_mb: parameters and buffers, or the file, over 2^20 bytes.
+        size_mb: parameters and buffers, or the file, in MiB (2^20 bytes).
         params_m: parameters in millions.
         gmacs: multiply-accumulates of an image in 10^9.
         latency_ms: one image: median.
@@ -99,7 +99,7 @@ class Figure:
 
 
 FIGURES = (
-    Figure("size_mb", "size, MB", 2, "smaller"),
+    Figure("size_mb", "size, MiB", 2, "smaller"),
     Figure("params_m", "parameters, M", 2, "smaller"),
     Figure("gmacs", "GMACs", 3, "smaller"),
     Figure("latency_ms", "latency, ms", 2, "smaller"),

@@ -264,7 +264,7 @@ def strength(teacher: Quality, student: Quality, classes: int, allow_weak: bool)
 def estimate(
     recipe: Recipe, images: int, rates: dict[str, float], student: Model, place: Path
 ) -> dict[str, Any]:
-    """Estimate the steps, the seconds and the disk space that the run needs.
+    """Estimate the steps, the seconds and the disk space (MB of 10^6 bytes) that the run needs.
 
     Args:
         recipe: says how long.
@@ -281,10 +281,10 @@ def estimate(
     looks = passes(recipe)  # of the teacher at each image
     seconds = images * (epochs * step * (2 if recipe.control else 1) + looks / rates["teacher"])
     size = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
-    disk = size * (CHECKPOINT_COPIES * (2 if recipe.control else 1) + 3) / 2**20
+    disk = size * (CHECKPOINT_COPIES * (2 if recipe.control else 1) + 3) / 1e6
     if recipe.targets.mode == "cached":
-        disk += looks * Layout(images, student.num_classes, recipe.targets.top_k).view_bytes / 2**20
-    free = shutil.disk_usage(place).free / 2**20
+        disk += looks * Layout(images, student.num_classes, recipe.targets.top_k).view_bytes / 1e6
+    free = shutil.disk_usage(place).free / 1e6
     if disk > free:
         raise TutelageError(
             f"{place}: the run needs about {disk:.0f} MB, the disk has {free:.0f} MB left; free some"

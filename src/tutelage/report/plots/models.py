@@ -12,7 +12,7 @@ from tutelage.report.style import CLEAR, LINE, colour, figure, role_name, symbol
 
 Row = Mapping[str, Any]
 
-COSTS = {"latency_ms": ("latency", "ms"), "size_mb": ("size", "MB")}
+COSTS = {"latency_ms": ("latency", "ms"), "size_mb": ("size", "MiB")}
 LOG_FROM = 3.0  # times the smallest cost
 MOST_LABELS, LONGEST_LABEL = 10, 28  # and its characters
 MOST_TICKS = 6  # side by side on a phone
