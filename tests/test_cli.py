@@ -211,7 +211,7 @@ def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_one_class_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = folder(tmp_path / "one", {"cat": 20})
-    assert "one class only" in refused(distil(tmp_path, "--data", f"folder:{place}"), capsys)
+    assert "only one class" in refused(distil(tmp_path, "--data", f"folder:{place}"), capsys)
 
 
 def test_images_that_cannot_be_decoded_stop_the_run_at_the_limit(
@@ -241,7 +241,7 @@ def test_teacher_and_student_with_different_classes(
         files.append(f"{model}@{tmp_path / model}.safetensors")
     place = folder(tmp_path / "photos", {"cat": 30, "dog": 30})
     words = ["--data", f"folder:{place}", "--teacher", files[0], "--student", files[1]]
-    assert "must speak of the same classes" in refused(distil(tmp_path, *words), capsys)
+    assert "must have the same classes in the same order" in refused(distil(tmp_path, *words), capsys)
 
 
 def test_unreachable_hub(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,7 +194,7 @@ def test_a_file_that_fails_is_put_aside_and_the_command_says_so(
     assert "logits differ" in json.loads((out / "deploy.json").read_text())["rejected"]["model.onnx"]
     assert run(capsys, "predict", str(out), "x.png")[::2] == (
         2,
-        f"error: {out}: has no model file, nothing for any runtime; export again\n",
+        f"error: {out}: has no model file, and none for any runtime; export again\n",
     )
 
 
@@ -391,7 +391,7 @@ def test_random_models_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not big["like"]
     assert small["top1"] is None
     assert small["why"]["top1"] == "the weights are random (@none)"
-    assert "its answers mean NOTHING" in text
+    assert "its predictions mean NOTHING" in text
     assert "like for like" in text
 
 

@@ -226,7 +226,7 @@ def test_a_truncated_model_file(
         (lambda d: (d / "preprocess.json").write_text('{"format": 1}'), "preprocess.json: damaged (KeyError"),
         (lambda d: (d / "model-int8.bin").unlink(), "model-int8.bin: missing; it belongs to model-int8.xml"),
         (lambda d: [f.unlink() for f in d.glob("model*")], "has no model file"),
-        (lambda d: shutil.rmtree(d), "no such directory; give one written by `tutelage export`"),
+        (lambda d: shutil.rmtree(d), "no such directory; use one that `tutelage export` wrote"),
     ],
 )  # fmt: skip
 def test_a_spoilt_directory(
@@ -248,13 +248,13 @@ def test_labels_of_another_model(copy: Path, tmp_path: Path, capsys: pytest.Capt
     replace(manifest, labels=manifest.labels[:9], class_ids=manifest.class_ids[:9]).write(copy)
     code, _, err = run(capsys, copy, tmp_path / "good.png")
     assert code == 2
-    assert "gives 10 logits, labels.txt has 9 lines" in err[0]
+    assert "gives 10 logits, but labels.txt has 9 lines" in err[0]
 
 
 def test_paths_that_lead_nowhere(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert run(capsys, copy, tmp_path / "no.png")[2] == [f"error: {tmp_path}/no.png: no such image or folder"]
-    assert run(capsys, copy, tmp_path / "empty")[2][0].startswith(f"error: {tmp_path}/empty: no images here")
+    assert run(capsys, copy, tmp_path / "empty")[2][0].startswith(f"error: {tmp_path}/empty: no images found")
     assert list(find_images([tmp_path / "good.png"])) == [tmp_path / "good.png"]
 
 

@@ -88,7 +88,7 @@ def test_a_missing_file(name: str, tmp_path: Path) -> None:
 
 def test_an_unknown_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"x")
-    with pytest.raises(TutelageError, match=r"give a \.safetensors or a \.pth file"):
+    with pytest.raises(TutelageError, match=r"use a \.safetensors or a \.pth file"):
         read_file(tmp_path / "a.onnx")
 
 

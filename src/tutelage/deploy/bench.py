@@ -1,4 +1,4 @@
-"""Models and their deployed files side by side: measured like any other models, and held against PyTorch."""
+"""Models and their deployed files, measured like any other models and compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from tutelage.models.source import Model
 
 MADE_UP = 64  # synthetic images
 LIKE_FOR_LIKE = (
-    "like for like: against the first model in the same runtime and precision; the rest is the runtime's gain"
+    "like for like: compared with the first model in the same runtime and precision, not the runtime's gain"
 )
 
 
 def images_of(data: str | None, max_drop: float = 1.0) -> tuple[Material, Subset | None]:
-    """Images to calibrate on, and others to report on.
+    """Images to calibrate on, and others to evaluate on.
 
     Args:
-        data: KIND:WHERE; its training part calibrates. Where it has none, a third of all, evenly over the
-            classes, does, and the rest reports. None: synthetic images, and none to report on.
-        max_drop: points of top-1.
+        data: KIND:WHERE. Its training part is for calibration. Where it has none, a third of the images (at most
+            300), evenly over the classes, is for calibration, and the rest for evaluation. None: synthetic images
+            for calibration, and none for evaluation.
+        max_drop: points of top-1 that int8 may lose.
     """
     if data is None:
         return Material(whole(Synthetic(MADE_UP)), max_drop=max_drop), None
@@ -46,7 +47,7 @@ def images_of(data: str | None, max_drop: float = 1.0) -> tuple[Material, Subset
     taken = stratified(report, every, min(CALIBRATION, len(report) // 3), seed=0)
     if not len(taken):
         raise TutelageError(
-            f"{data}: {len(report)} images are too few to calibrate on some and report on others"
+            f"{data}: {len(report)} images are too few to calibrate on some and evaluate on others; use 3 or more"
         )
     calibration = replace(whole(report), indices=taken, split="a third of the images")
     rest = replace(whole(report), indices=np.setdiff1d(every, taken), split="those not used to calibrate")
@@ -54,7 +55,7 @@ def images_of(data: str | None, max_drop: float = 1.0) -> tuple[Material, Subset
 
 
 def build_all(models: Sequence[Model], directory: Path, material: Material, say: Say) -> list[Deployed]:
-    """The files of each model, in numbered folders."""
+    """Write the files of each model into numbered folders."""
     done = []
     for number, model in enumerate(models):
         folder = directory / str(number)
@@ -65,7 +66,7 @@ def build_all(models: Sequence[Model], directory: Path, material: Material, say:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the table: a model as it is (variant None), or one of its files as a model."""
+    """A row of the table: a model as it is (variant None), or one of its files as a model."""
 
     deployed: Deployed
     variant: Variant | None
@@ -74,7 +75,7 @@ class _Entry:
 
 
 class Bench:
-    """Each model as it is, then its files, ready to be measured."""
+    """The models to be measured: each model as it is, followed by its files."""
 
     def __init__(
         self,
@@ -83,13 +84,14 @@ class Bench:
         batch_size: int,
         roles: Sequence[str] | None = None,
     ) -> None:
-        """Line up.
+        """Prepare the models.
 
         Args:
-            deployed: the models; files of the others are held against the first's.
-            subset: images to compare answers on; None: synthetic ones.
-            batch_size: that the throughput will be measured with.
-            roles: one a model; a file's is the model's and its own. None: rows are called by their model.
+            deployed: the models with their files; files of the others are compared with those of the first.
+            subset: images to compare logits on; None: synthetic images.
+            batch_size: images per batch, with which the throughput will be measured.
+            roles: one for each model; the role of a file is that of its model and its own. None: rows are named by
+                their model.
         """
         self.subset = subset or whole(Synthetic(MADE_UP))
         self._batch_size = batch_size
@@ -98,29 +100,29 @@ class Bench:
             for number, one in enumerate(deployed)
             for entry in _entries(one, batch_size, roles[number] if roles else None)
         ]
-        self._said: dict[int, Predictions] = {}
+        self._predictions: dict[int, Predictions] = {}
 
     @property
     def models(self) -> list[Model]:
-        """All of them, in the order of the rows."""
+        """All models, in the order of the rows."""
         return [entry.model for entry in self._entries]
 
     @property
     def rows(self) -> list[Row]:
-        """Their names and sizes."""
+        """A row with name and size for each model."""
         return [entry.row for entry in self._entries]
 
     def answer(self, model: Model, bad: BadImages | None = None) -> Predictions:
-        """A model's logits on the part; those of its kin are computed in the same pass over the images."""
+        """The logits of a model on the subset. Those of its files are computed in the same pass over the images."""
         key = id(model)
-        if key not in self._said:
+        if key not in self._predictions:
             entry = next(entry for entry in self._entries if entry.model is model)
             kin = [e.model for e in self._entries if e.deployed is entry.deployed]
-            self._said |= _answers(kin, self.subset, self._batch_size, bad)
-        return self._said[key]
+            self._predictions |= _answers(kin, self.subset, self._batch_size, bad)
+        return self._predictions[key]
 
     def like_for_like(self, table: Table) -> Table:
-        """With `Row.like` of files against the first model's file of the same kind."""
+        """Add to each file how it compares with the first model's file of the same kind (`Row.like`)."""
         first = self._entries[0].deployed
         kin = {
             entry.variant: row
@@ -135,7 +137,7 @@ class Bench:
         return Table(rows, notes)
 
     def checked(self, table: Table, deployed: Deployed, max_drop: float) -> list[Checked]:
-        """Hold one model's files, with their measured rows, against it; `max_drop` in points of top-1."""
+        """Compare the files of one model, with their measured rows, with it; `max_drop` in points of top-1."""
         own = [
             (entry, row)
             for entry, row in zip(self._entries, table.rows, strict=True)
@@ -153,7 +155,7 @@ class Bench:
         return done
 
     def noted(self, table: Table, material: Material) -> Table:
-        """With what came of the checks below it."""
+        """The table with the results of the checks as notes."""
         lines = [calibrated(material)]
         for deployed in dict.fromkeys(entry.deployed for entry in self._entries):
             found = self.checked(table, deployed, material.max_drop)
@@ -162,11 +164,11 @@ class Bench:
 
 
 def calibrated(material: Material) -> str:
-    """What int8 was calibrated on, in a line."""
+    """A line that says on which images int8 was calibrated."""
     subset = material.calibration
     count = f"{min(CALIBRATION, len(subset))} images ({subset.images.name})"
     if isinstance(subset.images, Synthetic):
-        return f"int8 is calibrated on {count}: its size and speed are real, its answers mean NOTHING"
+        return f"int8 is calibrated on {count}: its size and speed are real, its predictions mean NOTHING"
     return f"int8 is calibrated on {count}"
 
 
@@ -188,7 +190,7 @@ def _entries(one: Deployed, batch_size: int, role: str | None) -> list[_Entry]:
 def _answers(
     models: Sequence[Model], subset: Subset, batch_size: int, bad: BadImages | None
 ) -> dict[int, Predictions]:
-    """Logits of models that want the same pictures, decoded once for all."""
+    """Logits of models with the same input; each image is decoded once for all of them."""
     spec = models[0].input_spec
     predictions: list[list[Tensor]] = [[] for _ in models]
     index: list[Tensor] = []

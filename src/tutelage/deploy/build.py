@@ -1,4 +1,4 @@
-"""All deployable files of a model, made from its PyTorch module, and each of them as a model again."""
+"""The deployable files of a model, made from its PyTorch module; each can be used as a model again."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tutelage.deploy.quantise import Pictures, quantise
 from tutelage.deploy.runtime import Arithmetic, Session, has_bf16, open_session
 from tutelage.models.source import Model
 
-CALIBRATION = 300  # images: NNCF's default; ranges of activations settle long before
-VALIDATION_IMAGES = 500  # images that accuracy-aware quantisation may look at, again and again
-READ = 64  # images a batch
+CALIBRATION = 300  # images: NNCF's default; ranges of activations hardly change with more
+VALIDATION_IMAGES = 500  # images on which accuracy-aware quantisation measures, many times
+READ = 64  # images per batch
 MIB = 2**20
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of running one of the files.
+    """A file and how it is run.
 
     Attributes:
-        role: in the table.
-        file: in the directory.
-        arithmetic: of what is not int8.
+        role: its name in the table.
+        file: its name in the directory.
+        arithmetic: precision of the layers that are not int8.
         int8: whether the file is quantised.
     """
 
@@ -45,7 +45,7 @@ class Variant:
 
     @property
     def exact(self) -> bool:
-        """Whether its logits should be PyTorch's, but for the order of float32 sums."""
+        """Whether its logits should equal PyTorch's, apart from the order of float32 sums."""
         return self.arithmetic == "f32" and not self.int8
 
 
@@ -64,7 +64,7 @@ class Material:
 
     Attributes:
         calibration: un-augmented training images.
-        validation: images to measure the loss of accuracy on while quantising; None: the calibration's.
+        validation: images to measure the loss of accuracy on while quantising; None: the calibration images.
         max_drop: points of top-1 that int8 may lose on them before layers go back to float32.
     """
 
@@ -97,11 +97,11 @@ def build(
     """Write ``model.onnx`` and ``model.xml``, and, with `material`, the same in int8.
 
     Args:
-        model: on any device; left as it is.
-        directory: exists.
-        material: images for int8; None: none is made.
-        provenance: what the files are to say of their origin, besides versions and weights.
-        say: told what is done next, a line each.
+        model: on any device; it is not changed.
+        directory: an existing directory.
+        material: images for int8; None: no int8 files are made.
+        provenance: notes on the origin to be stored in the files, besides versions and weights.
+        say: called with a line before each step.
 
     Raises:
         TutelageError: the extra ``deploy`` is not installed, or the model cannot be exported.
@@ -129,17 +129,17 @@ def build(
 
 
 def files_of(file: Path) -> tuple[Path, ...]:
-    """A model file and what belongs to it."""
+    """A model file and the files that belong to it."""
     return (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,)
 
 
 def as_model(deployed: Deployed, variant: Variant, batch_size: int) -> Model:
-    """A file as a model that takes and gives tensors on the CPU, to be measured like any other.
+    """A file as a model on the CPU, which can be measured like any other model.
 
     Args:
-        deployed: with its files.
-        variant: which of them.
-        batch_size: beside 1, the size that it is compiled for.
+        deployed: the model with its files.
+        variant: which of the files.
+        batch_size: the file is compiled for batches of this size and of 1.
     """
     model = deployed.model
     module = _FileModule(deployed.directory / variant.file, variant.arithmetic, batch_size, model.num_classes)
@@ -147,7 +147,7 @@ def as_model(deployed: Deployed, variant: Variant, batch_size: int) -> Model:
 
 
 def head_labels(model: Model, subset: Subset) -> np.ndarray:
-    """(N,) labels of a part as classes of the model's head; -1 where unlabelled or of none of them."""
+    """(N,) labels of a subset as classes of the model's head; -1 where unlabelled or where the head lacks the class."""
     index = map_classes(subset.classes, model.class_ids) if subset.classes else None
     if index is None and model.class_ids is None and model.num_classes == len(subset.classes):
         index = np.arange(model.num_classes)
@@ -158,7 +158,7 @@ def head_labels(model: Model, subset: Subset) -> np.ndarray:
 
 
 class _FileModule(nn.Module):
-    """Compiled for batches of 1 and of `batch_size`; what does not fill a batch is padded."""
+    """A file compiled for batches of 1 and of `batch_size`; smaller batches are padded."""
 
     def __init__(self, path: Path, arithmetic: Arithmetic, batch_size: int, num_classes: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class _FileModule(nn.Module):
     def _run(self, images: Tensor, size: int) -> Tensor:
         if size not in self._sessions:
             self._sessions[size] = self._open(size)
-        # without torch: its threads would spin on for a while, beside the runtime's
+        # without torch, whose threads would keep spinning beside those of the runtime
         given = images.numpy()
         if len(given) < size:
             given = np.concatenate([given, np.zeros((size - len(given), *given.shape[1:]), given.dtype)])
@@ -212,7 +212,7 @@ def _manifest(model: Model, material: Material | None, provenance: Mapping[str, 
 
 
 def _pictures(model: Model, subset: Subset, wanted: int) -> Pictures:
-    """Evaluation views of so many images, evenly spread over the part: always the same ones."""
+    """Evaluation views of this many images, evenly spaced in the subset: always the same ones."""
     count = min(wanted, len(subset))
     some = replace(subset, indices=subset.indices[np.arange(count) * len(subset) // count])
     labels = head_labels(model, some)

@@ -1,4 +1,4 @@
-"""Any models and their deployed files side by side."""
+"""Compare models and their deployed files."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ def compare_deployed(
     device: str | None = None,
     say: Say = lambda line: None,
 ) -> Table:
-    """`evaluation.compare.compare`, each model also as ONNX, OpenVINO and int8 files, all on the CPU.
+    """As `evaluation.compare.compare`, with each model also as ONNX, OpenVINO and int8 files, all on the CPU.
 
-    Of data that has no parts of its own, a third is kept for the calibration of int8; without data it sees
-    synthetic images.
+    Where the data has no parts of its own, up to a third of it (at most 300 images) is used to calibrate int8 and not
+    to evaluate; without data, int8 is calibrated on synthetic images.
 
     Args:
-        specs: NAME@WEIGHTS each; the first is the one that the others are compared with.
-        data: KIND:WHERE of labelled images; None: no quality.
-        batch_size: of the throughput.
-        threads: of the CPU; None: PyTorch's choice.
+        specs: NAME@WEIGHTS or KIND:WHERE each; the others are compared with the first.
+        data: labelled images, KIND:WHERE; None: no accuracy is measured.
+        batch_size: images per batch, for the throughput.
+        threads: of the CPU; None: as many as PyTorch chooses.
         device: ``cpu`` or None; the files are measured on the CPU only.
         say: called with a line before each step.
 
     Raises:
-        TutelageError: a model, the data or the extra ``deploy`` is not there, or the device is not a CPU.
+        TutelageError: a model or the data does not exist, the extra ``deploy`` is not installed, or the device is
+            not a CPU.
     """
     if device not in {None, "cpu"}:
         raise TutelageError("--deploy: deployed files are measured on the CPU; leave --device out")

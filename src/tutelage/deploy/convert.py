@@ -1,4 +1,4 @@
-"""A PyTorch classifier as ONNX, and that as OpenVINO's IR; both take any batch size and carry their card."""
+"""A PyTorch classifier as ONNX, and that as OpenVINO's IR. Both take any batch size and contain their manifest."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.runtime import REMEDY
 
 INPUT, OUTPUT = "image", "logits"
-NAMESPACE = "tutelage"  # of the card's entries in an IR
+NAMESPACE = "tutelage"  # of the manifest's entries in an IR
 
 
 def require_deploy() -> None:
-    """Import what exporting needs.
+    """Import the packages that exporting needs.
 
     Raises:
-        TutelageError: something of the extra ``deploy`` is not installed.
+        TutelageError: a package of the extra ``deploy`` is not installed.
     """
     os.environ.setdefault("NNCF_CI", "1")  # else NNCF reports its use to Intel
     for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
@@ -76,7 +76,7 @@ def to_onnx(module: nn.Module, spec: InputSpec) -> Any:
 
 
 def save_onnx(proto: Any, path: Path, manifest: Manifest) -> None:
-    """Write an ONNX model with its card in ``metadata_props``."""
+    """Write an ONNX model with its manifest in ``metadata_props``."""
     onnx: Any = importlib.import_module("onnx")
     onnx.helper.set_model_props(proto, manifest.properties())
     proto.producer_name = NAMESPACE
@@ -86,13 +86,13 @@ def save_onnx(proto: Any, path: Path, manifest: Manifest) -> None:
 def to_openvino(onnx_file: Path) -> Any:
     """An ONNX file as an ``openvino.Model``."""
     openvino: Any = importlib.import_module("openvino")
-    # reading alone would leave the weights of depthwise convolutions behind reshapes that NNCF cannot see through
+    # read_model would leave the weights of depthwise convolutions behind reshapes, where NNCF does not find them
     with _unreported():
         return openvino.convert_model(onnx_file)
 
 
 def save_openvino(model: Any, path: Path, manifest: Manifest) -> None:
-    """Write ``path`` (.xml) and its ``.bin``, with the card in ``rt_info``."""
+    """Write ``path`` (.xml) and its ``.bin``, with the manifest in ``rt_info``."""
     openvino: Any = importlib.import_module("openvino")
     for key, value in manifest.properties().items():
         model.set_rt_info(value, [NAMESPACE, key])
@@ -102,7 +102,7 @@ def save_openvino(model: Any, path: Path, manifest: Manifest) -> None:
 
 
 def _strip(proto: Any) -> None:
-    """Drop the exporter's notes: they hold stack traces with this machine's paths."""
+    """Remove the exporter's notes, which contain stack traces with paths of this machine."""
     del proto.metadata_props[:]
     for graph in (proto.graph, *proto.functions):
         for noted in _noted(graph):
@@ -122,7 +122,7 @@ def _noted(graph: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _unreported() -> Iterator[None]:
-    """OpenVINO's converter reports its use to Intel unless it believes to run in a CI."""
+    """Keep OpenVINO's converter from reporting its use to Intel: in a CI it does not."""
     before = os.environ.get("CI")
     os.environ["CI"] = "true"
     try:
@@ -136,7 +136,7 @@ def _unreported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter warns of its own internals, whatever the model."""
+    """Silence the exporter, which warns about its own internals for every model."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

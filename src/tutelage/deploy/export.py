@@ -1,4 +1,4 @@
-"""A model's deployed directory: built aside, checked against PyTorch, and only then put in its place."""
+"""Write the deployed directory of a model: files are built aside, compared with PyTorch, and then moved there."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tutelage.evaluation.table import Row, Table
 from tutelage.models.source import Model
 
 REPORT = "deploy.json"
-REJECTED = "rejected"  # the folder of files that failed
+REJECTED = "rejected"  # the folder of files that failed a check
 BATCH = 16  # images, for the throughput
 
 
 @dataclass(frozen=True)
 class DeployReport:
-    """What was written, and what came of the checks.
+    """What was written, and the results of the checks.
 
     Attributes:
-        directory: where.
+        directory: where the files are.
         table: the teacher and its files, where it was given; the model; its files.
-        checks: of the model's files, each as it was run.
-        images: that they were checked on, in words.
+        checks: one for each of the model's files and ways of running it.
+        images: on which they were checked, in words.
     """
 
     directory: Path
@@ -46,12 +46,12 @@ class DeployReport:
 
     @property
     def rows(self) -> list[Row]:
-        """Of the model's files."""
+        """The rows of the model's files."""
         return [one.row for one in self.checks]
 
     @property
     def rejected(self) -> dict[str, str]:
-        """Why, by file, of those that are not fit to be deployed."""
+        """The files that should not be deployed, each with the reason."""
         return {one.variant.file: one.complaint for one in self.checks if _rejects(one)}
 
     def record(self) -> dict[str, Any]:
@@ -89,24 +89,25 @@ def export_model(
 ) -> DeployReport:
     """Write a deployed directory and check its files.
 
-    Every file is built aside and measured: logits against PyTorch's, accuracy, size, latency and throughput
-    in turns with PyTorch. One that fails is put into ``rejected/``, with the reason in ``deploy.json``.
+    Every file is built in a temporary directory and measured: logits compared with PyTorch's, accuracy, size, and
+    latency and throughput in turns with PyTorch. A file that fails is moved into ``rejected/``, and ``deploy.json``
+    has the reason.
 
     Args:
         model: with its trained weights.
         out: the directory; the files of an earlier export there are replaced.
-        calibration: un-augmented training images, for int8. None: synthetic ones, for random weights only.
-        validation: labelled images, none of them in `test`, to quantise accuracy-aware by; None: `calibration`.
-        test: images to report on; None: synthetic ones, and no accuracy.
-        teacher: exported too, aside, so that the files have something like for like to be held against.
-        int8: also quantised files.
+        calibration: un-augmented training images, for int8. None: synthetic images, for random weights only.
+        validation: labelled images, none of them in `test`, for accuracy-aware quantisation; None: `calibration`.
+        test: images to evaluate on; None: synthetic images, and no accuracy.
+        teacher: exported to a temporary directory, so that files are compared with files of the same kind.
+        int8: write quantised files too.
         max_drop: points of top-1 that a file may lose against PyTorch on `test`.
-        provenance: what the files are to say of their origin, besides versions and weights.
-        say: told what is done next, a line each.
+        provenance: notes on the origin to be stored in the files, besides versions and weights.
+        say: called with a line before each step.
 
     Raises:
-        TutelageError: the extra ``deploy`` is not installed, the model cannot be exported, pretrained weights
-            are to be int8 without images, or the place cannot be written.
+        TutelageError: the extra ``deploy`` is not installed, the model cannot be exported, there are no images to
+            quantise pretrained weights with, or the directory cannot be written.
     """
     material = _material(model, calibration, validation, max_drop) if int8 else None
     with _aside(out) as stage:
@@ -135,7 +136,7 @@ def export_model(
 
 
 def _rejects(one: Checked) -> bool:
-    """A file is judged by how it runs by default; bfloat16 is a choice of whoever runs it."""
+    """A file is rejected by its results in its default precision; bfloat16 is an option of the user."""
     return bool(one.complaint) and one.variant.arithmetic == "f32"
 
 
@@ -145,14 +146,14 @@ def _material(
     if calibration is None and model.pretrained:
         raise TutelageError(
             f"{model.spec}: int8 needs images to calibrate on; name some with --data KIND:WHERE, "
-            "or leave it out with --no-int8"
+            "or use --no-int8"
         )
     return Material(calibration or whole(Synthetic(MADE_UP)), validation, max_drop)
 
 
 @contextmanager
 def _aside(out: Path) -> Iterator[Path]:
-    """A fresh directory beside `out`, on the same disk; what killed exports left there goes."""
+    """A new directory beside `out`, on the same disk; those of killed exports are removed."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for stale in out.parent.glob(f".{out.name}.aside-*"):
@@ -161,12 +162,12 @@ def _aside(out: Path) -> Iterator[Path]:
             yield Path(stage)
     except OSError as error:
         raise TutelageError(
-            f"{out}: cannot be written ({error.strerror}); free some space or rights"
+            f"{out}: cannot be written ({error.strerror}); free some space, or get write access"
         ) from None
 
 
 def _publish(stage: Path, deployed: Deployed, report: DeployReport) -> None:
-    """Rename the files into place. `PREPROCESS` goes first and comes last: with it the directory is whole."""
+    """Move the files into place. `PREPROCESS` is removed first and written last: with it the directory is complete."""
     out, rejected = report.directory, report.rejected
     out.mkdir(exist_ok=True)
     for name in (PREPROCESS, REPORT, LABELS):

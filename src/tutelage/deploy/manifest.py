@@ -1,4 +1,4 @@
-"""What a deployed model says of itself: inside its files, and in the two files that stand beside them."""
+"""The manifest of a deployed model: how to use it. It is in the model files, and in two files beside them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FORMAT = 1  # of preprocess.json
 
 @dataclass(frozen=True)
 class Manifest:
-    """How to feed a deployed model, and how to read what it says.
+    """How to prepare images for a deployed model, and what its logits mean.
 
     Attributes:
-        model: timm's name.
-        input_spec: how its pictures are to be prepared.
+        model: name of the architecture.
+        input_spec: how its images are prepared.
         labels: of the classes, for people, in the order of the logits.
         class_ids: of the same classes (folder names, WordNet ids).
-        provenance: where the weights came from, and the versions that made the file.
+        provenance: where the weights come from, and the versions of the packages that made the file.
     """
 
     model: str
@@ -36,7 +36,7 @@ class Manifest:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def properties(self) -> dict[str, str]:
-        """As flat text, for the metadata of a model file: lists one entry a line, the rest JSON."""
+        """As text for the metadata of a model file: lists with one entry per line, the rest as JSON."""
         return {
             "model": self.model,
             "input": json.dumps(self.input_spec.to_dict()),
@@ -46,7 +46,7 @@ class Manifest:
         }
 
     def write(self, directory: Path) -> None:
-        """Write `LABELS` and, last, `PREPROCESS`: where the latter stands, the directory is complete."""
+        """Write `LABELS` and then `PREPROCESS`: where the latter exists, the directory is complete."""
         write_text(directory / LABELS, "".join(f"{label}\n" for label in self.labels))
         content = {
             "format": FORMAT,
@@ -61,7 +61,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """The card of a deployed directory.
+        """Read the manifest of a deployed directory.
 
         Raises:
             TutelageError: a file is missing or damaged.
@@ -87,7 +87,7 @@ class Manifest:
 
 
 def one_line(label: str) -> str:
-    """A class's name with its line breaks taken out, so that it fits a line of `LABELS`."""
+    """The name of a class without line breaks, so that it fits into one line of `LABELS`."""
     return " ".join(label.split()) or "?"
 
 

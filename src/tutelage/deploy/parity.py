@@ -1,4 +1,4 @@
-"""Whether a deployed file says what the PyTorch model says."""
+"""Whether a deployed file gives the same logits as the PyTorch model."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from tutelage.deploy.build import Variant
 from tutelage.evaluation.table import Row
 
-TOLERANCE = 1e-3  # largest difference of a logit in float32
-RELATIVE = 1e-4  # or so much of the largest logit, where logits are large
+TOLERANCE = 1e-3  # largest allowed difference of a logit in float32
+RELATIVE = 1e-4  # or this share of the largest logit, where logits are large
 
 
 @dataclass(frozen=True)
 class Parity:
-    """A file against PyTorch on the same n images.
+    """A file compared with PyTorch on the same images.
 
     Attributes:
-        difference: of the logits, largest.
-        largest: logit of PyTorch, absolute.
-        agreement: images with the same class, in percent.
-        n: images.
+        difference: largest absolute difference of a logit.
+        largest: largest absolute logit of PyTorch.
+        agreement: percentage of images with the same predicted class.
+        n: number of images.
     """
 
     difference: float
@@ -33,7 +33,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Checked:
-    """A file, how it is run, its figures, and what speaks against it (empty: nothing)."""
+    """A file, how it is run, its figures, and why it should not be deployed (empty: no reason)."""
 
     variant: Variant
     row: Row
@@ -41,7 +41,7 @@ class Checked:
     complaint: str
 
     def sentence(self, images: str) -> str:
-        """What was found, in a line; images: what they are called."""
+        """The result in one line; `images` is the name of the images."""
         line = (
             f"{self.row.name}: largest logit difference {self.parity.difference:.2g}, same class on "
             f"{self.parity.agreement:.2f}% of {self.parity.n:,} images ({images})"
@@ -60,23 +60,23 @@ def parity(predictions: Tensor, truth: Tensor) -> Parity:
 
 
 def complaint(variant: Variant, found: Parity, pytorch: Row, file: Row, max_drop: float) -> str:
-    """Why a file is not fit to be deployed; empty where it is.
+    """Why a file should not be deployed; empty where nothing is wrong.
 
     Args:
         variant: how the file is run.
-        found: against PyTorch.
-        pytorch: its row, with top-1 where it could be measured.
-        file: the file's row.
+        found: the comparison with PyTorch.
+        pytorch: the row of PyTorch, with top-1 where it could be measured.
+        file: the row of the file.
         max_drop: points of top-1 that the file may lose.
     """
     allowed = max(TOLERANCE, RELATIVE * found.largest)
     if not math.isfinite(found.difference):
         return "gives logits that are not finite"
     if variant.exact and found.difference > allowed:
-        return f"logits differ from PyTorch's by up to {found.difference:.2g}, allowed is {allowed:.2g}"
+        return (
+            f"logits differ from PyTorch's by up to {found.difference:.2g}; at most {allowed:.2g} is allowed"
+        )
     lost = pytorch.top1 - file.top1 if pytorch.top1 is not None and file.top1 is not None else 0.0
     if lost > max_drop:
-        return (
-            f"loses {lost:.2f} points of top-1 against PyTorch on {file.n:,} images, allowed is {max_drop:g}"
-        )
+        return f"loses {lost:.2f} points of top-1 against PyTorch on {file.n:,} images; at most {max_drop:g} is allowed"
     return ""

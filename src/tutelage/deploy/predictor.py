@@ -1,4 +1,4 @@
-"""Top-k classes for pictures, from a deployed directory alone. Never imports torch."""
+"""Classify images with a deployed directory. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Runtime = Literal["openvino", "onnxruntime"]
 Precision = Literal["int8", "fp32"]
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 
-# In order of preference: int8 is here only where it passed the checks, but ONNX Runtime is often slower in it.
+# In order of preference. An int8 file is there only if it passed the checks, but ONNX Runtime is often slower with it.
 FILES: tuple[tuple[str, Runtime, Precision], ...] = (
     ("model-int8.xml", "openvino", "int8"),
     ("model.xml", "openvino", "fp32"),
@@ -35,8 +35,8 @@ class Guess:
     """One class of a prediction.
 
     Attributes:
-        label: its line of ``labels.txt``.
-        class_id: its folder name or WordNet id.
+        label: the line of the class in ``labels.txt``.
+        class_id: the name of its folder, or its WordNet id.
         index: of its logit.
         probability: softmax, 0 to 1.
     """
@@ -49,28 +49,28 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one picture: the likeliest classes, likeliest first."""
+    """The most probable classes of one image, the most probable first."""
 
     source: str
     guesses: tuple[Guess, ...]
 
     @property
     def label(self) -> str:
-        """Of the likeliest class."""
+        """The label of the most probable class."""
         return self.guesses[0].label
 
     @property
     def probability(self) -> float:
-        """Of the likeliest class."""
+        """The probability of the most probable class."""
         return self.guesses[0].probability
 
     def line(self) -> str:
-        """For people: the picture, and each class with its probability."""
+        """One line for people: the image, and each class with its probability."""
         classes = ", ".join(f"{guess.label} {100 * guess.probability:.1f}%" for guess in self.guesses)
         return f"{self.source}: {classes}"
 
     def json(self) -> str:
-        """For programs: the same, an object in one line."""
+        """One line for programs: the same as a JSON object."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
@@ -83,9 +83,9 @@ class Predictor:
         'Siamese'
 
     Args:
-        directory: written by ``tutelage export``.
-        runtime: ``openvino`` or ``onnxruntime``; None: what is installed, OpenVINO first.
-        precision: ``int8`` or ``fp32``; None: int8 in OpenVINO, fp32 in ONNX Runtime, where both are there.
+        directory: a directory that ``tutelage export`` wrote.
+        runtime: ``openvino`` or ``onnxruntime``; None: the installed one, OpenVINO if both are.
+        precision: ``int8`` or ``fp32``; None: int8 with OpenVINO, fp32 with ONNX Runtime, if there are both files.
 
     Raises:
         TutelageError: a file is missing or damaged, or no runtime is installed.
@@ -96,31 +96,31 @@ class Predictor:
     ) -> None:
         folder = Path(directory)
         if not folder.is_dir():
-            raise TutelageError(f"{folder}: no such directory; give one written by `tutelage export`")
+            raise TutelageError(f"{folder}: no such directory; use one that `tutelage export` wrote")
         self.manifest = Manifest.read(folder)
         self.file = _choose(folder, runtime, precision)
         self._session = open_session(self.file, batch=1)
         if self._session.num_classes != len(self.manifest.labels):
             raise TutelageError(
-                f"{self.file}: gives {self._session.num_classes} logits, labels.txt has "
+                f"{self.file}: gives {self._session.num_classes} logits, but labels.txt has "
                 f"{len(self.manifest.labels)} lines; export again"
             )
 
     def __call__(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Prediction]:
-        """Classify files, folders (searched through), uint8 arrays (H, W, 3) or (H, W), or PIL images.
+        """Classify files, folders (with all folders in them), uint8 arrays (H, W, 3) or (H, W), or PIL images.
 
         Raises:
-            TutelageError: a picture cannot be read.
+            TutelageError: an image cannot be read.
         """
         return list(self.stream(pictures, top))
 
     def stream(self, pictures: Picture | Iterable[Picture], top: int = 5) -> Iterator[Prediction]:
-        """The same, one picture at a time."""
+        """As calling the predictor, but one image at a time."""
         for picture in _each(pictures):
             yield self._predict(picture, top)
 
     def logits(self, picture: Picture) -> np.ndarray:
-        """Of one picture, float32 (C,)."""
+        """The logits of one image, float32 (C,)."""
         spec = self.manifest.input_spec
         return self._session(normalised(eval_pixels(_load(picture), spec), spec)[None])[0]
 
@@ -135,7 +135,7 @@ class Predictor:
 
 
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """The files themselves, and the image files inside folders, sorted.
+    """The given files, and the image files in the given folders, sorted.
 
     Raises:
         TutelageError: a path does not exist, or a folder has no images.
@@ -148,7 +148,7 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
             continue
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not found:
-            raise TutelageError(f"{path}: no images here; looked for {' '.join(sorted(SUFFIXES))}")
+            raise TutelageError(f"{path}: no images found; looked for {' '.join(sorted(SUFFIXES))}")
         yield from found
 
 
@@ -158,7 +158,7 @@ def _choose(folder: Path, runtime: Runtime | None, precision: Precision | None) 
     if not wanted:
         names = ", ".join(name for name, _, _ in present) or "no model file"
         asked = " ".join(filter(None, (runtime, precision))) or "any runtime"
-        raise TutelageError(f"{folder}: has {names}, nothing for {asked}; export again")
+        raise TutelageError(f"{folder}: has {names}, and none for {asked}; export again")
     for name, _, _ in wanted:
         if has_runtime(Path(name).suffix):
             return folder / name
@@ -181,7 +181,7 @@ def _load(picture: Picture) -> Image.Image:
     if isinstance(picture, np.ndarray):
         return upright_rgb(_from_array(picture))
     if isinstance(picture, Image.Image):
-        return upright_rgb(picture.copy())  # it is turned upright in place
+        return upright_rgb(picture.copy())  # a copy, since it is rotated in place
     return decode(Path(picture), str(picture))
 
 

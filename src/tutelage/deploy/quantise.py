@@ -1,4 +1,4 @@
-"""Post-training int8 quantisation by NNCF, of an ONNX or an OpenVINO model."""
+"""Post-training int8 quantisation of ONNX and OpenVINO models with NNCF."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from tutelage.data.input_spec import InputSpec, normalised
 from tutelage.deploy.convert import INPUT, quiet
 
-RANKING = 100  # of the judges, how many rank the layers; each layer costs a pass over them
+RANKING = 100  # validation images used to rank the layers; each layer needs a pass over them
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Pictures:
 
     Attributes:
         pixels: uint8 (N, H, W, 3).
-        labels: (N,) int64 classes of the head, -1 where unknown.
+        labels: (N,) int64, index of the class in the head; -1 where unknown.
     """
 
     pixels: np.ndarray
@@ -35,15 +35,15 @@ def quantise(
 ) -> Any:
     """Quantise weights and activations to int8.
 
-    Where plain quantisation loses more than is allowed, layers go back to float32, the most harmful first,
-    until it does not (NNCF's accuracy control); that takes minutes.
+    Where plain quantisation loses more accuracy than is allowed, layers are set back to float32, the most harmful
+    first, until it does not (NNCF's accuracy control); this takes minutes.
 
     Args:
-        model: an ``onnx.ModelProto`` or an ``openvino.Model``; left as it is.
-        calibration: whose activations give the ranges.
-        spec: how the model wants its pictures.
-        validation: labelled images that the loss is measured on; None: plain quantisation, whatever it loses.
-        max_drop: points of top-1.
+        model: an ``onnx.ModelProto`` or an ``openvino.Model``; it is not changed.
+        calibration: images whose activations give the ranges.
+        spec: input of the model.
+        validation: labelled images to measure accuracy on; None: plain quantisation, whatever accuracy it loses.
+        max_drop: points of top-1 that may be lost.
     """
     nncf: Any = importlib.import_module("nncf")
     feed = nncf.Dataset(list(calibration.pixels), lambda pixels: {INPUT: normalised(pixels[None], spec)})
@@ -65,10 +65,10 @@ def quantise(
 
 
 def _options(model: Any) -> dict[str, Any]:
-    """Attention, of any kind, wants NNCF's scheme for transformers, and its products stay in float32.
+    """Options for networks with attention: NNCF's scheme for transformers, and products stay in float32.
 
-    Of products of two activations in int8, OpenVINO 2026.4 computes garbage from memory that it never wrote, or
-    crashes: EfficientViT's linear attention fell from 94% to 38% top-1 on the digits, each time differently.
+    With products of two activations in int8, OpenVINO 2026.4 reads memory that it never wrote, and gives wrong
+    values or crashes: EfficientViT's linear attention fell from 94% to 38% top-1 on the digits, each time differently.
     """
     nncf: Any = importlib.import_module("nncf")
     products = _products_onnx(model) if hasattr(model, "graph") else _products_openvino(model)
@@ -81,7 +81,7 @@ def _options(model: Any) -> dict[str, Any]:
 
 
 def _products_onnx(model: Any) -> list[str]:
-    """Names of matrix products of two activations."""
+    """Names of the matrix products of two activations in an ONNX model."""
     graph = model.graph
     constant = {entry.name for entry in graph.initializer}
     constant |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
@@ -89,7 +89,7 @@ def _products_onnx(model: Any) -> list[str]:
 
 
 def _products_openvino(model: Any) -> list[str]:
-    """The same of an OpenVINO model."""
+    """Names of the matrix products of two activations in an OpenVINO model."""
     return [
         operation.get_friendly_name()
         for operation in model.get_ordered_ops()
@@ -99,7 +99,7 @@ def _products_openvino(model: Any) -> list[str]:
 
 
 def _validation(spec: InputSpec) -> Callable[[Any, Iterable[Any]], tuple[float, list[float]]]:
-    """NNCF's validation function: (model, images with labels) to (accuracy, right or wrong of each)."""
+    """The validation function for NNCF: (model, images with labels) to (accuracy, 1 or 0 for each image)."""
 
     def validate(model: Any, items: Iterable[Any]) -> tuple[float, list[float]]:
         run = _runner(model)
@@ -110,7 +110,7 @@ def _validation(spec: InputSpec) -> Callable[[Any, Iterable[Any]], tuple[float, 
 
 
 def _runner(model: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """NNCF hands over a compiled OpenVINO model, or an ONNX model as it is."""
+    """A function that runs what NNCF gives: a compiled OpenVINO model, or an ONNX model that is not compiled."""
     if not hasattr(model, "graph"):
         return lambda images: np.asarray(model({INPUT: images})[0])
     runtime: Any = importlib.import_module("onnxruntime")
@@ -120,6 +120,6 @@ def _runner(model: Any) -> Callable[[np.ndarray], np.ndarray]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """NNCF draws progress bars on stdout."""
+    """Keep NNCF from drawing progress bars on stdout."""
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
         yield

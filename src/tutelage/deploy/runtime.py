@@ -1,4 +1,4 @@
-"""Running a deployed file: normalised images in, logits out. NumPy, and the runtime when a file is opened."""
+"""Run a deployed file: from normalised images to logits. Needs NumPy, and the runtime when a file is opened."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Session(Protocol):
     num_classes: int
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Float32 (B, 3, H, W), normalised, to float32 logits (B, C)."""
+        """Give float32 logits (B, C) of normalised float32 images (B, 3, H, W)."""
 
 
 def open_session(
@@ -31,10 +31,11 @@ def open_session(
     """Load a model file for the CPU.
 
     Args:
-        path: ``.xml`` (OpenVINO, its ``.bin`` beside it) or ``.onnx``.
-        batch: size of every batch, which makes OpenVINO faster; None: any.
-        arithmetic: of what is not int8, in OpenVINO only; left alone it takes bfloat16 where the CPU has it.
-        threads: of the CPU; None: the runtime's choice.
+        path: ``.xml`` (OpenVINO, with its ``.bin`` beside it) or ``.onnx``.
+        batch: size of every batch, which makes OpenVINO faster; None: any size.
+        arithmetic: precision of layers that are not int8, in OpenVINO only, which by itself would use bfloat16
+            where the CPU has it.
+        threads: of the CPU; None: as many as the runtime chooses.
 
     Raises:
         TutelageError: the runtime is not installed, or the file is missing or damaged.
@@ -87,13 +88,13 @@ class _OnnxRuntime:
     def __init__(self, path: Path, threads: int | None) -> None:
         runtime: Any = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
-        options.log_severity_level = 3  # its warnings are about graph optimisations
+        options.log_severity_level = 3  # its warnings only concern graph optimisations
         options.intra_op_num_threads = threads or 0
-        # idle threads that spin take the cores from whatever runs next: PyTorch measured in turns was 3 times slower
+        # idle threads that spin occupy the cores: PyTorch, measured in turns with it, was 3 times slower
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        # the binding's exceptions have no common base but Exception
+        # the exceptions of the binding have no common base class but Exception
         except Exception as error:
             raise _damaged(path, str(error)) from None
         self._input = self._session.get_inputs()[0].name
@@ -105,7 +106,7 @@ class _OnnxRuntime:
 
 
 def _check_ir(path: Path) -> None:
-    """OpenVINO tries every format it knows on a damaged XML, and each prints its own complaint."""
+    """Refuse a damaged XML early: OpenVINO would try every format that it knows, and print an error for each."""
     if not path.with_suffix(".bin").is_file():
         raise TutelageError(f"{path.with_suffix('.bin')}: missing; it belongs to {path.name}, export again")
     if not path.read_bytes().rstrip().endswith(b"</net>"):
@@ -115,4 +116,4 @@ def _check_ir(path: Path) -> None:
 def _damaged(path: Path, message: str) -> TutelageError:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     reason = next((line for line in reversed(lines) if "Exception from" not in line), "unreadable")
-    return TutelageError(f"{path}: damaged model file ({reason[:160]}); export again or take it from a copy")
+    return TutelageError(f"{path}: damaged model file ({reason[:160]}); export again, or copy it again")

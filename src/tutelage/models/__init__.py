@@ -1,1 +1,1 @@
-"""Teachers and students: loading, heads, weights, and what is done to a network."""
+"""Teachers and students: loading, heads, saved weights, and changes to networks."""

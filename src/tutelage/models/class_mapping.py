@@ -1,4 +1,4 @@
-"""Which classes the heads of teacher and student speak of, and how the data's labels map to them."""
+"""Which classes the heads of teacher and student have, and how the labels of the data map to them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tutelage.models.source import Model
 
 @dataclass(frozen=True)
 class ClassMapping:
-    """The agreement between both heads and the data.
+    """The classes of both heads, and the place of the data's classes among them.
 
     Attributes:
         class_ids: of both heads, in order.
         index: (data classes,) head index of each class of the data.
-        new: models (by their NAME@WEIGHTS) that got a new head, to be fitted.
+        new: models (by what the user wrote) that got a new head, which is to be fitted.
     """
 
     class_ids: tuple[str, ...]
@@ -36,11 +36,11 @@ def align_heads(
 ) -> tuple[list[Model], Model, ClassMapping]:
     """Give all models the same classes in the same order.
 
-    Where the first teacher's head covers the data (WordNet ids of its classes), all of its classes stay;
-    otherwise the data's classes are the head's. A model that speaks of other classes gets a new head.
+    Where the head of the first teacher has all classes of the data (as WordNet ids, for instance), all of its classes
+    stay; otherwise the heads get the classes of the data. A model whose head does not match gets a new head.
 
     Raises:
-        TutelageError: two fitted heads speak of different classes.
+        TutelageError: two fitted heads have different classes, or a new head cannot be put on.
     """
     first = teachers[0]
     covered = _known(first, classes)
@@ -53,7 +53,7 @@ def align_heads(
 
 
 def _known(model: Model, classes: Sequence[str]) -> tuple[str, ...] | None:
-    """The classes of a pretrained head that covers the data, else None."""
+    """The classes of a pretrained head that has all classes of the data, else None."""
     if not model.pretrained:
         return None
     if model.class_ids is None:
@@ -67,8 +67,8 @@ def _with_head(model: Model, target: tuple[str, ...], classes: Sequence[str], ne
         return model
     if own is not None:
         raise TutelageError(
-            f"{model.spec}: its head has {len(own)} classes, the teacher's {len(target)}, and both cover the data: "
-            "teacher and student must speak of the same classes; give checkpoints with the same head"
+            f"{model.spec}: its head has {len(own)} classes, the teacher's has {len(target)}, and both match the data; "
+            "teacher and student must have the same classes in the same order: use checkpoints with the same head"
         )
     new.add(model.spec)
     return model.with_head(target)

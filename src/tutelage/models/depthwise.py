@@ -1,4 +1,4 @@
-"""Depthwise convolutions whose gradients do not cost ten times their forward pass on a CPU."""
+"""Depthwise convolutions in bf16 with fast gradients on a CPU, where PyTorch takes ten times the forward pass."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-BIG_KERNEL = 5  # from here on oneDNN has no quick bf16 gradient of the weights (of 3x3 it has)
+BIG_KERNEL = 5  # from this size on, oneDNN has no fast bf16 gradient of the weights
 
 
 def quick_depthwise(device: torch.device) -> AbstractContextManager[object]:
-    """Within it, depthwise convolutions in bf16 get gradients that are quick on a CPU.
+    """A context in which depthwise convolutions in bf16 have fast gradients on a CPU.
 
     PyTorch 2.14 with oneDNN 3.12 computes two of them by slow reference code: of the input where the stride is
     not 1, and of the weights where the kernel is 5x5. In EfficientNet-Lite0 they were 60% of a training step.
@@ -51,7 +51,7 @@ def _is_slow(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Whether it is a depthwise convolution of the kinds above."""
+    """Whether it is a depthwise convolution with a slow gradient."""
     if groups == 1 or isinstance(padding, str) or input.ndim != 4 or not torch.is_grad_enabled():
         return False
     if _dtype(input) != torch.bfloat16:
@@ -142,7 +142,7 @@ def _to_weight(
 
 
 def _dtype(images: Tensor) -> torch.dtype:
-    """That a convolution computes in."""
+    """The type in which a convolution computes."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
 
 

@@ -1,4 +1,4 @@
-"""The identity of a network's weights."""
+"""A hash of a network's weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of parameters and buffers by name, whatever their order, memory layout or device."""
+    """SHA-256 of parameters and buffers by name. Their order, memory layout and device do not matter."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

@@ -1,4 +1,4 @@
-"""A copy of a network that only ever infers: the same answers for less work."""
+"""A copy of a network for inference only: the same outputs for less work."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ AGREE = 1e-3  # of the logits' largest, between a network and its folded copy in
 def for_inference(
     module: nn.Module, spec: InputSpec, device: torch.device, precision: Precision
 ) -> nn.Module:
-    """BatchNorm folded into the convolutions before it, and with bf16 the weights cast once, not at each call.
+    """Fold BatchNorm into the convolutions before it, and cast weights to bf16 once and not at each call.
 
-    The network itself stays as it is, and is returned where nothing can be gained.
+    The network itself is not changed. It is returned where nothing can be gained.
 
     Args:
         module: in eval mode on `device`.
-        spec: what it takes.
+        spec: input of the network.
         device: where it runs.
-        precision: bf16 is to be run under autocast.
+        precision: with bf16, the copy has to be run under autocast.
     """
     ready = _folded(module, spec, device)
     if precision == "fp32":
@@ -41,7 +41,7 @@ def for_inference(
 
 
 def _folded(module: nn.Module, spec: InputSpec, device: torch.device) -> nn.Module:
-    """A folded copy, if it gives the same answers: that two layers are neighbours is no proof that they are used so."""
+    """A folded copy if its outputs are the same: two neighbouring layers are not always called one after the other."""
     folded = copy.deepcopy(module)
     if not _fold(folded):
         return module
@@ -50,7 +50,7 @@ def _folded(module: nn.Module, spec: InputSpec, device: torch.device) -> nn.Modu
     with torch.no_grad():
         try:
             answer, wanted = folded(probe), module(probe)
-        except (AttributeError, TypeError, RuntimeError):  # its forward looks for what was folded away
+        except (AttributeError, TypeError, RuntimeError):  # its forward needs a layer that was folded
             return module
     same = (answer - wanted).abs().max() <= AGREE * wanted.abs().max()
     return folded if same else module

@@ -1,4 +1,4 @@
-"""Which arithmetic is faster here, found by a few measured steps."""
+"""Which precision is faster on this machine, measured with a few steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.models.depthwise import quick_depthwise
 
 ROUNDS = 3
-HOPELESS = 3.0  # times as long in the first round; without bf16 in the CPU the probe would take minutes
+HOPELESS = 3.0  # times as slow in the first round: then bf16 is not timed again, which takes minutes on CPUs without it
 WORTH_IT = 1.1  # a smaller gain is not worth bf16's rounding, and would make the choice a matter of noise
 
 
 def probe_training(
     module: nn.Module, spec: InputSpec, batch_size: int, device: torch.device
 ) -> dict[Precision, float]:
-    """Images/s of forward and backward, by precision. The module's state is as before afterwards."""
+    """Images/s of forward and backward passes by precision. Afterwards the module has its state of before."""
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     images = _images(spec, batch_size, device)
     module.train()
@@ -41,7 +41,7 @@ def probe_training(
 def probe_inference(
     module: nn.Module, spec: InputSpec, batch_size: int, device: torch.device
 ) -> dict[Precision, float]:
-    """Images/s of the forward pass, by precision."""
+    """Images/s of the forward pass by precision."""
     images = _images(spec, batch_size, device)
 
     def step() -> None:
@@ -52,7 +52,7 @@ def probe_inference(
 
 
 def faster(rates: dict[Precision, float]) -> Precision:
-    """bf16 where it pays clearly, else fp32."""
+    """bf16 where it is clearly faster, else fp32."""
     return "bf16" if rates["bf16"] > WORTH_IT * rates["fp32"] else "fp32"
 
 

@@ -1,7 +1,7 @@
 """timm's models, named ``NAME@WEIGHTS``.
 
-``efficientvit_b1`` takes an installed package's weights, else the hub's; ``efficientvit_b1@none`` random
-ones; ``efficientvit_b1@path/to/file.safetensors`` (or ``.pth``) a checkpoint's.
+``efficientvit_b1`` has the weights of an installed package, else those of the hub; ``efficientvit_b1@none`` has random
+weights; ``efficientvit_b1@path/to/file.safetensors`` (or ``.pth``) has those of a checkpoint.
 """
 
 from __future__ import annotations
@@ -65,13 +65,14 @@ def load_model(spec: str, *, num_classes: int | None = None, dropout: float | No
     """Load one of timm's models by NAME@WEIGHTS.
 
     Args:
-        spec: timm's name, and after ``@`` ``none`` or a file; without ``@``, a package or the hub.
-        num_classes: where it differs from the weights' head, a new head of that size is put on. Random
+        spec: timm's name, and after ``@`` ``none`` or a file; without ``@`` a package or the hub is used.
+        num_classes: where it differs from the head of the weights, a new head of that size is put on. Random
             weights are drawn from torch's global generator.
-        dropout: in the head; None: the architecture's own.
+        dropout: rate in the head; None: the architecture's own.
 
     Raises:
-        TutelageError: unknown name, unreachable hub, missing, damaged or unfitting file.
+        TutelageError: the name is unknown, the hub cannot be reached, or the file is missing, damaged or of another
+            architecture.
     """
     name, at, source = spec.partition("@")
     if at and not source:
@@ -87,7 +88,7 @@ def load_model(spec: str, *, num_classes: int | None = None, dropout: float | No
 
 
 def _check_name(name: str) -> None:
-    """Refuse what timm does not know, naming the nearest that it does."""
+    """Refuse a name that timm does not know, with the nearest one that it knows."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = nearest(architecture, timm.list_models())
@@ -148,7 +149,7 @@ def _names_of(name: str) -> frozenset[str]:
 
 
 def _head_size(name: str, weights: Weights) -> int | None:
-    """Classes of a checkpoint, read from its classifier; None (the architecture's own) where it has none."""
+    """Number of classes of a checkpoint, read from its classifier; None (the architecture's own) without one."""
     if weights.ordered:
         return None
     for layer in _classifiers(name):
@@ -179,7 +180,7 @@ def _model(spec: str, name: str, module: nn.Module, origin: str, *, pretrained: 
 
 @cache
 def _imagenet_classes(size: int) -> tuple[tuple[str, ...], tuple[str, ...]] | tuple[None, None]:
-    """WordNet ids and names of the ImageNet head of this size."""
+    """WordNet ids and names of the ImageNet head with this number of classes."""
     subset = infer_imagenet_subset({"num_classes": size})
     if subset is None:
         return None, None
@@ -188,7 +189,7 @@ def _imagenet_classes(size: int) -> tuple[tuple[str, ...], tuple[str, ...]] | tu
 
 
 def _with_metadata(model: TimmModel, weights: Weights) -> TimmModel:
-    """Classes and input as a tutelage file has them."""
+    """The model with the classes and the input that a tutelage file stores."""
     if "timm" not in weights.metadata:
         return model
     ids = stored_classes(weights, "class_ids")
@@ -203,7 +204,7 @@ def _with_metadata(model: TimmModel, weights: Weights) -> TimmModel:
 
 
 def _resized(module: nn.Module, weights: Weights) -> None:
-    """Position embeddings are of one resolution: that which they were saved at."""
+    """Resize position embeddings to the resolution at which the weights were saved."""
     spec = stored_input(weights) if "timm" in weights.metadata else None
     if spec is None:
         return

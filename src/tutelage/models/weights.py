@@ -1,4 +1,4 @@
-"""Where weights come from and go to: files, installed packages, the hub. Nothing read can run code."""
+"""Weights read from files, installed packages and the hub, and written to files. No file can run code."""
 
 from __future__ import annotations
 
@@ -39,19 +39,21 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, where they are from, and what a tutelage file says about them."""
+    """Tensors by name, where they come from, and the metadata of a tutelage file."""
 
     tensors: State
     origin: str
     metadata: dict[str, str] = field(default_factory=dict)
-    ordered: bool = False  # the names are another project's: tensors are matched by their order
+    ordered: bool = (
+        False  # the names are those of another project, so that tensors are matched by their order
+    )
 
 
 def read_file(path: Path) -> Weights:
-    """Tensors of a ``.safetensors`` file, or of a ``.pth`` file read without running its code.
+    """Read the tensors of a ``.safetensors`` file, or of a ``.pth`` file without running its code.
 
     Raises:
-        TutelageError: missing, damaged, of another kind, or a pickle that would run code.
+        TutelageError: the file is missing, damaged, of another kind, or a pickle that would run code.
     """
     if not path.is_file():
         raise TutelageError(f"{path}: no such checkpoint file")
@@ -60,11 +62,11 @@ def read_file(path: Path) -> Weights:
         return _read_safetensors(path)
     if suffix in PICKLES:
         return Weights(_read_pickle(path), f"file {path}")
-    raise TutelageError(f"{path}: unknown kind of checkpoint; give a .safetensors or a .pth file")
+    raise TutelageError(f"{path}: unknown kind of checkpoint; use a .safetensors or a .pth file")
 
 
 def read_package(name: str) -> Weights | None:
-    """The weights that an installed package carries for a timm architecture; None where there is none."""
+    """The weights that an installed package contains for a timm architecture; None where there is no package."""
     if name not in PACKAGES:
         return None
     try:
@@ -82,12 +84,12 @@ def load_from_hub(name: str, build: Callable[[], nn.Module], repository: str | N
     """Build a model with timm's pretrained weights, from the hub or its cache.
 
     Args:
-        name: for the error's line.
-        build: makes the model; timm downloads inside it.
-        repository: of the hub; None where timm has another address.
+        name: of the model, for error messages.
+        build: makes the model; timm downloads the weights in it.
+        repository: on the hub; None where timm has another address.
 
     Raises:
-        TutelageError: there are no weights, or the hub cannot be reached (known within seconds).
+        TutelageError: there are no weights, or the hub cannot be reached (this is known within seconds).
     """
     remedy = f"use {name}@none for random weights or {name}@FILE for a checkpoint"
     try:
@@ -98,7 +100,7 @@ def load_from_hub(name: str, build: Callable[[], nn.Module], repository: str | N
         if "No pretrained weights exist" not in str(error):
             raise
         raise TutelageError(f"{name}: no pretrained weights are published for it; {remedy}") from None
-    # the hub's client raises its own, httpx's and the system's errors: all of them mean the same to the user
+    # the hub's client raises errors of its own, of httpx and of the system, which all mean the same to the user
     except Exception as error:
         place = f"the hub's {repository}" if repository else "its weights' address"
         raise TutelageError(f"{name}: {place} cannot be reached ({_reason(error)}); {remedy}") from None
@@ -108,7 +110,7 @@ def fit(module: nn.Module, weights: Weights) -> None:
     """Load weights into a module, as float32.
 
     Raises:
-        TutelageError: they do not fit; the line names tensors missing, unexpected or of another shape.
+        TutelageError: they do not fit; the message names missing and unexpected tensors, and those of another shape.
     """
     expected = module.state_dict()
     tensors = _by_order(weights, expected) if weights.ordered else weights.tensors
@@ -122,7 +124,7 @@ def fit(module: nn.Module, weights: Weights) -> None:
 
 
 def unwrap(tensors: State, expected: frozenset[str]) -> State:
-    """Names without the prefix of a wrapper, when all of them carry it and the model's own do not."""
+    """Remove the prefix of a wrapper, where all names have it and those of the model do not."""
     for prefix in PREFIXES:
         carried = bool(tensors) and all(name.startswith(prefix) for name in tensors)
         if carried and not all(name.startswith(prefix) for name in expected):
@@ -131,12 +133,12 @@ def unwrap(tensors: State, expected: frozenset[str]) -> State:
 
 
 def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a module's state as safetensors, atomically; equal states give equal bytes.
+    """Write the state of a module as safetensors, atomically. Equal states give equal bytes.
 
     Args:
         module: on any device.
         path: of the file.
-        metadata: travels in the header; `Model.metadata` makes what `load_model` reads back.
+        metadata: written into the header; `load_model` reads back what `Model.metadata` gives.
     """
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -183,7 +185,7 @@ def _read_pickle(path: Path) -> State:
 
 
 def _state_of(content: Any, path: Path) -> State:
-    """The state dict in a checkpoint's usual wrappings."""
+    """The state dict of a checkpoint, also where it is an entry of another dictionary."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -200,7 +202,7 @@ def _state_of(content: Any, path: Path) -> State:
 
 
 def _by_order(weights: Weights, expected: State) -> State:
-    """Rename by place, where kinds agree; what does not is left for the complaint."""
+    """Rename tensors by their order, where kinds agree; where they do not, `fit` reports the difference."""
     same_kind = [
         theirs.rpartition(".")[2] == ours.rpartition(".")[2]
         for theirs, ours in zip(weights.tensors, expected, strict=False)
@@ -232,7 +234,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _ask_hub(repository: str) -> None:
-    """One quick question, so that an unreachable hub is known before the client's retries (46 s)."""
+    """Send one short request, so that an unreachable hub is known before the client's retries (46 s)."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -254,5 +256,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """The first sentence."""
+    """The first sentence of an error."""
     return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
