@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
+from tutelage.models.batchnorm import decode_sample
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model, with_state
 from tutelage.pipeline.run import begin
@@ -61,3 +64,31 @@ def test_a_module_has_its_own_weights_back_even_after_an_error() -> None:
         body()
     assert seen == [False]
     assert all(torch.equal(own[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_an_unreadable_training_image_is_counted_and_batchnorm_images_are_decoded_once(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        place = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place)
+    tiny["data"] = {"train": f"folder:{tmp_path / 'photos'}", "workers": 0, "max_bad_images": 3}
+    tiny["data"] |= {"val_fraction": 0.2, "test_fraction": 0.2, "cache": False}
+    tiny["train"] |= {"batch_size": 16, "epochs": 1}
+    tiny["teacher"]["fit"] = "no"
+    checked = checked_run(tiny, tmp_path)
+    train = checked.prepared.splits.train
+    broken = tmp_path / "photos" / train.id(0)
+    broken.write_bytes(broken.read_bytes()[:100])
+    decoded = []
+    monkeypatch.setattr(
+        "tutelage.pipeline.stages.preflight.decode_sample",
+        lambda *arguments: decoded.append(1) or decode_sample(*arguments),
+    )
+    train_control(checked)
+    distilled = train_student(checked)
+    assert {c.recalibrated for c in distilled.choice.candidates} == {True, False}
+    assert decoded == [1]
+    assert list(checked.prepared.context.loading.bad.reasons) == [train.id(0)]

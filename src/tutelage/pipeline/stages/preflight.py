@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, read_json, write_json
 from tutelage.core.recipe import Recipe
@@ -22,6 +24,7 @@ from tutelage.evaluation import calibration, resolution
 from tutelage.evaluation.predict import Predictions
 from tutelage.evaluation.quality import Quality, quality
 from tutelage.models import precision
+from tutelage.models.batchnorm import decode_sample
 from tutelage.models.class_mapping import ClassMapping
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
@@ -57,6 +60,12 @@ class Checked:
     def start(self) -> State:
         """The starting student's weights, on the CPU."""
         return state_of(self.student.module)
+
+    @cached_property
+    def batchnorm_images(self) -> list[Tensor]:
+        """Training images that BatchNorm statistics are measured on, decoded once for all candidates of the run."""
+        prepared = self.prepared
+        return decode_sample(prepared.splits.train, self.student.input_spec, prepared.context.loading)
 
 
 def preflight(fitted: Fitted) -> Checked:

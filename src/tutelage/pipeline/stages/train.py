@@ -152,7 +152,7 @@ def _recalibrated(checked: Checked, state: State) -> State:
     if prepared.recipe.train.frozen_batchnorm or not batchnorm.has_batchnorm(student.module):
         return state
     with with_state(student.module, state):
-        batchnorm.recalibrate(student.module, student.input_spec, prepared.splits.train, prepared.device)
+        batchnorm.recalibrate(student.module, student.input_spec, checked.batchnorm_images, prepared.device)
         return state_of(student.module)
 
 
