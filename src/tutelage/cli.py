@@ -334,6 +334,8 @@ def study(
     progress: ProgressOption = "auto",
 ) -> None:
     """Run variants of a recipe and rank them. Start it again to continue, several times to share the work."""
+    import signal
+
     try:
         from tutelage.distillation.stop import Interrupted
         from tutelage.pipeline.console import open_progress
@@ -344,9 +346,10 @@ def study(
 
     plan = load_study(Path(words[0]), words[1:], trials=trials, name=name)
     reporter = open_progress(progress)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also between stages, as in a run
     try:
         found = run_study(plan, studies, reporter, " ".join(["tutelage", *sys.argv[1:]]))
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         reporter.say("stopped; all results are kept: continue with the same command")
         raise SystemExit(130) from None
     reporter.table(found)

@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
@@ -15,15 +18,19 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from safetensors.torch import load_file
+from tests.helpers.killing import Moment, tutelage
 
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError
-from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.files import read_json, read_jsonl, write_json
 from tutelage.core.progress import Silent
-from tutelage.core.recipe import load_recipe
+from tutelage.core.recipe import Recipe, load_recipe
+from tutelage.core.records import RunPredictions, TopClasses, read_predictions, write_predictions
 from tutelage.core.run_dir import Run
 from tutelage.distillation.stop import Interrupted
+from tutelage.evaluation.paired import paired
 from tutelage.pipeline.run import begin, distill
+from tutelage.pipeline.study import ranking
 from tutelage.pipeline.study.plan import load_study
 from tutelage.pipeline.study.worker import MAX_DEATHS, StudyFiles, _Worker, run_study
 
@@ -185,6 +192,63 @@ def test_a_trial_that_is_stopped_politely_goes_on_later(
     assert claim
     assert (claim.name, held) == ("one", 0)
     assert load_recipe(Run(tmp_path / "small" / "trials" / "000-one").recipe).name == "000-one"
+
+
+@pytest.mark.parametrize("station", ["prepare", "train_student"])  # in the loop, and elsewhere
+def test_a_terminated_study_says_how_to_go_on(station: str, tmp_path: Path) -> None:
+    command = ["study", DIGITS, *QUICK, "--trials", "1", "--studies", tmp_path, "--progress", "json"]
+    moment = Moment(station, 300, signal.SIGTERM)
+    ended = tutelage(*command, log=tmp_path / "log", moment=moment)
+    assert ended.code == 130, ended.output
+    assert "continue with the same command" in ended.output.splitlines()[-1]
+    assert "Traceback" not in ended.output
+    trial = trials_of(StudyFiles(tmp_path / "digits-study"))[0]
+    assert trial.state == TrialState.RUNNING
+    assert trial.user_attrs["stops"] == len(trial.user_attrs["claims"]) == 1  # it is no death
+
+
+def test_each_finished_trial_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranking after each trial used to read all trials again."""
+    calls = {"read": 0, "paired": 0}
+
+    def finish(recipe: Recipe, run: Run, *_: object) -> None:
+        top = np.array([[number % 2, 2] for number in range(8)])
+        top[: len(run.path.parts[-1]) % 3, 0] = 2
+        roles = {role: TopClasses(top, np.full((8, 2), 0.5)) for role in ("distilled", "start", "control")}
+        write_predictions(
+            run.predictions,
+            RunPredictions(np.array(list("abcdefgh")), np.arange(8) % 2, ("x", "y", "z"), roles),
+        )
+        value = float(recipe.train.epochs)
+        write_json(
+            run.candidates,
+            {"candidates": [{"name": "last", "kept": True, "val": {"top1": value, "nll": 1.0}}]},
+        )
+        write_json(run.comparison, {"rows": [{"role": "distilled", "top1": value}]})
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            calls[name] += 1
+            return call(*arguments)
+
+        return wrapped
+
+    monkeypatch.setattr("tutelage.pipeline.study.worker.distill", finish)
+    monkeypatch.setattr(ranking, "read_predictions", counted("read", read_predictions))
+    monkeypatch.setattr(ranking, "paired", counted("paired", paired))
+    variants = [{"name": f"v{epochs}", "train.epochs": epochs} for epochs in (9, 1, 2, 3, 4, 5, 6, 7)]
+    path = small(tmp_path, variants=variants)
+    found = run_study(load_study(path), tmp_path, Silent(), "test")
+    assert [one.of.name for one in found.done] == ["v9", "v7", "v6", "v5", "v4", "v3", "v2", "v1"]
+    assert calls == {"read": 8, "paired": 3 * 8 - 1}  # start, control and best; the best has no better one
+    one = worker(path, tmp_path)
+    assert one.summary().record() == found.record()
+    changed = Run(tmp_path / "small" / "trials" / "001-v1")
+    write_json(
+        changed.candidates,
+        {"candidates": [{"name": "best", "kept": True, "val": {"top1": 99.0, "nll": 1.0}}]},
+    )
+    assert one.summary().done[0].of.name == "v1"  # a trial that was written again is read again
 
 
 def test_searched_values_do_not_depend_on_who_asks(tmp_path: Path) -> None:

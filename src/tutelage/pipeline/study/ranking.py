@@ -14,7 +14,7 @@ from rich.table import Table
 
 from tutelage.core.files import entry
 from tutelage.core.recipe import load_recipe
-from tutelage.core.records import RunPredictions, read_predictions
+from tutelage.core.records import read_predictions
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.paired import Paired, paired
 from tutelage.evaluation.roles import Role
@@ -46,16 +46,25 @@ class Entry:
     reason: str | None = None
 
 
+@dataclass(frozen=True, eq=False)  # compared by identity: it is a key of pairs that were computed
+class Answers:
+    """The classes (N,) that a run's models name first for its test images, by role."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    by_role: Mapping[str, np.ndarray]
+
+
 @dataclass(frozen=True)
 class Ranked:
-    """A finished trial with its figures; `start`, `control` and `best` are what it is held against."""
+    """A finished trial with its figures, and its differences to its start, its control and the best trial."""
 
     of: Entry
     val: dict[str, float]
     kept: str
     test_top1: float
     from_scratch: bool
-    predictions: RunPredictions
+    answers: Answers
     start: Paired | None = None
     control: Paired | None = None
     best: Paired | None = None
@@ -156,54 +165,91 @@ class Ranking:
         return table
 
 
-def ranking(name: str, metric: str, entries: Sequence[Entry]) -> Ranking:
-    """Rank what is done by val, and hold each against its start, its control and the best.
+class Figures:
+    """The figures of finished trials and their paired differences, each read or computed once.
 
-    A student from scratch is held against the pretrained start of the best trial that has one: the question
-    is whether it comes up to that.
+    A study ranks its trials anew after each of them; without this, that would read all trials again. A trial whose
+    files have changed since (a failed trial that was finished by hand, say) is read again.
+    """
+
+    def __init__(self) -> None:
+        self._trials: dict[int, tuple[object, Ranked]] = {}
+        self._pairs: dict[tuple[Answers, Answers, str], Paired] = {}
+
+    def read(self, one: Entry) -> Ranked:
+        """A finished trial, not yet held against others."""
+        files = (one.run.candidates, one.run.comparison, one.run.predictions)
+        stamp = [(path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.exists()]
+        known, found = self._trials.get(one.number, (None, None))
+        if found is None or known != stamp:
+            found = self._read(one)
+            self._trials[one.number] = stamp, found
+        return replace(found, of=one)
+
+    def _read(self, one: Entry) -> Ranked:
+        kept = next(c for c in entry(one.run.candidates, "candidates") if c["kept"])
+        rows = {row["role"]: row for row in entry(one.run.comparison, "rows")}
+        scratch = load_recipe(one.run.recipe).random_start
+        val = {key: kept["val"][key] for key in ("top1", "nll")}
+        predictions = read_predictions(one.run.predictions)
+        first = {
+            role: top.first.copy() for role, top in predictions.roles.items()
+        }  # a copy frees the other ranks
+        ids = next(  # trials have the same test images: their names are kept once
+            (
+                r.answers.ids
+                for _, r in self._trials.values()
+                if np.array_equal(r.answers.ids, predictions.ids)
+            ),
+            predictions.ids,
+        )
+        answers = Answers(ids, predictions.labels, first)
+        return Ranked(one, val, kept["name"], rows[Role.DISTILLED]["top1"], scratch, answers)
+
+    def pair(self, new: Ranked, old: Ranked, role: str) -> Paired | None:
+        """The distilled student against a trial's model; None where there is none on the same images."""
+        ours, theirs = new.answers, old.answers
+        same = ours.ids is theirs.ids or np.array_equal(ours.ids, theirs.ids)
+        if role not in theirs.by_role or not same:
+            return None
+        key = (ours, theirs, role)
+        if key not in self._pairs:
+            student = ours.by_role[Role.DISTILLED]
+            self._pairs[key] = paired(student, theirs.by_role[role], ours.labels)
+        return self._pairs[key]
+
+
+def ranking(name: str, metric: str, entries: Sequence[Entry], figures: Figures | None = None) -> Ranking:
+    """Rank the finished trials on val, and compare each with its start, its control and the best.
+
+    A student from scratch is compared with the pretrained start of the best trial that has one: the question is
+    whether it is as good as that.
 
     Args:
         name: of the study.
         metric: `top1` or `nll`, of the kept student on val.
         entries: the trials that were begun.
+        figures: what was read for an earlier ranking of the same study.
     """
-    done = sorted((_read(e) for e in entries if e.state == "done"), key=lambda r: _merit(r, metric))
+    figures = figures or Figures()
+    done = sorted((figures.read(e) for e in entries if e.state == "done"), key=lambda r: _merit(r, metric))
     if done:
-        reference = next((r for r in done if not r.from_scratch), None)
-        done = [_held_against(one, done[0], reference) for one in done]
+        best, reference = done[0], next((r for r in done if not r.from_scratch), None)
+        done = [
+            replace(
+                one,
+                start=figures.pair(one, reference if one.from_scratch and reference else one, Role.START),
+                control=figures.pair(one, one, Role.CONTROL),
+                best=figures.pair(one, best, Role.DISTILLED) if one is not best else None,
+            )
+            for one in done
+        ]
     return Ranking(name, metric, done, [e for e in entries if e.state != "done"])
 
 
 def _merit(one: Ranked, metric: str) -> tuple[float, float, int]:
     top1, nll = -one.val["top1"], one.val["nll"]
     return (top1, nll, one.of.number) if metric == "top1" else (nll, top1, one.of.number)
-
-
-def _read(one: Entry) -> Ranked:
-    kept = next(c for c in entry(one.run.candidates, "candidates") if c["kept"])
-    rows = {row["role"]: row for row in entry(one.run.comparison, "rows")}
-    scratch = load_recipe(one.run.recipe).random_start
-    val = {key: kept["val"][key] for key in ("top1", "nll")}
-    return Ranked(
-        one, val, kept["name"], rows[Role.DISTILLED]["top1"], scratch, read_predictions(one.run.predictions)
-    )
-
-
-def _held_against(one: Ranked, best: Ranked, reference: Ranked | None) -> Ranked:
-    home = reference if one.from_scratch and reference else one
-    return replace(
-        one,
-        start=_pair(one.predictions, home.predictions, Role.START),
-        control=_pair(one.predictions, one.predictions, Role.CONTROL),
-        best=_pair(one.predictions, best.predictions, Role.DISTILLED) if one is not best else None,
-    )
-
-
-def _pair(new: RunPredictions, old: RunPredictions, role: str) -> Paired | None:
-    """The distilled student against another run's model; None where there is none on the same images."""
-    if role not in old.roles or not np.array_equal(new.ids, old.ids):
-        return None
-    return paired(new.roles[Role.DISTILLED].first, old.roles[role].first, new.labels)
 
 
 def _ranked_record(one: Ranked) -> dict[str, Any]:

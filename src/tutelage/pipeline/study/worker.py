@@ -34,16 +34,16 @@ from optuna.trial import FrozenTrial, TrialState
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, write_json, write_text
 from tutelage.core.progress import Progress
-from tutelage.core.recipe import Recipe, dump_recipe, load_recipe
+from tutelage.core.recipe import load_recipe
 from tutelage.core.recipe_tree import flat, read_yaml, rename_keys
 from tutelage.core.run_dir import Run
 from tutelage.distillation.stop import Interrupted
-from tutelage.pipeline.run import distill
+from tutelage.pipeline.run import describe, distill
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.preflight import preflight
 from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.study.plan import Plan, value_of
-from tutelage.pipeline.study.ranking import Entry, Ranking, Reached, ranking
+from tutelage.pipeline.study.ranking import Entry, Figures, Ranking, Reached, ranking
 from tutelage.pipeline.versions import versions
 
 SEARCHED = "search"  # name of the trials that are no variant
@@ -94,7 +94,7 @@ def run_study(plan: Plan, root: Path, progress: Progress, command: str) -> Ranki
 
     Raises:
         TutelageError: bad input, or a study of another recipe.
-        Interrupted: asked to stop; the same call goes on.
+        Interrupted, KeyboardInterrupt: asked to stop; the same call goes on.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise TutelageError(
@@ -111,6 +111,7 @@ class _Worker:
     def __init__(self, plan: Plan, files: StudyFiles, progress: Progress, command: str) -> None:
         self.plan, self.files = plan, files
         self.progress, self.command = progress, command
+        self.figures = Figures()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             files.claims.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ class _Worker:
         run = Run(self.files.base)
         with FileLock(self.files.claims / "base.lock"):
             if not run.preflight.exists():
-                _begin(run, self.plan.base, self.command)
+                describe(run, self.plan.base, versions(self.command) | {"seeds": 1})
                 with run.held():
                     prepared = prepare(self.plan.base, run, self.progress, self.files.shared)
                     preflight(Fitted(prepared, fit_teachers(prepared), fit_head(prepared)))
@@ -262,12 +263,11 @@ class _Worker:
         words = ", ".join(f"{key}={value}" for key, value in claim.overrides.items()) or "as the base"
         self.progress.say(f"trial {claim.trial.number} ({claim.name}): {words}")
         try:
-            _begin(
-                run, self.plan.recipe(precision | claim.overrides | {"name": claim.directory}), self.command
-            )
+            recipe = self.plan.recipe(precision | claim.overrides | {"name": claim.directory})
+            describe(run, recipe, versions(self.command) | {"seeds": 1})
             distill(load_recipe(run.recipe), run, self.progress, self.files.shared)
             merit = _kept(run)[self.plan.base.selection.metric]
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             with self._alone():
                 claim.trial.set_user_attr("stops", claim.trial.user_attrs.get("stops", 0) + 1)
             raise
@@ -296,7 +296,9 @@ class _Worker:
         """Rank what is done so far, and write study.json and study.md."""
         with self._alone():
             entries = [self._entry(t) for t in self.study.get_trials(deepcopy=False)]
-            found = ranking(self.plan.name, self.plan.base.selection.metric, [e for e in entries if e])
+            found = ranking(
+                self.plan.name, self.plan.base.selection.metric, [e for e in entries if e], self.figures
+            )
             write_json(self.files.json, found.record())
             write_text(self.files.markdown, found.markdown())
         return found
@@ -348,13 +350,6 @@ def _mend(journal: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(journal, whole)
-
-
-def _begin(run: Run, recipe: Recipe, command: str) -> None:
-    """Make the run directory where it is not whole yet; its recipe comes last."""
-    if not run.recipe.exists():
-        write_json(run.versions, versions(command) | {"seeds": 1})
-        write_text(run.recipe, dump_recipe(recipe))
 
 
 def _kept(run: Run) -> dict[str, float]:
