@@ -1,4 +1,4 @@
-"""Where a run reports to: the protocol, and one that reports nothing."""
+"""Reporting of progress: the protocol, and an implementation that reports nothing."""
 
 from __future__ import annotations
 
@@ -8,54 +8,54 @@ from rich.console import RenderableType
 
 
 class Tabular(Protocol):
-    """What can be shown as a table."""
+    """Anything that can be shown as a table."""
 
     def rich(self) -> RenderableType:
-        """For a terminal."""
+        """The table for a terminal."""
 
     def records(self) -> list[dict[str, Any]]:
-        """For a machine."""
+        """The rows as JSON values."""
 
 
 class Progress(Protocol):
-    """Where a run reports to."""
+    """Receives what a run reports."""
 
     def say(self, text: str) -> None:
-        """One line of plain words."""
+        """Show one line of text."""
 
     def begin(self, stage: str, steps: int) -> None:
-        """A stage starts that has so many steps in all."""
+        """Begin a stage of so many steps."""
 
     def step(self, losses: dict[str, float], images: int) -> None:
-        """A step is done; losses are running means of the epoch, images the step's."""
+        """Count a finished step; losses are running means of the epoch, images those of the step."""
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch's row of metrics.jsonl."""
+        """Show an epoch's row of metrics.jsonl."""
 
     def end(self) -> None:
-        """The stage is over."""
+        """End the stage."""
 
     def table(self, table: Tabular) -> None:
-        """The final table."""
+        """Show the final table."""
 
 
 class Silent:
-    """Reports nothing."""
+    """Ignores all reports."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def begin(self, stage: str, steps: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def step(self, losses: dict[str, float], images: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def table(self, table: Tabular) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""What a teacher's soft targets say beyond the label, and how sure the teacher is of itself."""
+"""Entropy, confidence and calibration of a teacher's soft targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDEST = 3.0  # natural logarithm of the highest temperature tried, and minus th
 
 
 def entropy(logits: Tensor, temperature: float) -> float:
-    """Mean entropy in nats of softened targets (N, C); near 0: they say no more than labels do."""
+    """Mean entropy in nats of softened targets (N, C); near 0, they contain no more than the labels."""
     return float(torch.special.entr(torch.softmax(logits / temperature, dim=1)).sum(1).mean())
 
 
@@ -24,7 +24,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature at which logits (N, C) have the lowest NLL on labels (N,); -1: not labelled, left out.
 
     Temperature scaling (Guo et al. 2017, "On calibration of modern neural networks"). Below 1 the model is
-    less sure than it is right, as after label smoothing, mixup or BCE; above 1 it is over-confident.
+    under-confident, as after label smoothing, mixup or BCE; above 1 it is over-confident.
     """
     labelled = labels >= 0
     known, truth = logits[labelled].double(), labels[labelled]

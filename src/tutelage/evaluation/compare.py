@@ -1,4 +1,4 @@
-"""Any models side by side: what they cost, how fast they are, and how good on labelled images."""
+"""Compare any models: size, speed, and quality on labelled images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from tutelage.models.source import Model
 
 COUNTED = "size is that of parameters and buffers, in MiB (2^20 bytes); MACs are counted by torch.utils.flop_counter"
 Answer = Callable[[Model, BadImages], Predictions]
-CHANGE = "below each figure: against the first model, as a factor (above 1x is better) or a difference"
+CHANGE = (
+    "below each figure: its change against the first model, a factor (above 1x is better) or a difference"
+)
 
 
 def compare(
@@ -40,15 +42,15 @@ def compare(
     """Measure models in turns, each with its own resolution, crop and normalisation.
 
     Args:
-        specs: NAME@WEIGHTS each; the first is the one that the others are held against.
+        specs: NAME@WEIGHTS each; the others are compared with the first.
         data: KIND:WHERE of labelled images; None: no quality.
         batch_size: of the throughput.
         threads: of the CPU; None: PyTorch's choice.
         device: ``cpu`` or ``cuda``; None: the best there is.
-        say: told what is done next, a line each.
+        say: receives a line before each step.
 
     Raises:
-        TutelageError: a model, the data or the device is not there.
+        TutelageError: a model, the data or the device cannot be found.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -60,7 +62,7 @@ def compare(
 
 
 def sized_row(model: Model) -> Row:
-    """The row of a PyTorch model, with what it costs."""
+    """The row of a PyTorch model, with its size and MACs."""
     row = Row(model.spec, origin=model.origin)
     return sized(row, model.module, model.input_spec.height, model.input_spec.width)
 
@@ -84,7 +86,7 @@ def evaluate(
         batch_size: of the throughput.
         device: ``cpu`` or ``cuda``; None: the best there is.
         answer: gives a model's logits on the part; None: `predict_logits` does.
-        say: told what is done next, a line each.
+        say: receives a line before each step.
     """
     runtime = Runtime.start(device)
     say("timing the models in turns")
@@ -124,7 +126,7 @@ def _speed_note(row: Row) -> str:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Labels and a model's answers, in class numbers that all models share."""
+    """Labels and a model's predictions, in class numbers that all models share."""
 
     labels: np.ndarray
     classes: np.ndarray
@@ -164,12 +166,14 @@ def _head_index(model: Model, subset: Subset | None) -> tuple[np.ndarray | None,
     if not model.pretrained:
         return None, "the weights are random (@none)"
     if subset is None:
-        return None, "no data was given; name labelled images with --data KIND:WHERE"
+        return None, "no images were given; add labelled images with --data KIND:WHERE"
     if not (subset.labels >= 0).any():
         return None, f"the images of {subset.images.name} have no labels"
     size = len(subset.classes)
     if model.class_ids is None and model.num_classes == size:
-        return np.arange(size), f"{model.spec} does not name its classes: taken in the data's sorted order"
+        return np.arange(
+            size
+        ), f"{model.spec} does not name its classes; they are assumed to be in the data's sorted order"
     if model.class_ids is None:
         return None, f"the head has {model.num_classes} unnamed classes, {subset.images.name} has {size}"
     index = map_classes(subset.classes, model.class_ids)
@@ -178,7 +182,7 @@ def _head_index(model: Model, subset: Subset | None) -> tuple[np.ndarray | None,
     foreign = next((name for name in subset.classes if name not in model.class_ids), "")
     return None, (
         f"the head's {model.num_classes} classes are not those of {subset.images.name} (such as {foreign!r}); "
-        "distil or fit it on this data first"
+        "distil it or fit it to this data first"
     )
 
 
@@ -221,7 +225,9 @@ def _quality_notes(rows: Sequence[Row], subset: Subset | None) -> list[str]:
     ]
     missed = len(subset) - (measured.n or 0)
     if missed:
-        notes.append(f"{missed:,} of its {len(subset):,} images are unlabelled or cannot be decoded")
+        notes.append(
+            f"{missed:,} of its {len(subset):,} images have no label or cannot be decoded, and are left out"
+        )
     return [*notes, *(_paired_note(row.name, row.paired) for row in rows if row.paired)]
 
 

@@ -1,4 +1,4 @@
-"""Which classes a new model loses or wins against an old one."""
+"""Negative flips and corrections of a new model against an old one, by class."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def by_class(new: np.ndarray, old: np.ndarray, labels: np.ndarray) -> list[dict[
     """Negative flips and corrections of each class, the greatest net loss first.
 
     Args:
-        new: (N,) classes the new model says.
-        old: (N,) classes the old model says.
+        new: (N,) classes that the new model predicts.
+        old: (N,) classes that the old model predicts.
         labels: (N,) classes; -1: not labelled, left out.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How fast models are, timed in turns so that a machine's drift hits all of them alike."""
+"""Latency of models, timed in turns so that a machine's drift affects all of them alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one call, in milliseconds.
+    """Latency of a call, in milliseconds.
 
     Attributes:
         median_ms: the 50th percentile.
@@ -49,9 +49,9 @@ def alternating_latency(
 
     Args:
         calls: by name; each returns when its work is done (on a GPU it has to wait for it).
-        rounds: turns of each.
+        rounds: number of turns of each call.
         warmup: calls of each before the first round, which are not counted.
-        seconds: no further round is begun after so long, once three are timed.
+        seconds: no further round begins after this time, once three are timed.
         settling: untimed calls that begin a turn.
         burst: timed calls of a turn.
     """

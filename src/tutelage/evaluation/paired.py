@@ -1,4 +1,4 @@
-"""Two models on the same images: how sure is the difference between them."""
+"""The difference between two models on the same images, and how certain it is."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Paired:
 def paired(
     new: ArrayLike, old: ArrayLike, labels: ArrayLike, *, seed: int = 0, resamples: int = 10_000
 ) -> Paired:
-    """Compare two models' answers image by image.
+    """Compare two models' predictions image by image.
 
     The interval is the percentile bootstrap's over images (Efron 1979). A resample's difference depends only
     on how many flips and corrections it draws, so those are drawn from the multinomial that resampling n
@@ -80,12 +80,12 @@ def paired(
 def pooled(new: np.ndarray, old: np.ndarray, *, seed: int = 0, resamples: int = 10_000) -> dict[str, float]:
     """The mean difference over several trainings, its interval over images, and the spread between trainings.
 
-    Images are resampled, each with all of its trainings: answers of several seeds on one image are no
+    Images are resampled, each with all of its trainings: predictions of several seeds on one image are not
     independent evidence.
 
     Args:
         new: (S, N) bool, whether training s has image n right.
-        old: the same of the models it is held against.
+        old: the same of the models that it is compared with.
         seed: of the bootstrap.
         resamples: of the bootstrap.
 

@@ -1,4 +1,4 @@
-"""How good a classifier is on labelled images: accuracy and calibration."""
+"""Accuracy and calibration of a classifier on labelled images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Quality:
 
 
 def quality(logits: Tensor, labels: Tensor) -> Quality:
-    """Weigh logits against labels.
+    """Measure accuracy and calibration of logits against labels.
 
     Args:
         logits: (N, C), any float type; computed on in float32.
@@ -64,7 +64,7 @@ def quality(logits: Tensor, labels: Tensor) -> Quality:
 
 
 def _percent(share: Tensor, n: int) -> float:
-    """Of a float32 share of n images, exactly."""
+    """The exact percentage that a float32 share of n images stands for."""
     return 100 * round(share.item() * n) / n
 
 
@@ -74,6 +74,6 @@ def over_classes(logits: Tensor, head_index: Tensor) -> Tensor:
 
 
 def merit(val: Mapping[str, float], metric: str) -> tuple[float, float]:
-    """By which figures on val are ranked; what is not a number is worst of all."""
+    """The key by which students are ranked on val, higher is better; NaN is worst."""
     top1, nll = (-math.inf if math.isnan(value) else value for value in (val["top1"], -val["nll"]))
     return (top1, nll) if metric == "top1" else (nll, top1)

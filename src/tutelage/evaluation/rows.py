@@ -1,4 +1,4 @@
-"""Rows of the table, filled measurement by measurement."""
+"""Measurements that fill the rows of the table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPEED = ("latency_ms", "images_per_s")
 
 
 def sized(row: Row, module: nn.Module, height: int, width: int) -> Row:
-    """With bytes, parameters and MACs at (height, width) pixels."""
+    """Add size, parameters and MACs at (height, width) pixels to a row."""
     return replace(
         row,
         resolution=height,
@@ -32,7 +32,7 @@ def sized(row: Row, module: nn.Module, height: int, width: int) -> Row:
 def timed(
     rows: Sequence[Row], singles: Sequence[Call], batches: Sequence[Call], batch_size: int, **conditions: Any
 ) -> list[Row]:
-    """With latency and throughput, all rows timed in turns.
+    """Add latency and throughput to rows, all timed in turns.
 
     Args:
         rows: in the order of the calls.
@@ -70,7 +70,7 @@ def timed(
 
 
 def graded(row: Row, logits: Tensor, labels: Tensor, head_index: Tensor) -> Row:
-    """With accuracy and calibration over all of the head's classes, and accuracy over the data's.
+    """Add accuracy and calibration over all classes of the head, and accuracy over those of the data.
 
     Args:
         row: of the model.
@@ -88,6 +88,6 @@ def graded(row: Row, logits: Tensor, labels: Tensor, head_index: Tensor) -> Row:
 
 
 def without(row: Row, figures: Sequence[str], why: str) -> Row:
-    """With the reason why figures are absent."""
+    """Add the reason why figures are absent to a row."""
     reasons: Mapping[str, str] = dict.fromkeys(figures, why)
     return replace(row, why={**row.why, **reasons})

@@ -1,4 +1,4 @@
-"""How big a network is: bytes, parameters, multiply-accumulates."""
+"""Size of a network: bytes, parameters, multiply-accumulates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table: what models cost and what they are worth, and the change against the first of them."""
+"""The table of models: size, speed and quality, each with its change against the first model."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from tutelage.evaluation.paired import Paired
 
 ABSENT = "–"
 ACROSS = 4  # models that fit side by side into 80 columns
-LIKE = {"size_mb": "size", "latency_ms": "latency", "images_per_s": "images/s"}  # that are held like for like
+LIKE = {"size_mb": "size", "latency_ms": "latency", "images_per_s": "images/s"}  # also compared like for like
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model's figures; those that are None have their reason in `why`, by the figure's name.
+    """One model's figures. A figure that is None has its reason in `why`, by its name.
 
     Attributes:
         model: NAME@WEIGHTS, or a deployed file's name.
         role: in a run (``teacher``, ``start``, ``control``, ``distilled``, ``onnx``...); else empty.
-        origin: where the weights are from.
-        resolution: height of its images, pixels.
+        origin: where the weights come from.
+        resolution: height of its input images, in pixels.
         size_mb: parameters and buffers, or the file, in MiB (2^20 bytes).
         params_m: parameters in millions.
         gmacs: multiply-accumulates of an image in 10^9.
-        latency_ms: one image: median.
-        latency_p10: one image: 10th percentile, ms.
-        latency_p90: one image: 90th percentile, ms.
-        images_per_s: in batches.
+        latency_ms: of one image, median, in ms.
+        latency_p10: of one image, 10th percentile, in ms.
+        latency_p90: of one image, 90th percentile, in ms.
+        images_per_s: throughput in batches.
         top1: percent, over all of the head's classes.
         top5: percent, over all of the head's classes.
         nll: nats, over all of the head's classes.
         ece: percent, over all of the head's classes.
         top1_data: percent, over the data set's classes only; None, without a why, where these are the head's.
         top5_data: percent, over the data set's classes only.
-        n: labelled images measured on.
-        paired: against the first row, on the same images.
+        n: number of labelled images that quality was measured on.
+        paired: comparison with the first row on the same images.
         like: factors of a deployed file against the first model in the same runtime and precision, by figure:
-            what a smaller network gains, without what the runtime gains.
+            the gain of a smaller network, without that of the runtime.
         why: reasons of absent figures.
         conditions: of the measurement: device, threads, batch size, data.
     """
@@ -76,12 +76,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What the row is called: its role, else its model."""
+        """The row's name in the table: its role, else its model."""
         return self.role or self.model
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """The inverse of an entry of `Table.records`; what it does not know is passed over."""
+        """The inverse of an entry of `Table.records`; unknown keys are ignored."""
         known = {key: value for key, value in values.items() if key in cls.__dataclass_fields__}
         if known.get("paired"):
             known["paired"] = Paired(**known["paired"])
@@ -90,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the table: how it is written, and what its change against the first row is."""
+    """How a figure of the table is written, and how its change against the first row is expressed."""
 
     key: str
     title: str
@@ -114,7 +114,7 @@ FIGURES = (
 
 
 def change(figure: Figure, row: Row, first: Row) -> float | None:
-    """Of a row against the first: a factor (above 1 is better), a difference, or None where one is absent."""
+    """A row's change against the first: a factor (above 1 is better), a difference, or None where one is absent."""
     mine, theirs = _value(row, figure.key), _value(first, figure.key)
     if mine is None or theirs is None:
         return None
@@ -125,20 +125,20 @@ def change(figure: Figure, row: Row, first: Row) -> float | None:
 
 
 def factors(row: Row, first: Row) -> dict[str, float]:
-    """For `Row.like`: of size and speed, those that both rows have."""
+    """The factors of size and speed that both rows have, for `Row.like`."""
     found = {f.key: change(f, row, first) for f in FIGURES if f.key in LIKE}
     return {key: factor for key, factor in found.items() if factor is not None}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, the first being the one that the others are held against, and lines to stand below them."""
+    """Rows, of which the others are compared with the first, and notes below them."""
 
     rows: Sequence[Row]
     notes: Sequence[str] = ()
 
     def records(self) -> list[dict[str, Any]]:
-        """Rows as JSON values: absent figures are null, with ``why``; ``change`` is against the first row."""
+        """Rows as JSON values; absent figures are null, ``why`` has the reason, ``change`` is against the first row."""
         return [self._record(row) for row in self.rows]
 
     def csv(self) -> str:
@@ -153,7 +153,7 @@ class Table:
         return out.getvalue()
 
     def markdown(self) -> str:
-        """A table in GitHub's Markdown, figures down and models across, with notes below."""
+        """A table in GitHub's Markdown: a row per figure and a column per model, with notes below."""
         names = [row.name.replace("|", "\\|") for row in self.rows]
         lines = [_line(["", *names]), _line(["---", *["---:"] * len(names)])]
         for title, cells in self._grid(" ({})"):
@@ -161,7 +161,7 @@ class Table:
         return "\n".join([*lines, *(f"\n{note}" for note in self.footnotes())]) + "\n"
 
     def rich(self) -> RenderableType:
-        """For a terminal: figures down and models across, so many a table."""
+        """For a terminal: a row per figure and a column per model, in tables of at most `ACROSS` models."""
         grid = list(self._grid("\n{}"))
         tables = []
         for begin in range(0, len(self.rows), ACROSS):
@@ -171,7 +171,7 @@ class Table:
         return Group(*tables, *(Text(note, style="dim") for note in self.footnotes()))
 
     def footnotes(self) -> list[str]:
-        """The notes, and why figures are absent, each reason once."""
+        """The notes, and the reasons why figures are absent, each once."""
         reasons: dict[str, dict[str, list[str]]] = {}
         for row in self.rows:
             for figure in FIGURES:
@@ -191,7 +191,7 @@ class Table:
         return record | {"why": why, "change": changes}
 
     def _grid(self, pattern: str) -> Iterator[tuple[str, list[str]]]:
-        """(title, cell of each row) of the figures that some row has, or misses for a reason."""
+        """(title, cell of each row) of each figure that a row has, or lacks for a stated reason."""
         if any(row.resolution for row in self.rows):
             yield "resolution, px", [str(row.resolution or ABSENT) for row in self.rows]
         for figure in FIGURES:

@@ -1,4 +1,4 @@
-"""What a person (Rich) or a program (JSON lines) sees while a run goes on."""
+"""Progress of a run, shown to a person (Rich) or to a program (JSON lines)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tutelage.core.progress import Progress, Silent, Tabular
 STAGE_WORDS = {
     "teacher-fit": "fitting the teacher",
     "images": "decoding images",
-    "targets": "teacher's targets",
+    "targets": "computing the teacher's targets",
     "head-fit": "fitting the student's head",
-    "control": "labels-only control",
+    "control": "training the labels-only control",
     "distill": "distilling",
 }
 
@@ -47,30 +47,30 @@ def open_progress(kind: str) -> Progress:
 
 
 class JsonLines(Silent):
-    """A JSON object a line on standard output: messages, stages and epochs."""
+    """Writes messages, stages, epochs and the table to standard output, one JSON object per line."""
 
     def _write(self, event: str, **fields: Any) -> None:
         print(json.dumps({"event": event, **fields}), file=sys.stdout, flush=True)
 
     def say(self, text: str) -> None:
-        """As `{"event": "message"}`."""
+        """Write `{"event": "message"}`."""
         self._write("message", text=text)
 
     def begin(self, stage: str, steps: int) -> None:
-        """As `{"event": "stage"}`."""
+        """Write `{"event": "stage"}`."""
         self._write("stage", stage=stage, steps=steps)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """As `{"event": "epoch"}` with the row's fields."""
+        """Write `{"event": "epoch"}` with the fields of the row."""
         self._write("epoch", **row)
 
     def table(self, table: Tabular) -> None:
-        """As `{"event": "table"}` with its rows."""
+        """Write `{"event": "table"}` with its rows."""
         self._write("table", rows=table.records())
 
 
 class Bars:
-    """A bar a stage with images/s, time left and each loss term; a line an epoch."""
+    """Shows a bar per stage (images/s, time left, each loss term) and a line per epoch."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -79,11 +79,11 @@ class Bars:
         self.images = 0.0
 
     def say(self, text: str) -> None:
-        """Above the bar."""
+        """Print a line above the bar."""
         self.console.print(text, highlight=False, markup=False)
 
     def begin(self, stage: str, steps: int) -> None:
-        """A new bar."""
+        """Start a new bar."""
         self.bars = RichBars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -98,7 +98,7 @@ class Bars:
         self.bars.start()
 
     def step(self, losses: dict[str, float], images: int) -> None:
-        """The bar goes on."""
+        """Advance the bar."""
         if self.bars is None:
             return
         self.images += images
@@ -108,7 +108,7 @@ class Bars:
         self.bars.update(self.task, advance=1, rate=rate, losses=terms)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """One line above the bar."""
+        """Print the epoch's figures in a line above the bar."""
         terms = "  ".join(f"{name} {value:.3f}" for name, value in row["loss"].items() if value is not None)
         ema = f" (EMA {row['ema_val']['top1']:.2f})" if row["ema_val"] else ""
         words = STAGE_WORDS.get(row["stage"], row["stage"])
@@ -118,11 +118,11 @@ class Bars:
         )
 
     def end(self) -> None:
-        """The bar goes."""
+        """Remove the bar."""
         if self.bars is not None:
             self.bars.stop()
             self.bars = None
 
     def table(self, table: Tabular) -> None:
-        """As a Rich table."""
+        """Print the table."""
         self.console.print(table.rich())

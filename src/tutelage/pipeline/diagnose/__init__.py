@@ -1,4 +1,4 @@
-"""What went wrong or right in a run: findings, each with its evidence and the recipe keys to try."""
+"""Diagnosis of a run: findings, each with its evidence and the recipe keys to try."""
 
 from tutelage.pipeline.diagnose.diagnosis import diagnose
 from tutelage.pipeline.diagnose.figures import Figures, Finding, Severity, Try, lines

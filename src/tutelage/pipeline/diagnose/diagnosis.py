@@ -1,4 +1,4 @@
-"""All that is looked for."""
+"""All checks of a diagnosis, and their order."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def diagnose(figures: Figures) -> list[Finding]:
 
 
 def _without(finding: Finding, present: Mapping[str, Any]) -> Finding:
-    """Nothing is to be tried that the recipe has already."""
+    """Leave out what the recipe has already."""
     new = [t for t in finding.attempts if present.get(t.key) != read_value(t.value)]
     return replace(finding, attempts=tuple(new))

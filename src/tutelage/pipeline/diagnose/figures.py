@@ -1,4 +1,4 @@
-"""What a diagnosis is made from, and what it is made of."""
+"""The input of a diagnosis (figures of a run) and its output (findings)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tutelage.evaluation.verdict import OPPONENTS, outcome
 
 Severity = Literal["problem", "note", "good"]
 ABLE = 2.0  # times chance
-STILL = 0.5  # points of top-1: less is no movement
+STILL = 0.5  # points of top-1: a smaller change counts as none
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Try:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a run's figures show.
+    """One thing that the figures of a run show.
 
     Attributes:
         name: of the finding, the same in every run.
@@ -51,7 +51,7 @@ class Finding:
     epoch: int | None = None
 
     def record(self) -> dict[str, Any]:
-        """For diagnosis.json."""
+        """The finding as diagnosis.json holds it."""
         return {
             "name": self.name,
             "severity": self.severity,
@@ -85,7 +85,7 @@ class Figures:
 
     @classmethod
     def of(cls, run: Run) -> Figures:
-        """Those of a run that was measured.
+        """Read the figures of a run that was measured.
 
         Raises:
             TutelageError: a file is missing or damaged.
@@ -104,7 +104,7 @@ class Figures:
         return [row for row in self.rows if row["stage"] == name]
 
     def row(self, role: str) -> Mapping[str, Any]:
-        """Of the final table."""
+        """A role's row of the final table; empty where it is not there."""
         return next((row for row in self.comparison["rows"] if row["role"] == role), {})
 
     def start_val(self) -> Mapping[str, Any]:
@@ -146,18 +146,18 @@ class Figures:
 
     @property
     def able(self) -> bool:
-        """Whether the start could do it already, so that there is something to lose."""
+        """Whether the start is well above chance already, so that training can lose something."""
         return bool(self.start_val()["top1"] > ABLE * self.preflight["chance_top1"])
 
     @property
     def still(self) -> float:
-        """Points of top-1 on val that are no movement: half a point, or two images of a small val."""
+        """Points of top-1 on val that count as no change: half a point, or two images of a small val."""
         images = (self.preflight.get("val") or {}).get("n")
         return max(STILL, 200 / images) if images else STILL
 
     @property
     def classes(self) -> int:
-        """Of the heads."""
+        """Number of classes of the heads."""
         return round(100 / self.preflight["chance_top1"])
 
 
@@ -168,7 +168,7 @@ def evidence_of(pair: Paired, prefix: str = "") -> dict[str, Any]:
 
 
 def interval(pair: Paired) -> str:
-    """In words."""
+    """A paired difference in words."""
     return f"{pair.difference:+.2f} points, 95% interval {pair.low:+.2f} to {pair.high:+.2f}"
 
 

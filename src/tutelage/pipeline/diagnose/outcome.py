@@ -1,4 +1,4 @@
-"""Findings about what came of it, on val and on test."""
+"""Findings about the result, on val and on test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMED = 5  # classes named in a sentence
 
 
 def seen_val(figures: Figures) -> Iterator[Finding]:
-    """The start is far better on val than on test: pretraining saw val's images, or val is easier."""
+    """The start is far better on val than on test: pretraining has seen val's images, or val is easier."""
     val, test = figures.start_val(), figures.row(Role.START)
     n = (figures.preflight.get("val") or {}).get("n")
     if not n or not test.get("n"):
@@ -31,19 +31,20 @@ def seen_val(figures: Figures) -> Iterator[Finding]:
     yield Finding(
         "val seen in pretraining",
         "problem",
-        f"The start has {val['top1']:.2f} top-1 on val and {test['top1']:.2f} on test: pretraining saw val's images, "
-        "or val is easier. On images it knows by heart every step looks like a loss, so the choice leans to the start.",
+        f"The starting student has {val['top1']:.2f}% top-1 on val, but {test['top1']:.2f}% on test: its pretraining "
+        "has probably seen val's images, or val is easier than test. Training then looks harmful on val, so that model "
+        "selection favours the start.",
         {"start_val_top1": val["top1"], "start_test_top1": test["top1"], "gap": gap, "standard_error": error}
         | _gap_of_kept(figures, test),
         (
-            Try("data.val", "images that pretraining has not seen", "the choice is made on val"),
-            Try("selection.metric", "nll", "it moves where top-1 stands still"),
+            Try("data.val", "images that pretraining has not seen", "models are selected on val"),
+            Try("selection.metric", "nll", "NLL still changes where top-1 does not"),
         ),
     )
 
 
 def misled_choice(figures: Figures) -> Iterator[Finding]:
-    """Kept because better on val, yet surely worse on test."""
+    """The student was selected on val, but is significantly worse than its start on test."""
     pair = figures.against(Role.DISTILLED, Role.START)
     if pair is None or outcome(pair) != "worse":
         return
@@ -51,62 +52,64 @@ def misled_choice(figures: Figures) -> Iterator[Finding]:
     yield Finding(
         "worse on test than on val",
         "problem",
-        f"The kept student ({figures.candidates['kept']}) is no worse than the start on val but is on test "
-        f"({interval(pair)}): val is too small or unlike test.",
+        f"The kept student ({figures.candidates['kept']}) is not worse than its start on val, but it is on test "
+        f"({interval(pair)}): val is too small, or its images differ from those of test.",
         {"val_n": n, **evidence_of(pair)},
         (
-            Try("data.val_fraction", "0.2", "more images to choose by"),
-            Try("selection.metric", "nll", "less luck than in top-1"),
+            Try("data.val_fraction", "0.2", "more images to select models on"),
+            Try("selection.metric", "nll", "NLL is less noisy than top-1"),
         ),
     )
 
 
 def harmful_teacher(figures: Figures) -> Iterator[Finding]:
-    """Labels alone brought more."""
+    """The labels-only control is significantly better than the distilled student."""
     pair = figures.against(Role.DISTILLED, Role.CONTROL)
     if pair is None or outcome(pair) != "worse":
         return
     yield Finding(
         "the teacher does harm",
         "problem",
-        f"Labels alone brought more than the teacher did: distilled against control {interval(pair)}.",
+        f"The distilled student is significantly worse than the labels-only control ({interval(pair)}): learning from "
+        "this teacher, as configured, does harm.",
         evidence_of(pair),
         (
-            Try("loss.label_weight", "1.0", "more of what helped"),
-            Try("loss.temperature", "1", "targets as the teacher means them"),
-            Try("teacher.resolution", "best", "a better teacher"),
+            Try("loss.label_weight", "1.0", "the labels helped more than the teacher"),
+            Try("loss.temperature", "1", "the teacher's own probabilities as targets"),
+            Try("teacher.resolution", "best", "the teacher may be better at another resolution"),
         ),
     )
 
 
 def gain(figures: Figures) -> Iterator[Finding]:
-    """What distilling brought, where it is sure."""
+    """What distillation gained, where it is significant."""
     control, start = (figures.against(Role.DISTILLED, role) for role in (Role.CONTROL, Role.START))
     if control is not None and outcome(control) == "better":
         yield Finding(
             "gain from the teacher",
             "good",
-            f"The teacher brought more than labels alone: {interval(control)} against the control.",
+            f"The distilled student is significantly better than the labels-only control ({interval(control)}): "
+            "this is what the teacher added.",
             evidence_of(control),
         )
     if start is not None and outcome(start) == "better" and "start" in figures.opponents:
         yield Finding(
             "gain over the start",
             "good",
-            f"The kept student is better than its start: {interval(start)}.",
+            f"The kept student is significantly better than its start ({interval(start)}).",
             evidence_of(start),
         )
 
 
 def forgetting(figures: Figures) -> Iterator[Finding]:
-    """Images that the start had right and training lost, more than it won; or whole classes of them."""
+    """Training lost more correct answers of the start than it gained, or lost whole classes."""
     if not figures.able:
         return
     lost = figures.training("against_start")
     if lost:
         trained = Paired(**{name: lost[name] for name in Paired.__dataclass_fields__})
         if outcome(trained) == "worse":
-            what = f"The trained student ({lost['candidate']}) forgot on val"
+            what = f"The trained student ({lost['candidate']}) has forgotten what its start knew, on val"
             yield _forgotten(figures, what, trained, lost["classes"], "val")
     pair = figures.against(Role.DISTILLED, Role.START)
     if pair is None or not pair.negative_flips:
@@ -117,11 +120,11 @@ def forgetting(figures: Figures) -> Iterator[Finding]:
     surely = [c for c in classes if c["p"] < ALPHA / len(classes)]
     if surely and outcome(pair) != "worse":
         named = [{**c, "class": predictions.classes[c["class"]]} for c in surely]
-        yield _forgotten(figures, "The kept student lost whole classes on test", pair, named, "test")
+        yield _forgotten(figures, "The kept student has lost some classes on test", pair, named, "test")
 
 
 def unexplained(figures: Figures, found: Sequence[Finding]) -> list[Finding]:
-    """No gain, and nothing of the above is the matter: said openly."""
+    """There is no significant gain, and no other finding explains it."""
     role = next((role for role in figures.opponents if role != Role.TEACHER), None)
     pair = figures.against(Role.DISTILLED, role) if role else None
     if not role or not pair or outcome(pair) == "better" or any(f.severity == "problem" for f in found):
@@ -131,13 +134,21 @@ def unexplained(figures: Figures, found: Sequence[Finding]) -> list[Finding]:
         Finding(
             "no gain",
             "note",
-            f"No gain over {OPPONENTS[role]} is shown ({interval(pair)}; kept: {kept}), and none of the known causes "
-            "is seen in the figures.",
+            f"No significant gain over {OPPONENTS[role]} is shown ({interval(pair)}; kept: {kept}), and the figures "
+            "show none of the known causes.",
             {"kept": kept, **evidence_of(pair)},
             (
-                Try("train.lr", f"{figures.recipe.train.lr / 3:.0e}", "smaller steps from a good start"),
-                Try("train.epochs", str(2 * figures.recipe.train.epochs), "patience (Beyer 2022)"),
-                Try("preflight.probe_resolutions", "true", "a better resolution for the teacher"),
+                Try(
+                    "train.lr",
+                    f"{figures.recipe.train.lr / 3:.0e}",
+                    "smaller steps keep more of a good start",
+                ),
+                Try(
+                    "train.epochs",
+                    str(2 * figures.recipe.train.epochs),
+                    "long schedules pay off in distillation (Beyer 2022)",
+                ),
+                Try("preflight.probe_resolutions", "true", "shows whether another resolution is better"),
             ),
         )
     ]
@@ -153,26 +164,26 @@ def _forgotten(
     worst = ", ".join(f"{c['class']} ({c['negative_flips']} of {c['n']})" for c in classes[:NAMED])
     attempts = []
     if not figures.recipe.train.l2_sp:
-        attempts.append(Try("train.l2_sp", "1e-3", "a pull to the starting weights (Li 2018)"))
+        attempts.append(Try("train.l2_sp", "1e-3", "decay towards the starting weights (Li 2018)"))
     attempts.append(Try("train.lr", f"{figures.recipe.train.lr / 3:.0e}", "smaller steps"))
     if not figures.recipe.train.frozen_batchnorm:
-        attempts.append(Try("train.frozen_batchnorm", "true", "keep the statistics of the start"))
+        attempts.append(Try("train.frozen_batchnorm", "true", "keep the start's BatchNorm statistics"))
     if figures.recipe.loss.label_weight:
         attempts.append(
-            Try("loss.label_weight", "0", "a teacher that knows the lost classes reminds of them")
+            Try("loss.label_weight", "0", "the teacher's targets remind the student of these classes")
         )
     return Finding(
         "forgetting",
         "problem" if outcome(pair) == "worse" else "note",
-        f"{what}: {pair.negative_flips} images the start had right are lost, {pair.corrections} are "
-        f"won; most are lost in {worst}.",
+        f"{what}: {pair.negative_flips} images that the start classified correctly are now wrong, and "
+        f"{pair.corrections} are newly correct. The most affected classes are {worst} (images newly wrong).",
         {"part": part, "classes": [dict(c) for c in classes[:NAMED]], **evidence_of(pair)},
         tuple(attempts),
     )
 
 
 def _gap_of_kept(figures: Figures, start_test: Mapping[str, Any]) -> dict[str, float]:
-    """What val and test say of the same change: they part where val is known by heart."""
+    """The kept student's gain on val and on test: they differ where pretraining has seen val."""
     kept = figures.candidate(figures.candidates["kept"])
     test = figures.row(Role.DISTILLED)
     if kept is None or "top1" not in test:

@@ -13,10 +13,10 @@ from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import outcome
 from tutelage.pipeline.diagnose.figures import Figures, Finding, Severity, Try, evidence_of, interval
 
-LITTLE = 1.0  # points of lead that no student can show the tenth of
+LITTLE = 1.0  # points of top-1; of so small a lead a student can show almost nothing
 SATURATED = 0.05  # share of the greatest entropy, log C
 OUTSIDE = 10.0  # percent of a teacher's answers that are classes which the data does not have
-UNDERCONFIDENT = 0.9  # best temperature of a teacher that is less sure than it is right
+UNDERCONFIDENT = 0.9  # a best temperature below this is that of an under-confident teacher
 FAR = 20.0  # points
 MARGIN = 3.0  # points of confidence below accuracy
 SCALE_FREE = {
@@ -26,28 +26,38 @@ SCALE_FREE = {
 
 
 def no_headroom(figures: Figures) -> Iterator[Finding]:
-    """The teacher is hardly better than the student was."""
+    """The teacher is hardly better than the starting student."""
     pair = figures.against(Role.TEACHER, Role.START)
     if pair is None or (outcome(pair) == "better" and pair.high > LITTLE):
         return
     surely = pair.high <= LITTLE
     severity: Severity = "problem" if surely else "note"
     words = (
-        "There is no headroom: on this data the teacher is hardly better than the student was"
+        "There is no headroom: on this data the teacher is hardly better than the starting student"
         if surely
-        else "It is not sure that the teacher is better than the student was on this data"
+        else "It is uncertain whether the teacher is better than the starting student on this data"
     )
     attempts = [
-        Try("teacher.resolution", "best", "teachers are often best somewhat above their own resolution")
+        Try(
+            "teacher.resolution",
+            "best",
+            "many teachers are best somewhat above the resolution they were trained at",
+        )
     ]
     if not figures.stage("teacher-fit"):
-        attempts.append(Try("teacher.fit", "{epochs: 3}", "fit it to this data first"))
-    attempts.append(Try("teacher.model", "a larger one", "a student can close a part of the gap only"))
-    yield Finding("no headroom", severity, f"{words} ({interval(pair)}).", evidence_of(pair), tuple(attempts))
+        attempts.append(Try("teacher.fit", "{epochs: 3}", "fit the teacher to this data first"))
+    attempts.append(Try("teacher.model", "a larger one", "a student closes only a part of the gap"))
+    yield Finding(
+        "no headroom",
+        severity,
+        f"{words} ({interval(pair)}), so that the student can gain little from it.",
+        evidence_of(pair),
+        tuple(attempts),
+    )
 
 
 def unfitted_teacher(figures: Figures) -> Iterator[Finding]:
-    """A teacher that never saw this data: it names classes that are not there, or labels alone reach more."""
+    """A teacher that was not trained on this data: it predicts absent classes, or labels alone do better."""
     if any(row["stage"].startswith("teacher-fit") for row in figures.rows):
         return
     outside = _outside(figures)
@@ -57,38 +67,38 @@ def unfitted_teacher(figures: Figures) -> Iterator[Finding]:
         return
     words = []
     if outside >= OUTSIDE:
-        words.append(f"{outside:.0f}% of its answers on test are classes that the data does not have")
+        words.append(f"{outside:.0f}% of its predictions on test are classes that the data does not have")
     if beaten is not None and is_beaten:
-        words.append(f"labels alone brought the student past it ({interval(beaten)})")
+        words.append(f"the student trained with labels only is better than it ({interval(beaten)})")
     yield Finding(
         "teacher not fitted to the domain",
         "problem",
-        f"The teacher is not fitted to this data: {' and '.join(words)}.",
+        f"The teacher does not suit this data: {' and '.join(words)}.",
         {"outside_percent": outside, **(evidence_of(beaten, "control_") if beaten else {})},
         (
-            Try("teacher.fit", "{epochs: 3}", "fit it to this data's labels first"),
-            Try("loss.label_weight", "0.5", "labels hold against what it has wrong"),
+            Try("teacher.fit", "{epochs: 3}", "fit the teacher to this data's labels first"),
+            Try("loss.label_weight", "0.5", "labels correct what the teacher gets wrong"),
         ),
     )
 
 
 def contradicted_labels(figures: Figures) -> Iterator[Finding]:
-    """The training labels are not what a good teacher sees in the plain images."""
+    """A good teacher disagrees with the labels of the training images."""
     on_val, on_train = _on_val(figures), figures.preflight["teacher"].get("train")
     if on_train is None or not _far_below(on_train["top1"], on_val):
         return
     yield Finding(
         "labels contradict the teacher",
         "problem" if figures.recipe.loss.label_weight > 0 else "note",
-        f"The teacher has {on_val:.1f} top-1 on val, but {on_train['top1']:.1f} on {on_train['n']} plain training "
-        "images: their labels are wrong or shuffled, or they are of another kind.",
+        f"The teacher has {on_val:.1f}% top-1 on val, but {on_train['top1']:.1f}% on {on_train['n']} training images "
+        "without augmentation: the training labels are probably wrong or shuffled, or the images are of another kind.",
         {"train_top1": on_train["top1"], "val_top1": on_val, "train_n": on_train["n"]},
-        (Try("loss.label_weight", "0", "learn from the teacher alone"),),
+        (Try("loss.label_weight", "0", "learn from the teacher only, without these labels"),),
     )
 
 
 def hiding_views(figures: Figures) -> Iterator[Finding]:
-    """The teacher knows the training images but not the views made of them."""
+    """The teacher classifies the training images well, but not their augmented views."""
     seen = [
         t["top1"]
         for row in figures.stage("distill")
@@ -100,21 +110,21 @@ def hiding_views(figures: Figures) -> Iterator[Finding]:
     if not _far_below(mean(seen), on_train["top1"]):
         return
     view = figures.recipe.view
-    attempts = [Try("view.crop_scale", "[0.6,1.0]", "larger crops show more of it")]
-    attempts += [Try("view.flip", "0", "if left and right mean something")] if view.flip else []
-    attempts += [Try("view.rotation", "0", "if up and down mean something")] if view.rotation else []
+    attempts = [Try("view.crop_scale", "[0.6,1.0]", "larger crops show more of the object")]
+    attempts += [Try("view.flip", "0", "if left and right matter in your images")] if view.flip else []
+    attempts += [Try("view.rotation", "0", "if up and down matter in your images")] if view.rotation else []
     yield Finding(
         "views hide the object",
         "note",
-        f"The teacher is right on {on_train['top1']:.1f}% of the plain training images, but on {mean(seen):.1f}% of "
-        "the views that the student learns from: the augmentation hides or changes what they show.",
+        f"The teacher has {on_train['top1']:.1f}% top-1 on training images without augmentation, but {mean(seen):.1f}% "
+        "on the views that the student learns from: the augmentation hides or changes the object.",
         {"plain_top1": on_train["top1"], "views_top1": mean(seen)},
         tuple(attempts),
     )
 
 
 def saturated_teacher(figures: Figures) -> Iterator[Finding]:
-    """Targets on the training images that are nearly one-hot say no more than labels do."""
+    """Targets on the training images that are nearly one-hot contain little more than the labels."""
     seen = [row["targets"] for row in figures.stage("distill") if row.get("targets")]
     if not seen or not figures.recipe.loss.distils_with:
         return
@@ -123,25 +133,27 @@ def saturated_teacher(figures: Figures) -> Iterator[Finding]:
     if entropy >= limit:
         return
     temperature = soft_temperature(figures.recipe.loss)
-    attempts = [Try("loss.temperature", f"{2 * temperature:g}", "softer targets show how classes resemble")]
+    attempts = [
+        Try("loss.temperature", f"{2 * temperature:g}", "softer targets show which classes are similar")
+    ]
     if not figures.recipe.view.mixup:
-        attempts.append(Try("view.mixup", "0.8", "of mixed images no teacher is sure"))
+        attempts.append(Try("view.mixup", "0.8", "no teacher is certain about mixed images"))
     if figures.stage("teacher-fit"):
-        attempts.append(Try("teacher.fit.label_smoothing", "0.1", "a teacher that is less sure"))
-        attempts.append(Try("teacher.fit.epochs", "1", "a teacher that knows the images less by heart"))
+        attempts.append(Try("teacher.fit.label_smoothing", "0.1", "the teacher becomes less confident"))
+        attempts.append(Try("teacher.fit.epochs", "1", "the teacher memorises the training images less"))
     yield Finding(
         "saturated teacher",
         "note" if figures.gained else "problem",
-        f"The teacher is saturated: its targets on the training images have {entropy:.3f} nats of entropy at "
-        f"T={temperature:g} (of {math.log(figures.classes):.2f} possible; top class {sure:.1f}% sure), so that they "
-        "say little more than labels do.",
+        f"The teacher is over-confident on the training images: its targets have {entropy:.3f} nats of entropy at "
+        f"T={temperature:g} (of at most {math.log(figures.classes):.2f}; mean confidence {sure:.1f}%), so that they "
+        "contain little more than the labels.",
         {"entropy": entropy, "limit": limit, "confidence": sure, "temperature": temperature},
         tuple(attempts),
     )
 
 
 def flat_temperature(figures: Figures) -> Iterator[Finding]:
-    """A teacher that is unsure by its training (label smoothing, mixup, BCE) is softened still more."""
+    """A teacher that is under-confident by its training (label smoothing, mixup, BCE) is softened further."""
     recipe, teacher = figures.recipe.loss, figures.preflight["teacher"]["val"]
     best, sure = teacher.get("best_temperature"), teacher.get("confidence")
     temperature = soft_temperature(recipe)
@@ -154,9 +166,9 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
     yield Finding(
         "temperature too high for this teacher",
         severity,
-        f"T={temperature:g} is wrong for this teacher: it is less sure ({sure:.1f}%) than it is right "
-        f"({teacher['top1']:.1f}%), as after label smoothing or mixup, and best at T={best:.2f}; softened further its "
-        "targets say more about the smoothing than about the images.",
+        f"T={temperature:g} is too high for this teacher: it is under-confident (confidence {sure:.1f}%, accuracy "
+        f"{teacher['top1']:.1f}%), as after label smoothing or mixup, and calibrated best at T={best:.2f}. Softened "
+        "further, its targets carry less information about the images.",
         {
             "temperature": temperature,
             "best_temperature": best,
@@ -164,14 +176,18 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
             "top1": teacher["top1"],
         },
         (
-            Try("loss.temperature", "1", "the teacher's own softness is enough (Chandrasegaran 2022)"),
-            Try("loss.name", "dist", "it matches relations, not the scale of the logits (Huang 2022)"),
+            Try("loss.temperature", "1", "this teacher is soft enough already (Chandrasegaran 2022)"),
+            Try(
+                "loss.name",
+                "dist",
+                "DIST matches relations between classes, not the scale of the logits (Huang 2022)",
+            ),
         ),
     )
 
 
 def diverging_goals(figures: Figures) -> Iterator[Finding]:
-    """The student came nearer to the targets and lost accuracy by it: they lead away from the labels."""
+    """The loss on val fell while accuracy fell too: the targets lead away from the labels."""
     rows, start = figures.stage("distill"), figures.start_val()
     if not rows or not figures.able or "loss" not in start:
         return
@@ -182,14 +198,15 @@ def diverging_goals(figures: Figures) -> Iterator[Finding]:
     recipe = figures.recipe.loss
     attempts = []
     if soft_temperature(recipe) > 1:
-        attempts.append(Try("loss.temperature", "1", "weigh what the teacher is sure of"))
-    attempts.append(Try("teacher.resolution", "best", "a better teacher"))
-    attempts.append(Try("loss.name", "dist", "match relations between classes, not every logit"))
+        attempts.append(Try("loss.temperature", "1", "more weight on what the teacher is certain about"))
+    attempts.append(Try("teacher.resolution", "best", "the teacher may be better at another resolution"))
+    attempts.append(Try("loss.name", "dist", "match relations between classes, not every logit (Huang 2022)"))
     yield Finding(
         "goal and accuracy part",
         "problem",
-        f"What is minimised and what is wanted part ways: on val the loss fell from {start['loss']:.3f} to "
-        f"{last['loss']:.3f} while top-1 fell from {start['top1']:.2f} to {last['top1']:.2f}.",
+        f"The loss and the accuracy disagree: on val the loss fell from {start['loss']:.3f} to "
+        f"{last['loss']:.3f} while top-1 also fell, from {start['top1']:.2f}% to {last['top1']:.2f}%. "
+        "A better match of the targets does not make the student better here.",
         {
             "start_loss": start["loss"],
             "last_loss": last["loss"],
@@ -210,7 +227,7 @@ def _far_below(top1: float, other: float) -> bool:
 
 
 def _outside(figures: Figures) -> float:
-    """Percent of the teacher's answers on test that are no class of the test images."""
+    """Percent of the teacher's predictions on test that are not a class of the test images."""
     predictions = figures.predictions
     if Role.TEACHER not in predictions.roles:
         return 0.0

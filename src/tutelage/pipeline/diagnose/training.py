@@ -9,7 +9,7 @@ from tutelage.core.recipe import Recipe
 from tutelage.pipeline.diagnose.figures import Figures, Finding, Severity, Try
 from tutelage.pipeline.diagnose.teaching import contradicted_labels
 
-PATIENCE = 2  # epochs after the best that have to pass before it counts as over
+PATIENCE = 2  # epochs that must follow the best one before it counts as the turning point
 LEARNED = 0.05  # share by which the training loss has to fall meanwhile
 FALL = 2.0  # points of top-1 lost in the first epoch: more than a gentle lr costs a pretrained start
 IMPROVING = 0.01  # share by which the loss on val still falls
@@ -17,7 +17,7 @@ DRIFT = 0.1  # standard deviations that running means have moved
 
 
 def overfitting(figures: Figures) -> Iterator[Finding]:
-    """The training loss falls while val stands still."""
+    """The training loss falls while the student no longer improves on val."""
     for stage in ("distill", "control"):
         rows = figures.stage(stage)
         if len(rows) <= PATIENCE:
@@ -31,9 +31,9 @@ def overfitting(figures: Figures) -> Iterator[Finding]:
         yield Finding(
             "overfitting",
             "problem" if stage == "distill" else "note",
-            f"Overfitting since epoch {epoch} of {len(rows)} ({_words(stage)}): the training loss fell by another "
+            f"Overfitting since epoch {epoch} of {len(rows)} ({_words(stage)}): the training loss fell by a further "
             f"{100 * fall:.0f}% while the loss on val rose from {rows[turn]['val']['loss']:.3f} to "
-            f"{rows[-1]['val']['loss']:.3f} and top-1 gained nothing.",
+            f"{rows[-1]['val']['loss']:.3f} and top-1 did not improve.",
             {
                 "train_loss": [_train_loss(rows[turn]), _train_loss(rows[-1])],
                 "val_loss": [rows[turn]["val"]["loss"], rows[-1]["val"]["loss"]],
@@ -46,7 +46,7 @@ def overfitting(figures: Figures) -> Iterator[Finding]:
 
 
 def high_lr(figures: Figures) -> Iterator[Finding]:
-    """A start that could do it already loses much of that in the first epoch, and the loss gets worse too."""
+    """A capable start loses much accuracy in the first epoch, and the loss rises too."""
     rows, start = figures.stage("distill"), figures.start_val()
     if not rows or not figures.able or "loss" not in start:
         return
@@ -59,14 +59,14 @@ def high_lr(figures: Figures) -> Iterator[Finding]:
         return
     recovered = next((r["epoch"] for r in rows if r["val"]["top1"] > start["top1"] + figures.still), None)
     severity: Severity = "problem" if recovered is None else "note"
-    after = "never came back" if recovered is None else f"was back only after epoch {recovered}"
+    after = "never recovered" if recovered is None else f"recovered only after epoch {recovered}"
     train = figures.recipe.train
     yield Finding(
         "lr too high",
         severity,
-        f"The learning rate is too high for this start: the first epoch took val top-1 from {start['top1']:.2f} to "
-        f"{rows[0]['val']['top1']:.2f} and made the loss on val worse ({start['loss']:.3f} to "
-        f"{rows[0]['val']['loss']:.3f}); it {after}.",
+        f"The learning rate is too high for this start: in the first epoch, val top-1 fell from "
+        f"{start['top1']:.2f}% to {rows[0]['val']['top1']:.2f}% and the loss on val rose ({start['loss']:.3f} to "
+        f"{rows[0]['val']['loss']:.3f}); top-1 {after}.",
         {
             "lr": train.lr,
             "start_top1": start["top1"],
@@ -75,15 +75,15 @@ def high_lr(figures: Figures) -> Iterator[Finding]:
             "first_loss": rows[0]["val"]["loss"],
         },
         (
-            Try("train.lr", f"{train.lr / 10:.0e}", "a tenth: a pretrained student wants small steps"),
-            Try("train.warmup_epochs", "1", "the steps grow slowly at first"),
+            Try("train.lr", f"{train.lr / 10:.0e}", "a tenth of it: a pretrained student needs small steps"),
+            Try("train.warmup_epochs", "1", "the learning rate rises more slowly at first"),
         ),
         epoch=1,
     )
 
 
 def few_epochs(figures: Figures) -> Iterator[Finding]:
-    """Val was still getting better when the training ended."""
+    """The student was still improving on val when the training ended."""
     rows = figures.stage("distill")
     if len(rows) < 2:
         return
@@ -97,14 +97,15 @@ def few_epochs(figures: Figures) -> Iterator[Finding]:
     yield Finding(
         "too few epochs",
         "note",
-        f"Val was still improving at the end: top-1 {before['top1']:.2f} to {last['top1']:.2f} over the last "
-        f"{max(1, len(rows) // 4)} of {len(rows)} epochs, the loss on val down by {100 * fall:.0f}%.",
+        f"The student was still improving when training ended: over the last {max(1, len(rows) // 4)} of {len(rows)} "
+        f"epochs, val top-1 rose from {before['top1']:.2f}% to {last['top1']:.2f}% and the loss on val fell by "
+        f"{100 * fall:.0f}%.",
         {"top1_gain": better, "loss_fall_percent": 100 * fall},
         (
             Try(
                 "train.epochs",
                 str(2 * figures.recipe.train.epochs),
-                "patient schedules pay in distillation (Beyer 2022)",
+                "long schedules pay off in distillation (Beyer 2022)",
             ),
         ),
         epoch=rows[-1]["epoch"],
@@ -112,7 +113,7 @@ def few_epochs(figures: Figures) -> Iterator[Finding]:
 
 
 def batchnorm_drift(figures: Figures) -> Iterator[Finding]:
-    """The running statistics are what spoils the trained student: measured anew, it is better."""
+    """BatchNorm's running statistics harm the trained student: recalibrated, it is better."""
     distance = figures.training("batchnorm").get("distance")
     last, mended = figures.candidate("last"), figures.candidate("last-recalibrated")
     if distance is None or last is None or mended is None:
@@ -124,9 +125,9 @@ def batchnorm_drift(figures: Figures) -> Iterator[Finding]:
     yield Finding(
         "BatchNorm drift",
         "problem" if figures.able and last["val"]["top1"] < start else "note",
-        f"BatchNorm's running means moved by {distance:.2f} standard deviations from the start's and do not suit "
-        f"un-augmented images: measured anew they lift the last epoch's val top-1 from {last['val']['top1']:.2f} "
-        f"to {mended['val']['top1']:.2f}.",
+        f"BatchNorm's running means moved by {distance:.2f} standard deviations from the start's, and do not suit "
+        f"images without augmentation: recalibration raises the last epoch's val top-1 from {last['val']['top1']:.2f}% "
+        f"to {mended['val']['top1']:.2f}%.",
         {
             "distance": distance,
             "last_top1": last["val"]["top1"],
@@ -135,41 +136,46 @@ def batchnorm_drift(figures: Figures) -> Iterator[Finding]:
         },
         (
             *(
-                [Try("train.frozen_batchnorm", "true", "keep the statistics of the start")]
+                [Try("train.frozen_batchnorm", "true", "keep the start's BatchNorm statistics")]
                 if figures.able
                 else []
             ),
-            Try("train.batch_size", str(2 * figures.recipe.train.batch_size), "steadier statistics"),
-            Try("view.crop_scale", "[0.6,1.0]", "training images more like those it is used on"),
+            Try(
+                "train.batch_size",
+                str(2 * figures.recipe.train.batch_size),
+                "statistics of larger batches are more stable",
+            ),
+            Try("view.crop_scale", "[0.6,1.0]", "training images more like those at test time"),
         ),
     )
 
 
 def skipped_steps(figures: Figures) -> Iterator[Finding]:
-    """Steps whose loss was not finite."""
+    """Some steps were skipped because the loss was not finite."""
     rows = figures.stage("distill")
     skipped = rows[-1].get("bad_steps", 0) if rows else 0
     if skipped:
         yield Finding(
             "skipped steps",
             "problem",
-            f"{skipped} of {rows[-1]['step']} steps were skipped: their loss or its gradient was not finite.",
+            f"{skipped} of {rows[-1]['step']} steps were skipped, because their loss or its gradient was not finite: "
+            "training is unstable.",
             {"bad_steps": skipped, "steps": rows[-1]["step"]},
             (
-                Try("train.lr", f"{figures.recipe.train.lr / 10:.0e}", "smaller steps"),
-                Try("train.clip_grad", "1.0", "no single batch moves the weights far"),
-                Try("train.precision", "fp32", "more range than a reduced precision has digits"),
+                Try("train.lr", f"{figures.recipe.train.lr / 10:.0e}", "smaller steps are more stable"),
+                Try("train.clip_grad", "1.0", "limits how far a single batch moves the weights"),
+                Try("train.precision", "fp32", "more digits than bf16 has"),
             ),
         )
 
 
 def _train_loss(row: dict[str, Any]) -> float:
-    """What also stands in val's loss: without the pull to the start."""
+    """The training loss without the L2-SP term, to compare with the loss on val."""
     return row["loss"]["total"] - row["loss"].get("l2_sp", 0.0)
 
 
 def _other_cause(figures: Figures) -> bool:
-    """Whether a fall of val is explained already: by BatchNorm's statistics, or by labels that are wrong."""
+    """Whether BatchNorm's statistics or wrong labels explain the fall on val already."""
     mended = figures.candidate("last-recalibrated")
     whole = mended is not None and mended["val"]["top1"] >= figures.start_val()["top1"] - figures.still
     return whole or any(finding.severity == "problem" for finding in contradicted_labels(figures))
@@ -180,18 +186,18 @@ def _share_lost(before: float, after: float) -> float:
 
 
 def _words(stage: str) -> str:
-    return {"distill": "distilling", "control": "labels-only control"}[stage]
+    return {"distill": "distillation", "control": "labels-only control"}[stage]
 
 
 def _against_overfitting(recipe: Recipe, epoch: int) -> tuple[Try, ...]:
     attempts = []
     if not recipe.view.mixup:
-        attempts.append(Try("view.mixup", "0.8", "targets that never repeat"))
+        attempts.append(Try("view.mixup", "0.8", "the student never sees the same target twice"))
     if not recipe.view.cutmix:
-        attempts.append(Try("view.cutmix", "1.0", "targets that never repeat"))
+        attempts.append(Try("view.cutmix", "1.0", "the student never sees the same target twice"))
     if recipe.loss.label_weight:
-        attempts.append(Try("loss.label_weight", "0", "the teacher's targets are harder to learn by heart"))
+        attempts.append(Try("loss.label_weight", "0", "the teacher's targets are harder to memorise"))
     if not recipe.train.l2_sp:
-        attempts.append(Try("train.l2_sp", "1e-3", "stay near the start"))
-    attempts.append(Try("train.epochs", str(epoch), "what came after gained nothing"))
+        attempts.append(Try("train.l2_sp", "1e-3", "keeps the weights near the start (Li 2018)"))
+    attempts.append(Try("train.epochs", str(epoch), "later epochs did not improve"))
     return tuple(attempts)
