@@ -18,7 +18,7 @@ from tutelage.report.build import write_report
 
 SHORT = {"train": {"epochs": 3}}
 SECTIONS = [
-    "verdict", "comparison", "tradeoff", "training", "choice", "teacher", "classes", "images", "views", "checks",
+    "verdict", "comparison", "tradeoff", "training", "selection", "agreement", "classes", "images", "views", "checks",
     "record",
 ]  # fmt: skip
 HOSTILE = ['<img src=x onerror="window.hacked=1">', "a & b &amp; \"c\" 'd'", "שלום <b>عربي</b>", "</script>"]
@@ -186,12 +186,12 @@ def test_headings_and_figures_can_be_heard(finished: Run, page: Any) -> None:
 
 
 REACHED = {
-    "preflight": "it had only begun",
-    "control": "it had reached epoch 2 of 3 of training the labels-only control",
-    "distill": "it had reached epoch 2 of 3 of distilling",
-    "choose": "it had got through “distill”, and “choose” came next",
-    "measure": "it had got through “choose”, and “measure” came next",
-    "diagnose": "it had got through “measure”, and “diagnose” came next",
+    "preflight": "it had just begun",
+    "control": "it had reached epoch 2 of 3 of the labels-only control",
+    "distill": "it had reached epoch 2 of 3 of the distillation",
+    "choose": "it had finished “distillation”, and “model selection” was next",
+    "measure": "it had finished “model selection”, and “final evaluation” was next",
+    "diagnose": "it had finished “final evaluation”, and “diagnosis” was next",
 }
 
 

@@ -41,7 +41,7 @@ def ask(
 
 def test_the_page_follows_its_run_and_keeps_its_place(server: Server, visit: Visits) -> None:
     page = visit(server.url)
-    assert "epoch 3 of 4 of distilling" in page.locator(".progress").inner_text()
+    assert "epoch 3 of 4 of the distillation" in page.locator(".progress").inner_text()
     page.locator("#training details summary").click()
     page.locator("#record").scroll_into_view_if_needed()
     view = "document.querySelector('#record h2').getBoundingClientRect().top"
@@ -51,7 +51,7 @@ def test_the_page_follows_its_run_and_keeps_its_place(server: Server, visit: Vis
     row = list(read_jsonl(Run(server.page.path).metrics))[-1]
     append_jsonl(Run(server.page.path).metrics, row | {"epoch": 4, "val": row["val"] | {"top1": 99.5}})
     until(page, "!document.querySelector('.progress').innerText.includes('epoch 3 of 4')", seconds=20)
-    assert "and “choose” came next" in page.locator(".progress").inner_text()
+    assert "and “model selection” was next" in page.locator(".progress").inner_text()
     drawn = "document.querySelector('#training .canvas').data.find((t) => t.name === 'distilled, val').y"
     until(page, f"Boolean(document.querySelector('#training .canvas').data) && {drawn}.includes(99.5)")
     assert page.locator("#training details").evaluate("details => details.open")
@@ -64,7 +64,7 @@ def test_the_page_says_when_its_server_is_gone(tmp_path: Path, browser: object) 
     server.start()
     visits = Visits(browser)
     page = visits(server.url)
-    assert page.locator(".live").inner_text().endswith("updates by itself")
+    assert page.locator(".live").inner_text().endswith("updates automatically")
     server.stop()
     until(page, "document.documentElement.dataset.state === 'lost'", seconds=20)
     assert page.locator(".live").inner_text().startswith("The server has stopped")

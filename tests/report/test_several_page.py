@@ -45,7 +45,7 @@ def test_a_study_of_twelve_runs(study: Path, visit: Visits) -> None:
     assert rows.count() == TRIALS
     assert page.locator("#runs td", has_text="unfinished").count() == 2
     assert "2 of 12 runs are unfinished" in page.locator("#verdict").inner_text()
-    assert "epoch 1 of 2 of distilling" in page.locator("#verdict .foot").inner_text()
+    assert "epoch 1 of 2 of the distillation" in page.locator("#verdict .foot").inner_text()
     for canvas, runs in (("#differences .canvas >> nth=0", 10), ("#training .canvas", 12)):
         assert page.locator(canvas).evaluate("canvas => canvas.data.length") == runs
     assert page.locator("#settings th").all_inner_texts()[3:5] == ["loss.temperature", "train.lr"]

@@ -37,7 +37,9 @@ def report(paths: Sequence[Path], out: Path | None = None) -> Path:
     if len(paths) == 1:
         page = Run(paths[0]).report
         if out:
-            raise TutelageError(f"--out {out}: the page of {paths[0]} goes to {page}; copy it where you like")
+            raise TutelageError(
+                f"--out {out}: the page of one run is written to {page}; leave --out away and copy the page from there"
+            )
         return _write(page, *contents(paths[0]))
     page = out or Path.cwd() / "report.html"
     runs = find_runs(paths)

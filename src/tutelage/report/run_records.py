@@ -16,14 +16,15 @@ from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.recipe_tree import rename_keys
 from tutelage.core.records import RunPredictions, read_predictions
 from tutelage.core.run_dir import Run
+from tutelage.report.style import stage_name
 
 T = TypeVar("T")
 
 STAGES = {
-    "teacher-fit": "fitting the teacher",
-    "head-fit": "fitting the student's new head",
-    "control": "training the labels-only control",
-    "distill": "distilling",
+    "teacher-fit": "the fit of the teacher",
+    "head-fit": "the fit of the student’s new head",
+    "control": "the labels-only control",
+    "distill": "the distillation",
 }
 
 
@@ -139,13 +140,11 @@ class RunRecords:
         """How far the run has got, as half a sentence."""
         going = next((s for s in self.stages if s.state in {"going", "ahead"}), None)
         if going is None:
-            return "every stage is done"
+            return "all stages are finished"
         if going.state == "going":
             return f"it had reached {going.detail}"
         done = [s.name for s in self.stages if s.state == "done"]
-        return (
-            f"it had got through “{done[-1]}”, and “{going.name}” came next" if done else "it had only begun"
-        )
+        return f"it had finished “{done[-1]}”, and “{going.name}” was next" if done else "it had just begun"
 
     @property
     def last_written(self) -> datetime:
@@ -230,12 +229,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _stages(records: RunRecords) -> list[StageState]:
     training = _training(records)
     later = [
-        ("choose", "weighing the candidates", records.candidates is not None),
-        ("measure", "measuring every model", records.comparison is not None),
-        ("diagnose", "the diagnosis", records.diagnosis is not None),
+        ("model selection", "model selection", records.candidates is not None),
+        ("final evaluation", "final evaluation", records.comparison is not None),
+        ("diagnosis", "the diagnosis", records.diagnosis is not None),
     ]
     if (records.recipe.get("export") or {}).get("enabled"):
-        later.append(("deploy", "writing the deployed files", records.run.deploy.is_dir()))
+        later.append(("export", "the export", records.run.deploy.is_dir()))
     states = [
         StageState("pre-flight", "done" if records.preflight else "ahead", "the pre-flight checks"),
         *training,
@@ -253,9 +252,9 @@ def _training(records: RunRecords) -> list[StageState]:
         if rows:
             epoch, epochs = rows[-1]["epoch"], rows[-1].get("epochs") or rows[-1]["epoch"]
             detail = f"epoch {epoch} of {epochs} of {words}"
-            found.append(StageState(name, "done" if epoch >= epochs else "going", detail))
+            found.append(StageState(stage_name(name), "done" if epoch >= epochs else "going", detail))
         elif name in certain:
-            found.append(StageState(name, "ahead", words))
+            found.append(StageState(stage_name(name), "ahead", words))
     return sorted(found, key=lambda s: s.state == "ahead")
 
 

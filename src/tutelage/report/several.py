@@ -133,15 +133,15 @@ def _table(
     columns = [
         "Run",
         "Verdict",
-        "Kept",
+        "Kept weights",
         "Val top-1, %",
         "Val NLL",
-        "Against start, points",
-        "Against control, points",
+        "Compared with start, points",
+        "Compared with control, points",
     ]
     columns += ["Test top-1, %", "Start, %", "Teacher, %", "Training time"]
     sheet = Sheet(columns, lines, words=frozenset({1, 2}), strong=frozenset({0} if best else ()))
-    return render_section("runs", "Every run", "several_runs.html.j2", sheet=sheet)
+    return render_section("runs", "All runs", "several_runs.html.j2", sheet=sheet)
 
 
 def _line(records: RunRecords, name: str, folder: Path) -> list[Cell]:
@@ -187,7 +187,7 @@ def _differences(
         if found:
             figures[old] = embed(plots.intervals([p for p, _ in found], [n for _, n in found]))
     if not figures:
-        return missing(id, title, "No run has been measured on its test images yet.")
+        return missing(id, title, "No run has been evaluated on its test images yet.")
     left_out = [names[r.run.path] for r in runs if r.random_start and r.pair("start")]
     return render_section(
         id, title, "several_differences.html.j2", figures=figures, ranked=bool(best), left_out=left_out
@@ -213,7 +213,7 @@ def _tradeoff(runs: Sequence[RunRecords], names: Mapping[Path, str], comparable:
     }
     shown = {cost: embed(figure) for cost, figure in found.items() if figure}
     if not shown:
-        return missing(id, title, "Fewer than two models have been measured yet.")
+        return missing(id, title, "Fewer than two models have been evaluated yet.")
     without_start = any(records.random_start and records.rows for records in runs)
     return render_section(id, title, "tradeoff.html.j2", figures=shown, without_start=without_start)
 
@@ -222,13 +222,13 @@ def _curves(runs: Sequence[RunRecords], names: Mapping[Path, str], best: RunReco
     id, title = "training", "Training"
     rows = {names[r.run.path]: r.stage("distill") for r in runs if r.stage("distill")}
     if not rows:
-        return missing(id, title, "No run has ended an epoch of distilling yet.")
+        return missing(id, title, "No run has finished an epoch of the distillation yet.")
     figure = embed(plots.val_curves(rows, names[best.run.path] if best else None))
     return render_section(id, title, "several_training.html.j2", figure=figure, best=best)
 
 
 def _settings(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
-    id, title = "settings", "What differs"
+    id, title = "settings", "Differences between the recipes"
     recipes = {names[r.run.path]: flat(r.recipe) for r in runs}
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
     told = [key for key in keys if not key.startswith(UNTOLD)]
@@ -242,7 +242,7 @@ def _settings(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
         lines.append(
             [Cell(name, name), *figures, *(_setting(recipes[name].get(key, ABSENT)) for key in differing)]
         )
-    sheet = Sheet(["Run", "Val top-1, %", "Against start, points", *differing], lines)
+    sheet = Sheet(["Run", "Val top-1, %", "Compared with start, points", *differing], lines)
     return render_section(id, title, "several_settings.html.j2", sheet=sheet)
 
 

@@ -19,6 +19,12 @@ NAMES = {
     "control": "Labels-only control",
     "distilled": "Distilled student",
 }
+STAGE_NAMES = {
+    "teacher-fit": "fit of the teacher",
+    "head-fit": "fit of the head",
+    "control": "labels-only control",
+    "distill": "distillation",
+}
 TERM_NAMES = {  # of loss terms; older runs have `kd` and `label`
     "kd": "distillation",
     "label": "hard-label cross-entropy",
@@ -55,6 +61,12 @@ def role_name(role: str) -> str:
     if at:
         return f"{role_name(base)} at {resolution} px"
     return "Deployed: " + " ".join(FILE_NAMES.get(part, part) for part in role.split("-"))
+
+
+def stage_name(stage: str) -> str:
+    """Give the readable name of a training stage: ``teacher-fit-2`` becomes ``fit of the teacher 2``."""
+    kind, number = (stage[:-2], stage[-2:].replace("-", " ")) if stage[-2:-1] == "-" else (stage, "")
+    return f"{STAGE_NAMES[kind]}{number}" if kind in STAGE_NAMES else stage
 
 
 def loss_name(term: str) -> str:

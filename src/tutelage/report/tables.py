@@ -11,7 +11,7 @@ from tutelage.core.recipe_tree import flat
 from tutelage.evaluation.table import FIGURES, Figure, Row, Table
 from tutelage.report.predictions import ClassChange, Confusion
 from tutelage.report.run_records import RunRecords
-from tutelage.report.style import NAMES, loss_name, role_name
+from tutelage.report.style import NAMES, loss_name, role_name, stage_name
 
 ABSENT = "–"
 
@@ -94,7 +94,7 @@ def epochs(rows: Sequence[Mapping[str, Any]]) -> Sheet:
     ]
     lines = [
         [
-            Cell(row["stage"], row["stage"]),
+            Cell(stage_name(row["stage"]), stage_name(row["stage"])),
             number(row["epoch"], 0),
             *(number(row["loss"].get(term), 4) for term in terms),
             number(row.get("train_top1"), 2),
@@ -170,7 +170,9 @@ def confusions(pairs: Sequence[Confusion], names: Mapping[str, str], baseline: s
         ]
         for p in pairs
     ]
-    return Sheet(["Is", "Called", "Images", *(NAMES[r] for r in roles)], lines, words=frozenset({1}))
+    return Sheet(
+        ["True class", "Predicted class", "Images", *(NAMES[r] for r in roles)], lines, words=frozenset({1})
+    )
 
 
 def settings(recipe: Mapping[str, Any]) -> Sheet:
@@ -193,7 +195,12 @@ def times(records: RunRecords) -> Sheet:
         seconds = sum(row.get("seconds") or 0 for row in rows)
         speed = sum(row.get("images_per_s") or 0 for row in rows) / len(rows)
         lines.append(
-            [Cell(stage, stage), number(len(rows), 0), Cell(duration(seconds), seconds), number(speed, 1)]
+            [
+                Cell(stage_name(stage), stage_name(stage)),
+                number(len(rows), 0),
+                Cell(duration(seconds), seconds),
+                number(speed, 1),
+            ]
         )
     return Sheet(["Stage", "Epochs", "Training time", "Images/s, mean"], lines)
 

@@ -11,11 +11,11 @@ from tutelage.report.predictions import Agreement, ClassChange, Reliability
 from tutelage.report.style import BLUE, LINE, NAMES, VERMILION, colour, figure, text
 
 SHARES = {
-    "both_right": ("both right", "#3FB595"),
-    "both_wrong_same": ("same mistake", "#A9DCC9"),
-    "only_model_right": ("only this model right", "#6AAED6"),
-    "only_teacher_right": ("only the teacher right", "#E8955A"),
-    "both_wrong_apart": ("different mistakes", "#B4B9BF"),
+    "both_right": ("both correct", "#3FB595"),
+    "both_wrong_same": ("both wrong, same class", "#A9DCC9"),
+    "only_model_right": ("only this model correct", "#6AAED6"),
+    "only_teacher_right": ("only the teacher correct", "#E8955A"),
+    "both_wrong_apart": ("both wrong, other classes", "#B4B9BF"),
 }
 MATRIX_SIDE, CELL_SIDE = 570, 30  # pixels, at most
 
@@ -52,7 +52,9 @@ def reliability(lines: Sequence[Reliability]) -> go.Figure:
     fig = figure(height=440, meta={"max_width": 640})
     diagonal = {"color": LINE, "width": 1, "dash": "dot"}
     fig.add_trace(
-        go.Scatter(x=[0, 100], y=[0, 100], mode="lines", line=diagonal, name="calibrated", hoverinfo="skip")
+        go.Scatter(
+            x=[0, 100], y=[0, 100], mode="lines", line=diagonal, name="perfect calibration", hoverinfo="skip"
+        )
     )
     for line in lines:
         name = NAMES[line.role]
@@ -65,7 +67,7 @@ def reliability(lines: Sequence[Reliability]) -> go.Figure:
                 line={"color": colour(line.role), "width": 1.5},
                 marker={"size": _sizes(line.count), "line": {"width": 0}},
                 name=name,
-                hovertemplate=f"{name}: %{{x:.0f}}% sure, %{{y:.0f}}% right, %{{customdata}} images"
+                hovertemplate=f"{name}: confidence %{{x:.0f}}%, accuracy %{{y:.0f}}%, %{{customdata}} images"
                 "<extra></extra>",
             )
         )
@@ -128,7 +130,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
     fig.add_trace(
         go.Heatmap(
             z=cells,
-            text=[[f"{a}, called {b}" for b in full] for a in full],
+            text=[[f"{a}, predicted as {b}" for b in full] for a in full],
             colorscale=[[0, "rgba(0,114,178,0.04)"], [1, "rgba(0,114,178,1)"]],
             zmin=0,
             xgap=1,
@@ -138,6 +140,6 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
         )
     )
     ticks = {"tickvals": list(range(size)), "ticktext": [text(n, 16) for n in names], "showgrid": False}
-    fig.update_xaxes(**ticks, tickangle=-60, title="called", showline=False)
-    fig.update_yaxes(**ticks, autorange="reversed", title="is")
+    fig.update_xaxes(**ticks, tickangle=-60, title="predicted class", showline=False)
+    fig.update_yaxes(**ticks, autorange="reversed", title="true class")
     return fig

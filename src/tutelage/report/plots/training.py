@@ -226,7 +226,7 @@ def candidates(options: Sequence[Row], metric: str = "top1") -> go.Figure:
     for (source, recalibrated), members in groups.items():
         begin = [start] if start and not recalibrated else []
         ways = [(c["alpha"], c["val"][metric], c["name"]) for c in begin + members]
-        name = f"towards {source}" + (", BatchNorm recalibrated" if recalibrated else "")
+        name = f"start to {source}" + (", BatchNorm recalibrated" if recalibrated else "")
         fig.add_trace(_way(name, sorted(ways), sources.index(source), PURPLE if recalibrated else BLUE))
     for candidate in options:
         if candidate.get("alpha") is None:

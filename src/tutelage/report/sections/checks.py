@@ -11,9 +11,9 @@ from tutelage.report.run_records import RunRecords
 
 def checks_section(records: RunRecords) -> Section:
     """Show the results of the pre-flight checks."""
-    id, title = "checks", "Checked before training"
+    id, title = "checks", "Checks before training"
     if records.preflight is None:
-        return missing(id, title, f"The pre-flight has not been made yet: {records.reached}.")
+        return missing(id, title, f"The pre-flight checks have not finished yet: {records.reached}.")
     probed = records.preflight.get("resolutions") or []
     return render_section(
         id,

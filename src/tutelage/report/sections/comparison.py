@@ -9,9 +9,9 @@ from tutelage.report.run_records import RunRecords
 
 def comparison_section(records: RunRecords) -> Section:
     """Show the table of every measured model and deployed file."""
-    id, title = "comparison", "Every model compared"
+    id, title = "comparison", "Comparison of all models"
     if not records.rows:
-        return missing(id, title, f"Nothing has been measured on the test images yet: {records.reached}.")
+        return missing(id, title, f"No model has been evaluated on the test images yet: {records.reached}.")
     return render_section(
         id,
         title,
@@ -25,14 +25,21 @@ def comparison_section(records: RunRecords) -> Section:
 def _measured_on(records: RunRecords) -> str:
     row = records.rows[0]
     conditions = row.get("conditions") or {}
-    words = {"device": "on {}", "threads": "threads: {}", "batch_size": "images/s in batches of {}"}
-    parts = [f"Measured on {row['n']:,} test images" if row.get("n") else "Measured on the test images"]
-    parts += [
+    words = {"device": "device {}", "threads": "threads {}", "batch_size": "throughput in batches of {}"}
+    found = [
         pattern.format(conditions[key]) for key, pattern in words.items() if conditions.get(key) is not None
     ]
-    brackets = "; in brackets, its paired 95% interval" if any(r.get("paired") for r in records.rows) else ""
-    spread = ", below a latency its 10th and 90th percentile"
-    return f"{', '.join(parts)}. Below a figure stands its change against the first row{brackets}{spread}."
+    parts = [
+        f"Evaluated on {row['n']:,} test images" if row.get("n") else "Evaluated on the test images",
+        f" ({', '.join(found)})" if found else "",
+        ". The small number below a value is its change compared with the first row",
+        ", for top-1 with its paired 95% interval in brackets"
+        if any(r.get("paired") for r in records.rows)
+        else "",
+    ]
+    if any(r.get("latency_p10") is not None for r in records.rows):
+        parts.append(". The range below a latency is that from its 10th to its 90th percentile")
+    return f"{''.join(parts)}."
 
 
 def tradeoff_section(records: RunRecords) -> Section:
@@ -42,7 +49,7 @@ def tradeoff_section(records: RunRecords) -> Section:
     figures = {cost: plots.tradeoff(rows, cost) for cost in ("latency_ms", "size_mb")}
     shown = {cost: embed(figure) for cost, figure in figures.items() if figure}
     if not shown:
-        return missing(id, title, f"Fewer than two models have been measured: {records.reached}.")
+        return missing(id, title, f"Fewer than two models have been evaluated: {records.reached}.")
     return render_section(
         id, title, "tradeoff.html.j2", figures=shown, without_start=len(rows) < len(records.rows)
     )

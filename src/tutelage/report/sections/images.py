@@ -39,7 +39,7 @@ class Card:
 
 def images_section(records: RunRecords) -> Section:
     """Show the test images whose true class lost or gained the most probability."""
-    id, title = "images", "Images that changed"
+    id, title = "images", "Images whose prediction changed"
     baseline = records.baseline
     predictions = records.predictions_of(baseline, "distilled")
     if predictions is None:

@@ -22,12 +22,10 @@ CONFUSIONS = 12
 
 def agreement_section(records: RunRecords) -> Section:
     """Show how often the models agree with the teacher, and how well they are calibrated."""
-    id, title = "teacher", "Teacher and student"
+    id, title = "agreement", "Agreement and calibration"
     predictions = records.predictions_of("teacher")
     if predictions is None:
-        return missing(
-            id, title, f"The models have not been asked about the test images yet: {records.reached}."
-        )
+        return missing(id, title, f"There are no predictions for the test images yet: {records.reached}.")
     parts = [
         agreement(predictions, role)
         for role in ("start", "control", "distilled")
@@ -38,17 +36,17 @@ def agreement_section(records: RunRecords) -> Section:
     return render_section(
         id,
         title,
-        "teacher.html.j2",
+        "agreement.html.j2",
         agreement=embed(plots.agreement(parts)),
         reliability=embed(plots.reliability(lines)),
-        agreements=", ".join(f"the {role_name(p.role).lower()} on {p.agreement:.1f}%" for p in parts),
+        agreements=", ".join(f"{role_name(p.role).lower()} {p.agreement:.1f}%" for p in parts),
         calibration=", ".join(f"{role_name(role).lower()} {error:.2f}%" for role, error in errors.items()),
     )
 
 
 def classes_section(records: RunRecords) -> Section:
     """Show the change of each class and the most frequent mistakes."""
-    id, title = "classes", "Class by class"
+    id, title = "classes", "Results for each class"
     baseline = records.baseline
     predictions = records.predictions_of(baseline, "distilled")
     if predictions is None:

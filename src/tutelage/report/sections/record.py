@@ -14,7 +14,7 @@ def record_section(records: RunRecords) -> Section:
     command, started, _ = (versions.pop(key, "") for key in ("command", "started", "seeds"))
     return render_section(
         "record",
-        "Recipe, versions, machine, times",
+        "Recipe, versions, machine and times",
         "record.html.j2",
         records=records,
         settings=tables.settings(records.recipe),

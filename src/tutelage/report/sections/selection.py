@@ -9,10 +9,10 @@ from tutelage.report.run_records import RunRecords
 
 def selection_section(records: RunRecords) -> Section:
     """Show the candidates with their figures on the validation images."""
-    id, title = "choice", "What was kept"
+    id, title = "selection", "Model selection"
     options = (records.candidates or {}).get("candidates") or []
     if not options:
-        return missing(id, title, f"No candidate has been weighed yet: {records.reached}.")
+        return missing(id, title, f"No candidate has been evaluated yet: {records.reached}.")
     metric = (records.candidates or {}).get("metric", "top1")
     drawn = [c for c in options if not (records.random_start and c["name"] == "start")]
     # without weights between the start and the trained ones, the table says all
@@ -20,7 +20,7 @@ def selection_section(records: RunRecords) -> Section:
     return render_section(
         id,
         title,
-        "choice.html.j2",
+        "selection.html.j2",
         figure=embed(plots.candidates(drawn, metric)) if mixed else None,
         kept=records.kept,
         start=next((c for c in options if c["name"] == "start"), None),

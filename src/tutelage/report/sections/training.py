@@ -19,7 +19,7 @@ def training_section(records: RunRecords) -> Section:
     trained = records.stage("control") + records.stage("distill")
     fits = [row for row in records.metrics if row["stage"].startswith(FITS)]
     if not trained and not fits:
-        return missing(id, title, f"No epoch has ended yet: {records.reached}.")
+        return missing(id, title, f"No epoch has finished yet: {records.reached}.")
     levels = _levels(records) if trained else {}
     kept = _kept_at(records)
     figures = plots.curves(trained, records.findings, kept, levels) if trained else {}
@@ -34,6 +34,7 @@ def training_section(records: RunRecords) -> Section:
         fitted=embed(fitted) if fitted else None,
         summary=_last_epoch(records),
         kept=kept,
+        marked=any(f.get("epoch") and records.stage(f.get("stage") or "") for f in records.findings),
         findings=[_finding(f) for f in records.findings],
         sheet=tables.epochs(fits + trained),
     )
@@ -74,7 +75,8 @@ def _last_epoch(records: RunRecords) -> str:
         if rows:
             last = rows[-1]
             sentences.append(
-                f"{name} ended epoch {last['epoch']} of {last['epochs']} with val top-1 {last['val']['top1']:.2f}%."
+                f"{name} finished epoch {last['epoch']} of {last['epochs']} "
+                f"with a validation top-1 of {last['val']['top1']:.2f}%."
             )
     return " ".join(sentences)
 

@@ -32,4 +32,4 @@ def _who(records: RunRecords) -> str:
     recipe = records.recipe
     models = ((recipe.get(who) or {}).get("model", "?") for who in ("student", "teacher"))
     student, teacher = map(tables.short_model, models)
-    return f"{student}, taught by {teacher}, on {(recipe.get('data') or {}).get('train', '?')}"
+    return f"student {student}, teacher {teacher}, data {(recipe.get('data') or {}).get('train', '?')}"

@@ -15,13 +15,11 @@ from tutelage.report.sections.data import recipe, splits
 
 def views_section(records: RunRecords) -> Section:
     """Show some training images as the models are given them."""
-    id, title = "views", "What the models saw"
+    id, title = "views", "Training images as the models receive them"
     preflight = records.preflight or {}
     inputs = {who: (preflight.get(who) or {}).get("input") for who in ("teacher", "student")}
     if not all(inputs.values()):
-        return missing(
-            id, title, f"It is not recorded yet how the models want their images: {records.reached}."
-        )
+        return missing(id, title, f"The input sizes of the models are not recorded yet: {records.reached}.")
     specs = {who: InputSpec.from_dict(values) for who, values in inputs.items() if values}
     try:
         rows = _contact_sheet(records.recipe_text, tuple(specs.values()))
