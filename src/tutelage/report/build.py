@@ -48,7 +48,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def contents(path: Path) -> tuple[str, list[Section]]:
-    """Title and sections of the page of a run, of its seeds, or of a directory of runs.
+    """Make the title and the sections of the page of a run, of its seeds, or of a directory of runs.
 
     Raises:
         TutelageError: the path is no run and holds none.
@@ -62,7 +62,7 @@ def contents(path: Path) -> tuple[str, list[Section]]:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs at the paths or, where a path is a directory of them, in it; each once.
+    """Find the runs at the paths or, where a path is a directory of them, in it; each once.
 
     Raises:
         TutelageError: a path holds none.

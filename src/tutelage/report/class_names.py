@@ -1,4 +1,4 @@
-"""What a class is called on the page."""
+"""The names of classes on the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def class_names(classes: Sequence[str]) -> dict[str, str]:
-    """What a class is called: WordNet ids by their first English name, unless two would share it."""
+    """Map classes to readable names: a WordNet id to its first English name, with the id where two share it."""
     if not classes or not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return {name: name for name in classes}
     from timm.data import ImageNetInfo

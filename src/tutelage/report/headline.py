@@ -53,12 +53,12 @@ def headline(records: RunRecords) -> list[Comparison]:
 
 
 def _outcome(pair: Mapping[str, Any]) -> str:
-    """The outcome of a recorded pair, by the rule of the verdict."""
+    """Derive the outcome of a recorded pair by the rule of the verdict."""
     return paired_outcome(Paired(**{key: pair[key] for key in Paired.__dataclass_fields__}))
 
 
 def sentence(records: RunRecords) -> str:
-    """The verdict in one sentence.
+    """Write the verdict in one sentence.
 
     Older runs of a student that started from random weights say how much better it is than those. For them the
     sentence is made again from the pairs.

@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from tutelage.report.style import colour, loss_name, role_name
@@ -41,7 +41,7 @@ class Embedded:
 
 
 def embed(figure: go.Figure) -> Embedded:
-    """A figure as JSON that cannot end its script element."""
+    """Convert a figure to JSON that cannot end its script element."""
     text = plotly.io.to_json(figure, validate=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -55,12 +55,12 @@ def render_section(id: str, title: str, template: str, **context: Any) -> Sectio
 
 
 def missing(id: str, title: str, why: str) -> Section:
-    """A section whose data are not there, and why."""
+    """Make a section that says why its data are missing."""
     return render_section(id, title, "missing.html.j2", why=why)
 
 
 def render_main(sections: Sequence[Section]) -> Markup:
-    """All sections; each bears a digest, so that a page that is open knows which have changed."""
+    """Render all sections, each with a digest by which an open page knows whether it has changed."""
     digests = [hashlib.sha256(_text(s.html)).hexdigest()[:16] for s in sections]
     return Markup(
         _environment().get_template("main.html.j2").render(sections=list(zip(sections, digests, strict=True)))
@@ -68,7 +68,7 @@ def render_main(sections: Sequence[Section]) -> Markup:
 
 
 def render_page(title: str, sections: Sequence[Section], watch: str = "") -> str:
-    """The whole page.
+    """Render the whole page.
 
     Args:
         title: of the browser's window.
@@ -93,7 +93,7 @@ def render_page(title: str, sections: Sequence[Section], watch: str = "") -> str
 
 
 def encode(page: str) -> bytes:
-    """UTF-8; names that are no Unicode (a file name in another encoding) show a mark for each lost byte."""
+    """Encode as UTF-8; a file name in another encoding gets a question mark for each byte that is lost."""
     return _text(page)
 
 
@@ -116,25 +116,26 @@ def _environment() -> Environment:
     return environment
 
 
-def _minus(sentence: str) -> str:
-    """Numbers with a proper minus sign."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", sentence)
+def _minus(sentence: str) -> Markup:
+    """Give numbers a proper minus sign, and keep ``top-1`` on one line."""
+    text = str(escape(re.sub(r"(?<![\w-])-(?=\d)", "\u2212", sentence)))
+    return Markup(re.sub(r"\btop-[15]\b", r'<span class="together">\g<0></span>', text))
 
 
 def _caption_id(caption: str) -> str:
-    """The same on every making of the page, so that unchanged sections stay equal."""
+    """Make an id that is the same whenever the page is made, so that unchanged sections stay equal."""
     return f"caption-{hashlib.sha256(_text(caption)).hexdigest()[:10]}"
 
 
 @cache
 def _scripts() -> tuple[str, str]:
-    """Plotly and the page's own script, as the browser will hash them (line ends are normalised)."""
+    """Read Plotly and the page's script as the browser will hash them, with normalised line ends."""
     texts = get_plotlyjs(), (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return tuple(re.sub(r"\r\n?", "\n", text) for text in texts)  # type: ignore[return-value]
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """Only the page's own scripts run, and nothing is fetched but, by a watched page, its own server."""
+    """Allow only the page's own scripts, and requests only to the server of a watched page."""
     digests = [base64.b64encode(hashlib.sha256(_text(s)).digest()).decode() for s in scripts]
     hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (

@@ -1,4 +1,4 @@
-"""What a run directory says, read once; what it does not say yet is None."""
+"""The records of a run directory, read once; those that do not exist yet are None."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ class RunRecords:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Of the comparison table."""
+        """The rows of the comparison table."""
         return list((self.comparison or {}).get("rows") or [])
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """Empty before it is measured."""
+        """The verdict; empty before the final evaluation."""
         return (self.comparison or {}).get("verdict") or {}
 
     @property
     def findings(self) -> list[dict[str, Any]]:
-        """Of the diagnosis."""
+        """The findings of the diagnosis."""
         return list((self.diagnosis or {}).get("findings") or [])
 
     @property
@@ -121,7 +121,7 @@ class RunRecords:
         return self.predictions if set(roles) <= known.keys() else None
 
     def stage(self, name: str) -> list[dict[str, Any]]:
-        """The metrics of one stage, in order; of an epoch run twice, the later row."""
+        """Give the metrics of one stage in order; of an epoch that ran twice, the later row."""
         rows = {row["epoch"]: row for row in self.metrics if row.get("stage") == name}
         return [rows[epoch] for epoch in sorted(rows)]
 
@@ -137,7 +137,7 @@ class RunRecords:
 
     @property
     def reached(self) -> str:
-        """How far the run has got, as half a sentence."""
+        """How far the run has got, as a clause without a full stop."""
         going = next((s for s in self.stages if s.state in {"going", "ahead"}), None)
         if going is None:
             return "all stages are finished"
@@ -154,7 +154,7 @@ class RunRecords:
 
     @property
     def seconds(self) -> float:
-        """Spent in training, all stages."""
+        """Seconds of training in all stages."""
         return sum(row.get("seconds") or 0 for row in self.metrics)
 
 
@@ -193,7 +193,7 @@ def read_run_records(run: Run, predictions: bool = True) -> RunRecords:
 
 
 def fingerprint(run: Run) -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of each file that the page is made of: equal means the same page."""
+    """Give name, time and size of each file that the page is made of; equal values mean the same page."""
     found = []
     for path in _watched(run):
         try:
@@ -244,7 +244,7 @@ def _stages(records: RunRecords) -> list[StageState]:
 
 
 def _training(records: RunRecords) -> list[StageState]:
-    """One entry for each stage that was trained, or to be trained for certain."""
+    """Make an entry for each stage that was trained or will certainly be."""
     certain = {"distill", "control"} if records.recipe.get("control", True) else {"distill"}
     found = []
     for name, words in STAGES.items():
@@ -259,7 +259,7 @@ def _training(records: RunRecords) -> list[StageState]:
 
 
 def _settle(stages: list[StageState]) -> list[StageState]:
-    """A stage that left nothing although a later one is done was not needed."""
+    """Mark stages as skipped that left nothing although a later one is done."""
     last = max((i for i, s in enumerate(stages) if s.state == "done"), default=-1)
     return [
         StageState(s.name, "skipped", s.detail) if s.state == "ahead" and i < last else s

@@ -22,7 +22,7 @@ UNTOLD = ("name", "track", "export", "targets.directory")  # keys that change no
 def several_sections(
     runs: Sequence[RunRecords], title: str, folder: Path, seeds: Mapping[str, Any] | None = None
 ) -> list[Section]:
-    """Every section of the page.
+    """Make every section of the page.
 
     Args:
         runs: in any order; the page puts the best on val first.
@@ -60,13 +60,13 @@ def same_images(runs: Sequence[RunRecords]) -> bool:
 
 
 def _digest(records: RunRecords, part: str) -> str | None:
-    """The digest of the images and labels of a part of the data."""
+    """Look up the digest of the images and labels of a part of the data."""
     parts = (records.splits or {}).get("parts") or {part: (records.comparison or {}).get(part)}
     return (parts.get(part) or {}).get("digest")
 
 
 def run_names(runs: Sequence[RunRecords]) -> dict[Path, str]:
-    """A short name for each run's path: its directory's, with as many parents as tell it apart."""
+    """Give each run a short name: that of its directory, with as many parents as it takes to be unique."""
     paths = {records.run.path: records.run.path.resolve().parts for records in runs}
     depth = 1
     while depth < 8 and len({parts[-depth:] for parts in paths.values()}) < len(paths):
@@ -75,7 +75,7 @@ def run_names(runs: Sequence[RunRecords]) -> dict[Path, str]:
 
 
 def _rank(records: RunRecords) -> tuple[bool, float]:
-    """Best on val first, by the figure that its recipe chooses by; runs that chose nothing yet are last."""
+    """Sort key: the best on the validation images by the recipe's metric comes first, an unfinished run last."""
     if records.kept is None:
         return True, 0.0
     nll = (records.candidates or {}).get("metric") == "nll"
@@ -118,7 +118,7 @@ def _head(
 
 
 def _test_images(records: RunRecords) -> str:
-    """Which images a run was evaluated on: ``1,797 test images of digits``."""
+    """Describe the images that a run was evaluated on: ``1,797 test images of digits``."""
     recorded = ((records.splits or {}).get("parts") or {}).get("test") or {}
     test = recorded | ((records.comparison or {}).get("test") or {})
     source = test.get("source") or (records.recipe.get("data") or {}).get("train", "?")
@@ -195,7 +195,7 @@ def _differences(
 
 
 def _tradeoff(runs: Sequence[RunRecords], names: Mapping[Path, str], comparable: bool) -> Section:
-    """Every distilled student and file; teachers and starts once each."""
+    """Show every distilled student and deployed file, and each teacher and start once."""
     id, title = "tradeoff", "Size, speed and accuracy"
     if not comparable:
         return missing(
@@ -224,7 +224,9 @@ def _curves(runs: Sequence[RunRecords], names: Mapping[Path, str], best: RunReco
     if not rows:
         return missing(id, title, "No run has finished an epoch of the distillation yet.")
     figure = embed(plots.val_curves(rows, names[best.run.path] if best else None))
-    return render_section(id, title, "several_training.html.j2", figure=figure, best=best)
+    return render_section(
+        id, title, "several_training.html.j2", figure=figure, best=best and len(rows) > plots.FEW
+    )
 
 
 def _settings(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:

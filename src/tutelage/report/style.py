@@ -44,17 +44,17 @@ CLEAR = "rgba(0,0,0,0)"
 
 
 def colour(role: str) -> str:
-    """The role's; that of the distilled student for a deployed file."""
+    """Give the colour of a role; a deployed file has that of the distilled student."""
     return COLOURS.get(role, BLUE)
 
 
 def symbol(role: str) -> str:
-    """Plotly's name of the role's mark."""
+    """Give Plotly's name of the role's mark."""
     return SYMBOLS.get(role, FILE_SYMBOL)
 
 
 def role_name(role: str) -> str:
-    """As a reader would say it: ``int8`` becomes ``Deployed: int8``, ``distilled@128`` is at 128 px."""
+    """Give the readable name of a role: ``int8`` becomes ``Deployed: int8``, ``distilled@128`` is at 128 px."""
     if role in NAMES:
         return NAMES[role]
     base, at, resolution = role.partition("@")
@@ -77,7 +77,7 @@ def loss_name(term: str) -> str:
 
 
 def text(value: Any, limit: int = 0) -> str:
-    """A name for use inside a figure: Plotly reads tags in text, so they are escaped.
+    """Escape a name for use inside a figure: Plotly reads tags in text, so they are escaped.
 
     Direction is isolated, so that a right-to-left name leaves its surroundings alone; longer than `limit`
     characters (0: any) is cut with an ellipsis.
@@ -90,7 +90,7 @@ def text(value: Any, limit: int = 0) -> str:
 
 
 def figure(height: int = 320, **layout: Any) -> go.Figure:
-    """An empty figure in the page's style: transparent, quiet grid, no dragging (a phone scrolls past it)."""
+    """Make an empty figure in the page's style; dragging is off, so that a phone scrolls past it."""
     axis = {
         "gridcolor": QUIET,
         "zeroline": False,
@@ -106,7 +106,7 @@ def figure(height: int = 320, **layout: Any) -> go.Figure:
             "plot_bgcolor": CLEAR,
             "colorway": [BLUE, VERMILION, GREEN, PURPLE, GREY],
             "xaxis": axis | {"showgrid": False, "showline": True},
-            "yaxis": axis,
+            "yaxis": axis | {"ticklabelstandoff": 4},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
             "hoverlabel": {"font": {"family": FONT, "size": 13}, "align": "left", "namelength": -1},
         }

@@ -18,7 +18,7 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is read, what it sorts by (None: last), a quieter second line, the role whose colour it bears, a link."""
+    """A cell: text, sort key (None sorts last), small second line, role whose colour it shows, and link."""
 
     text: str
     sort: float | str | None = None
@@ -29,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of the page; the first column holds the rows' names, the others are figures unless `words`."""
+    """A table; the first column has the names of the rows, and columns outside `words` have figures."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -38,7 +38,7 @@ class Sheet:
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Sheet:
-    """Every model and deployed file; below a figure, its change against the first row."""
+    """List every model and deployed file; below a figure is its change compared with the first row."""
     shown = [
         f for f in FIGURES if any(r.get(f.key) is not None or f.key in (r.get("why") or {}) for r in rows)
     ]
@@ -53,13 +53,13 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Sheet:
 
 
 def footnotes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why figures are absent."""
+    """Say why figures are missing."""
     named = [dict(row) | {"role": role_name(row.get("role") or "")} for row in rows]
     return Table([Row.from_dict(row) for row in named]).footnotes()
 
 
 def pairs(records: RunRecords) -> Sheet:
-    """The paired differences in figures."""
+    """List the paired differences."""
     lines = []
     for pair in records.verdict.get("pairs") or []:
         interval = f"{signed(pair['low'])} to {signed(pair['high'])}"
@@ -81,7 +81,7 @@ def pairs(records: RunRecords) -> Sheet:
 
 
 def epochs(rows: Sequence[Mapping[str, Any]]) -> Sheet:
-    """The metrics of every epoch, in figures."""
+    """List the metrics of every epoch."""
     terms = list(dict.fromkeys(term for row in rows for term in row["loss"]))
     columns = ["Stage", "Epoch", *(_heading(loss_name(t)) for t in terms)]
     columns += [
@@ -110,7 +110,7 @@ def epochs(rows: Sequence[Mapping[str, Any]]) -> Sheet:
 
 
 def candidates(options: Sequence[Mapping[str, Any]]) -> Sheet:
-    """Each candidate's figures on val."""
+    """List each candidate's figures on the validation images."""
     lines = [
         [
             Cell(option["name"], option["name"], "kept" if option.get("kept") else ""),
@@ -125,7 +125,7 @@ def candidates(options: Sequence[Mapping[str, Any]]) -> Sheet:
 
 
 def resolutions(entries: Sequence[Mapping[str, Any]]) -> Sheet:
-    """The figures on the validation images of each resolution that was tried."""
+    """List the figures on the validation images at each resolution that was tried."""
     lines = []
     for entry in entries:
         works = entry.get("top1") is not None
@@ -141,7 +141,7 @@ def resolutions(entries: Sequence[Mapping[str, Any]]) -> Sheet:
 
 
 def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], baseline: str) -> Sheet:
-    """Each class's top-1 of the baseline and of the distilled student."""
+    """List the top-1 of each class, of the baseline and of the distilled student."""
     lines = [
         [
             _class(c.name, names),
@@ -158,7 +158,7 @@ def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], base
 
 
 def confusions(pairs: Sequence[Confusion], names: Mapping[str, str], baseline: str) -> Sheet:
-    """The most frequent mistakes, and how often each model makes them."""
+    """List the most frequent mistakes and how often each model makes them."""
     shown = dict.fromkeys((baseline, "distilled", "teacher"))
     roles = [r for r in shown if pairs and r in pairs[0].counts]
     lines = [
@@ -176,7 +176,7 @@ def confusions(pairs: Sequence[Confusion], names: Mapping[str, str], baseline: s
 
 
 def settings(recipe: Mapping[str, Any]) -> Sheet:
-    """The recipe's keys that were set away from their defaults."""
+    """List the keys of the recipe that differ from their defaults."""
     own, defaults = flat(recipe), flat(Recipe().model_dump(mode="json"))
     lines = [
         [Cell(key, key), Cell(value(setting)), Cell(value(defaults.get(key, ABSENT)))]
@@ -187,7 +187,7 @@ def settings(recipe: Mapping[str, Any]) -> Sheet:
 
 
 def times(records: RunRecords) -> Sheet:
-    """How long each stage trained."""
+    """List how long each stage trained."""
     stages = list(dict.fromkeys(row["stage"] for row in records.metrics))
     lines = []
     for stage in stages:
@@ -206,7 +206,7 @@ def times(records: RunRecords) -> Sheet:
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: ``3 h 05 min``, ``12 min 30 s``, ``4.2 s``."""
+    """Write a duration in at most two units: ``3 h 05 min``, ``12 min 30 s``, ``4.2 s``."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -217,7 +217,7 @@ def duration(seconds: float) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """With its sign, minus being the proper one."""
+    """Write a number with its sign and a proper minus."""
     return f"{value:+.{digits}f}".replace("-", "\u2212")
 
 
@@ -229,7 +229,7 @@ def _model(row: Mapping[str, Any]) -> Cell:
 
 
 def short_model(name: str) -> str:
-    """NAME of NAME@WEIGHTS: the weights are often a long path, and stand under the checks."""
+    """Take NAME of NAME@WEIGHTS; the weights are often a long path and are shown with the checks."""
     return name.partition("@")[0]
 
 
@@ -246,7 +246,7 @@ def _figure(row: Mapping[str, Any], figure: Figure, first: bool) -> Cell:
 
 
 def _below(row: Mapping[str, Any], figure: Figure, first: bool) -> str:
-    """What stands under a figure: its change against the first row, and its spread."""
+    """Write the line below a figure: its change compared with the first row, and its spread."""
     pair, changed = row.get("paired"), (row.get("change") or {}).get(figure.key)
     notes = []
     if changed is not None and not first:
@@ -259,7 +259,7 @@ def _below(row: Mapping[str, Any], figure: Figure, first: bool) -> str:
 
 
 def number(value: float | None, digits: int) -> Cell:
-    """A figure that sorts by its value; absent ones last."""
+    """Make the cell of a figure; a missing one sorts last."""
     return Cell(ABSENT) if value is None else Cell(f"{value:,.{digits}f}", value)
 
 
@@ -269,7 +269,7 @@ def _class(name: str, names: Mapping[str, str]) -> Cell:
 
 
 def value(setting: Any) -> str:
-    """A recipe's value as YAML writes it."""
+    """Write a recipe's value as YAML does."""
     if setting is None:
         return "null"
     return str(setting).lower() if isinstance(setting, bool) else str(setting)

@@ -1,4 +1,4 @@
-"""What the models said about the test images."""
+"""Plots of the models' predictions for the test images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ MATRIX_SIDE, CELL_SIDE = 570, 30  # pixels, at most
 
 
 def agreement(parts: Sequence[Agreement]) -> go.Figure:
-    """How each model's answers stand to the teacher's, as shares of the test images."""
+    """Plot on which shares of the test images each model and the teacher agree and are correct."""
     fig = figure(height=150 + 40 * len(parts), barmode="stack", bargap=0.35)
+    fig.update_layout(margin={"r": 20})  # room for half of the last tick's label
     names = [NAMES[p.role] for p in parts]
     for key, (label, fill) in SHARES.items():
         values = [getattr(p, key) for p in parts]
@@ -41,14 +42,14 @@ def agreement(parts: Sequence[Agreement]) -> go.Figure:
                 hovertemplate=f"{label}: %{{x:.1f}}%<extra></extra>",
             )
         )
-    fig.update_xaxes(title="share of the test images, %", range=[0, 100])
+    fig.update_xaxes(title="share of the test images, %", range=[0, 100], tickvals=[0, 25, 50, 75, 100])
     fig.update_yaxes(autorange="reversed", showgrid=False)
     fig.update_layout(legend={"traceorder": "normal"})
     return fig
 
 
 def reliability(lines: Sequence[Reliability]) -> go.Figure:
-    """Accuracy against confidence; a mark's area is the number of images in its bin."""
+    """Plot accuracy against confidence; the area of a mark shows the number of images in its bin."""
     fig = figure(height=440, meta={"max_width": 640})
     diagonal = {"color": LINE, "width": 1, "dash": "dot"}
     fig.add_trace(
@@ -77,12 +78,12 @@ def reliability(lines: Sequence[Reliability]) -> go.Figure:
 
 
 def _sizes(counts: np.ndarray) -> list[float]:
-    """Diameters in pixels, so that areas go with the counts."""
+    """Compute diameters in pixels whose areas are proportional to the counts."""
     return (4 + 14 * np.sqrt(counts / counts.max())).tolist()
 
 
 def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], limit: int = 12) -> go.Figure:
-    """The classes that gained and lost the most top-1 (points), greatest gain above.
+    """Plot the classes that gained and lost the most top-1 (points), greatest gain above.
 
     Args:
         changes: sorted, greatest gain first.
@@ -110,7 +111,7 @@ def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], limi
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
-    """Counts (C, C), rows by label, columns by answer; the diagonal is left blank, so mistakes are seen."""
+    """Plot counts (C, C) with a row for each label and a column for each prediction; the diagonal is left blank."""
     size = len(names)
     cells = [[int(matrix[i, j]) if i != j else None for j in range(size)] for i in range(size)]
     full = [text(n) for n in names]

@@ -1,4 +1,4 @@
-"""Models against each other: paired differences, and size, speed and accuracy."""
+"""Plots that compare models: paired differences and trade-offs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LETTER_WIDTH = 6.4  # pixels, of its labels
 
 
 def intervals(pairs: Sequence[Row], names: Sequence[str] | None = None) -> go.Figure:
-    """Each paired difference in top-1 (points) with its 95% interval, against no difference.
+    """Plot each paired difference in top-1 (points) with its 95% interval.
 
     Args:
         pairs: of a verdict.
@@ -63,7 +63,7 @@ def _interval(pair: Row, name: str, place: int) -> go.Scatter:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Positions of the (cost, merit) points that no other beats, cheapest first."""
+    """Find the positions of the (cost, merit) points on the Pareto front, cheapest first."""
     front: list[int] = []
     best = -math.inf
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
@@ -76,7 +76,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 def tradeoff(
     rows: Sequence[Row], cost: str = "latency_ms", names: Sequence[str] | None = None
 ) -> go.Figure | None:
-    """Top-1 against a cost of each model and file, with the Pareto front.
+    """Plot top-1 against a cost of each model and file, with the Pareto front.
 
     Args:
         rows: of the comparison table.
@@ -110,7 +110,7 @@ def tradeoff(
 
 
 def _front(points: Sequence[tuple[float, float]], low: float, axis: Mapping[str, Any]) -> go.Scatter:
-    """A staircase: what the best model at no more than that cost reaches."""
+    """Draw a staircase: the top-1 of the best model that costs no more than that."""
     front = [points[i] for i in pareto(points)]
     end = axis["range"][1]
     xs, ys = [x for x, _ in front], [y for _, y in front]
@@ -144,7 +144,7 @@ def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
 
 
 def _cost_axis(costs: Sequence[float]) -> dict[str, Any]:
-    """Logarithmic where the costs lie far apart, with ticks at round numbers."""
+    """Make an axis that is logarithmic where the costs are far apart, with ticks at round numbers."""
     if max(costs) < LOG_FROM * min(costs):
         return {"range": _padded(costs, 0.25), "nticks": 6}
     left, right = _padded([math.log10(cost) for cost in costs], 0.2)
@@ -159,7 +159,7 @@ def _ticks(left: float, right: float, multiples: Sequence[int]) -> list[float]:
 
 
 def _label(fig: go.Figure, names: Sequence[str], places: Sequence[tuple[float, float]]) -> None:
-    """A name beside each point, where it covers neither another name nor a point.
+    """Write a name beside each point, where it covers neither another name nor a point.
 
     Args:
         fig: its first trace is the front, the others are the points in the order of `names`.
@@ -174,7 +174,11 @@ def _label(fig: go.Figure, names: Sequence[str], places: Sequence[tuple[float, f
         free = [
             o
             for o, b in boxes.items()
-            if b[0] >= 0 and b[2] <= PLOT_WIDTH and not any(_meet(b, t) for t in taken)
+            if b[0] >= 0
+            and b[2] <= PLOT_WIDTH
+            and b[1] >= 0
+            and b[3] <= PLOT_HEIGHT
+            and not any(_meet(b, t) for t in taken)
         ]
         side, down = free[0] if free else (1, 0)
         taken.append(boxes[side, down])

@@ -1,4 +1,4 @@
-"""Several runs side by side."""
+"""Plots that compare several runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, GREY)
 
 
 def val_curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], best: str | None) -> go.Figure:
-    """Val top-1 of the student by epoch in each run.
+    """Plot the validation top-1 of the student by epoch in each run.
 
     Args:
         rows: of the stage ``distill``, by the run's name.

@@ -1,4 +1,4 @@
-"""Training over its epochs, and the candidates it left."""
+"""Plots of training by epoch and of the candidates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def curves(
     kept: Row | None = None,
     references: Mapping[str, float] | None = None,
 ) -> dict[str, go.Figure]:
-    """The curves of training: ``accuracy``, one ``loss: TERM`` for each term, ``lr`` and ``speed``.
+    """Plot the curves of training: ``accuracy``, one ``loss: TERM`` for each term, ``lr`` and ``speed``.
 
     Args:
         rows: of ``metrics.jsonl``, of the stages to draw together.
@@ -62,7 +62,7 @@ def curves(
 
 
 def role_of(stage: str) -> str:
-    """Whom a stage trains: ``teacher-fit-2`` a teacher, ``head-fit`` what will be the start."""
+    """Give the role that a stage trains: ``teacher-fit-2`` trains a teacher, ``head-fit`` the start."""
     return {"distill": "distilled", "control": "control", "head-fit": "start"}.get(stage, "teacher")
 
 
@@ -98,7 +98,7 @@ def _level(role: str, level: float, epochs: int) -> go.Scatter:
 
 
 def _loss(stages: Stages, term: str) -> go.Figure:
-    """One term on train and on val, of every stage that has it."""
+    """Plot one loss term on the training and validation images, for each stage that has it."""
     fig = figure(height=270)
     for stage, rows in stages.items():
         _line(fig, stage, rows, "val", lambda r: _val_loss(r, term), "solid", digits=".4f")
@@ -108,7 +108,7 @@ def _loss(stages: Stages, term: str) -> go.Figure:
 
 
 def _val_loss(row: Row, term: str) -> float | None:
-    """The loss term on the validation images; a term on features has none there."""
+    """Look up the loss term on the validation images, where terms on features are not measured."""
     if term == "total":
         return row["val"].get("loss")
     return None if term in NO_TERMS else row["val"].get(term)
@@ -156,7 +156,7 @@ def _line(
 
 
 def _mark_kept(fig: go.Figure, kept: Row | None, starred: bool) -> None:
-    """A line at the epoch; on the accuracy also a star at the val figure of what was kept."""
+    """Draw a line at the epoch of the kept weights, and on the accuracy also a star at their figure."""
     if not kept or kept.get("epoch") is None:
         return
     fig.add_vline(x=kept["epoch"], line={"color": BLUE, "width": 1, "dash": "dash"})
@@ -188,7 +188,7 @@ def _mark_kept(fig: go.Figure, kept: Row | None, starred: bool) -> None:
 
 
 def _mark_findings(fig: go.Figure, findings: Mapping[int, Row]) -> None:
-    """The numbers of the findings at the foot of a line at their epoch."""
+    """Draw a line at the epoch of each finding, with the finding's number at its foot."""
     at_epoch: dict[int, list[int]] = {}
     for number, finding in findings.items():
         at_epoch.setdefault(finding["epoch"], []).append(number)
@@ -213,7 +213,7 @@ def _mark_findings(fig: go.Figure, findings: Mapping[int, Row]) -> None:
 
 
 def candidates(options: Sequence[Row], metric: str = "top1") -> go.Figure:
-    """The candidates' val figure on the way from the start (0) to each trained set of weights (1).
+    """Plot each candidate's figure on the validation images between the start (0) and its trained weights (1).
 
     Args:
         options: of ``candidates.json``.

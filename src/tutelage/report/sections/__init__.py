@@ -16,7 +16,7 @@ from tutelage.report.sections.views import views_section
 
 
 def run_sections(records: RunRecords) -> list[Section]:
-    """Every section of the page; those whose data are missing say how far the run got."""
+    """Make every section of the page; those whose data are missing say how far the run got."""
     return [
         verdict_section(records),
         comparison_section(records),

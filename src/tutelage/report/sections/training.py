@@ -41,14 +41,14 @@ def training_section(records: RunRecords) -> Section:
 
 
 def _levels(records: RunRecords) -> dict[str, float]:
-    """Val top-1 of teacher and start, from the pre-flight."""
+    """Look up the validation top-1 of the teacher and the start in the pre-flight checks."""
     who = {"teacher": "teacher"} if records.random_start else {"teacher": "teacher", "start": "student"}
     preflight = records.preflight or {}
     return {role: preflight[key]["val"]["top1"] for role, key in who.items() if key in preflight}
 
 
 def _kept_at(records: RunRecords) -> dict[str, Any] | None:
-    """The kept candidate with the epoch that its weights come from; a soup comes from several."""
+    """Add to the kept candidate the epoch that its weights come from; None for a soup of several."""
     kept, rows = records.kept, records.stage("distill")
     if not kept or not rows:
         return None
@@ -58,7 +58,7 @@ def _kept_at(records: RunRecords) -> dict[str, Any] | None:
 
 
 def _best_epoch(records: RunRecords) -> int:
-    """The epoch whose weights are the candidate ``best``."""
+    """Find the epoch whose weights are the candidate ``best``."""
     rows = records.stage("distill")
     # The candidate has the figures of its epoch. In some older runs that is the best by top-1, whatever the metric.
     options = (records.candidates or {}).get("candidates") or []

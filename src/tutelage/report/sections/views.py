@@ -31,7 +31,7 @@ def views_section(records: RunRecords) -> Section:
 
 @lru_cache(maxsize=4)
 def _contact_sheet(recipe_text: str, specs: tuple[InputSpec, ...]) -> list[Any]:
-    """Kept, since a watched page is made again after every epoch and the views are the same."""
+    """Draw the views once: a watched page is made again after each epoch, and they stay the same."""
     from tutelage.report.thumbnails import contact_sheet
 
     return contact_sheet(splits(recipe_text).train, recipe(recipe_text), specs)
