@@ -74,7 +74,7 @@ Fit = Annotated[FitRecipe | Literal["auto", "no"], BeforeValidator(lambda fit: "
 
 
 class TeacherRecipe(Component):
-    """Who teaches."""
+    """The teacher."""
 
     model: Text = "tf_efficientnet_lite2"  # NAME@WEIGHTS
     others: tuple[Text, ...] = ()  # further teachers; the student learns from the mean of their probabilities
@@ -82,11 +82,11 @@ class TeacherRecipe(Component):
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = (
         None  # of the evaluation crop; null: the model's own
     )
-    fit: Fit = "auto"  # auto: fitted where its head is new to the data
+    fit: Fit = "auto"  # auto: fitted if its head does not match the classes of the data
 
 
 class StudentRecipe(Component):
-    """Who learns."""
+    """The student."""
 
     model: Text = "tf_efficientnet_lite0"  # NAME@WEIGHTS
     resolution: Annotated[int, Field(ge=16)] | Literal["own"] = "own"  # pixels
@@ -94,23 +94,27 @@ class StudentRecipe(Component):
         None  # of the evaluation crop; null: the model's own
     )
     dropout: Fraction | None = None  # in the head; null: the model's own
-    head_fit: Fit = "auto"  # a new head alone, before anything is compared
+    head_fit: Fit = "auto"  # training of a new head alone, before anything is compared
 
 
 class DataRecipe(Component):
-    """Which images, and how they are parted. Sources are named KIND:WHERE."""
+    """The images, and how they are split. Sources are named KIND:WHERE."""
 
     train: Text = "digits"
-    val: Text | None = None  # chooses; null: the train source's own val part, else val_fraction of train
-    test: Text | None = None  # reports; null: its own test or val part, else test_fraction of train
+    val: Text | None = (
+        None  # for model selection; null: the train source's own val part, else val_fraction of train
+    )
+    test: Text | None = (
+        None  # for the final evaluation; null: its own test or val part, else test_fraction of train
+    )
     unlabelled: Text | None = None  # further images, used for the teacher's targets only
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # stratified
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # stratified
     split_seed: int = 0
-    limit: Annotated[int, Field(ge=1)] | None = None  # at most so many images of each part
-    max_bad_images: Annotated[int, Field(ge=0)] = 10  # images that cannot be decoded, before the run stops
+    limit: Annotated[int, Field(ge=1)] | None = None  # largest number of images of each part
+    max_bad_images: Annotated[int, Field(ge=0)] = 10  # the run stops at more undecodable images than this
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # loader processes
-    cache: bool = True  # keep decoded, resized images on disk, so that an epoch decodes no JPEG
+    cache: bool = True  # keep decoded and resized images on disk, so that no epoch decodes a JPEG
     cache_mb: Positive = 20_000  # upper bound on that, in MB (10^6 bytes)
 
 
@@ -173,7 +177,7 @@ class LossRecipe(Component):
 
 
 class TrainRecipe(Component):
-    """The loop."""
+    """The training loop."""
 
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=2)] = 64  # over all processes
@@ -185,15 +189,19 @@ class TrainRecipe(Component):
     momentum: Fraction = 0.9  # for optimizers that have it
     weight_decay: NonNegative = 0.05
     clip_grad: Positive | None = None  # largest gradient norm
-    from_scratch: bool = False  # forget the student's pretrained weights
-    frozen_batchnorm: bool = False  # keep the running statistics of the start
+    from_scratch: bool = False  # start from random weights, not from the pretrained ones
+    frozen_batchnorm: bool = False  # keep the running statistics of the start unchanged
     l2_sp: NonNegative = 0.0  # decay towards the starting weights (Li 2018)
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # lr factor from a layer to the one below
-    head_warmup_epochs: Annotated[int, Field(ge=0)] = 0  # only the head learns at first
+    head_warmup_epochs: Annotated[int, Field(ge=0)] = (
+        0  # epochs at the beginning in which only the head learns
+    )
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995  # decay per step of the moving average; 0: none
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: the faster of a few measured steps
-    checkpoint_minutes: NonNegative = 5.0  # at most so long between two checkpoints; each epoch has one
-    max_bad_steps: Annotated[int, Field(ge=0)] = 20  # steps with a loss that is not finite, before it stops
+    checkpoint_minutes: NonNegative = 5.0  # longest time between two checkpoints; each epoch has one
+    max_bad_steps: Annotated[int, Field(ge=0)] = (
+        20  # the run stops at more steps than this whose loss is not finite
+    )
     seed: int = 0
 
 
@@ -206,18 +214,20 @@ class SelectionRecipe(Component):
 
 
 class PreflightRecipe(Component):
-    """What is checked before the first step."""
+    """Checks before the first step."""
 
-    allow_weak_teacher: bool = False  # go on with a teacher near chance or worse than the student
-    probe_resolutions: bool = False  # measure both models at neighbouring resolutions too
+    allow_weak_teacher: bool = False  # continue with a teacher that is near chance or worse than the student
+    probe_resolutions: bool = False  # also measure both models at neighbouring resolutions
 
 
 class TargetsRecipe(Component):
-    """Where the teacher's outputs come from."""
+    """How the teacher's outputs are computed and kept."""
 
     mode: Literal["live", "cached"] = "live"
-    views: Annotated[int, Field(ge=1)] | None = None  # distinct views an image; null: one an epoch
-    top_k: Annotated[int, Field(ge=1)] | None = None  # keep only the largest, and the mass of the rest
+    views: Annotated[int, Field(ge=1)] | None = None  # distinct views per image; null: one per epoch
+    top_k: Annotated[int, Field(ge=1)] | None = (
+        None  # keep only the largest k probabilities, and the sum of the others
+    )
     directory: Text | None = None  # of targets and decoded images, shared between runs; null: the run's own
 
 
@@ -226,7 +236,9 @@ class ExportRecipe(Component):
 
     enabled: bool = False
     int8: bool = True
-    max_drop: NonNegative = 1.0  # points of top-1 a file may lose against PyTorch on test
+    max_drop: NonNegative = (
+        1.0  # largest accepted loss of top-1 of a file against PyTorch on test, in percentage points
+    )
 
 
 class Recipe(Component):
@@ -243,7 +255,7 @@ class Recipe(Component):
     preflight: PreflightRecipe = PreflightRecipe()
     selection: SelectionRecipe = SelectionRecipe()
     export: ExportRecipe = ExportRecipe()
-    control: bool = True  # also train with hard labels only, on the same budget
+    control: bool = True  # also train with hard labels only, on the same budget of steps
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
 
     @property
@@ -254,7 +266,9 @@ class Recipe(Component):
     @model_validator(mode="after")
     def _something_to_learn(self) -> Recipe:
         if not self.loss.terms and self.loss.weight == 0 and self.loss.label_weight == 0:
-            raise ValueError("loss.weight and loss.label_weight are both 0: there is nothing to learn from")
+            raise ValueError(
+                "loss.weight and loss.label_weight are both 0: there is nothing to learn from; set one of them above 0"
+            )
         return self
 
     @model_validator(mode="after")

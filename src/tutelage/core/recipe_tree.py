@@ -38,7 +38,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise TutelageError(
-            f"{path}: a recipe is a mapping of keys to values, this is a {type(tree).__name__}"
+            f"{path}: a recipe must be a mapping of keys to values, but this is a {type(tree).__name__}"
         )
     return tree
 
