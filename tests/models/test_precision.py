@@ -54,3 +54,10 @@ def test_training_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
     assert not network.training
+
+
+def test_only_the_wanted_precision_is_run() -> None:
+    """Another one might need more memory than there is."""
+    network = Waiting(fp32=0.001, bf16=0.001)
+    assert set(probe_inference(network, SPEC, 2, CPU, ("bf16",))) == {"bf16"}
+    assert network.calls == {"bf16": ROUNDS + 1}

@@ -10,6 +10,8 @@ from torch import nn
 
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
+from tutelage.core.runtime import Runtime
+from tutelage.evaluation.predict import Predictions
 from tutelage.models.batchnorm import decode_sample
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model, with_state
@@ -92,3 +94,38 @@ def test_an_unreadable_training_image_is_counted_and_batchnorm_images_are_decode
     assert {c.recalibrated for c in distilled.choice.candidates} == {True, False}
     assert decoded == [1]
     assert list(checked.prepared.context.loading.bad.reasons) == [train.id(0)]
+
+
+@pytest.mark.parametrize(("wanted", "probed"), [("auto", ("fp32", "bf16")), ("bf16", ("bf16",))])
+def test_each_process_probes_its_share_of_the_batch_in_the_precisions_that_may_be_used(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, probed: tuple[str, ...]
+) -> None:
+    asked, ahead = [], []
+
+    def probe(module: object, spec: object, size: int, device: object, precisions: tuple) -> dict:
+        asked.append((size, tuple(precisions)))
+        return dict.fromkeys(precisions, 100.0)
+
+    def estimate(recipe: object, images: object, rates: dict, *_: object) -> dict:
+        ahead.append(rates)
+        return {"steps": 1, "estimated_seconds": 1.0, "disk_mb": 1.0}
+
+    for name in ("probe_training", "probe_inference"):
+        monkeypatch.setattr(f"tutelage.models.precision.{name}", probe)
+    monkeypatch.setattr("tutelage.pipeline.stages.preflight.estimate", estimate)
+    tiny["train"] |= {"precision": wanted, "batch_size": 32}
+    tiny["teacher"]["fit"] = "no"
+    recipe = parse_recipe(tiny | {"name": "run"})
+    prepared = prepare(recipe, begin(recipe, tmp_path, "test"), Silent())
+    fitted = Fitted(prepared, fit_teachers(prepared), fit_head(prepared))
+    with monkeypatch.context() as patched:
+        patched.setattr(Runtime, "world_size", 4)
+        patched.setattr(
+            "tutelage.pipeline.stages.evaluate.predict_logits",
+            lambda module, spec, subset, *_: Predictions(
+                torch.rand(len(subset), 10), torch.arange(len(subset))
+            ),
+        )
+        preflight(fitted)
+    assert asked == [(8, probed)] * 2
+    assert ahead == [{"student": 400.0, "teacher": 400.0}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
@@ -18,10 +18,25 @@ HOPELESS = 3.0  # times as slow in the first round: then bf16 is not timed again
 WORTH_IT = 1.1  # a smaller gain is not worth bf16's rounding, and would make the choice a matter of noise
 
 
+BOTH: tuple[Precision, ...] = ("fp32", "bf16")
+
+
 def probe_training(
-    module: nn.Module, spec: InputSpec, batch_size: int, device: torch.device
+    module: nn.Module,
+    spec: InputSpec,
+    batch_size: int,
+    device: torch.device,
+    precisions: Sequence[Precision] = BOTH,
 ) -> dict[Precision, float]:
-    """Images/s of forward and backward passes by precision. Afterwards the module has its state of before."""
+    """Measure images/s of forward and backward in each precision. The module's state is as before afterwards.
+
+    Args:
+        module: the network, on the device.
+        spec: its images.
+        batch_size: images of one process.
+        device: where it runs.
+        precisions: those to measure; others, which might need more memory than there is, are not run.
+    """
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     images = _images(spec, batch_size, device)
     module.train()
@@ -31,7 +46,7 @@ def probe_training(
             output = module(images)
         output.float().square().mean().backward()
 
-    rates = _alternate(step, batch_size, device)
+    rates = _alternate(step, batch_size, device, precisions)
     module.zero_grad(set_to_none=True)
     module.load_state_dict(state)
     module.eval()
@@ -39,16 +54,20 @@ def probe_training(
 
 
 def probe_inference(
-    module: nn.Module, spec: InputSpec, batch_size: int, device: torch.device
+    module: nn.Module,
+    spec: InputSpec,
+    batch_size: int,
+    device: torch.device,
+    precisions: Sequence[Precision] = BOTH,
 ) -> dict[Precision, float]:
-    """Images/s of the forward pass by precision."""
+    """Measure images/s of the forward pass in each precision; arguments as those of `probe_training`."""
     images = _images(spec, batch_size, device)
 
     def step() -> None:
         with torch.no_grad():
             module(images)
 
-    return _alternate(step, batch_size, device)
+    return _alternate(step, batch_size, device, precisions)
 
 
 def faster(rates: dict[Precision, float]) -> Precision:
@@ -61,11 +80,13 @@ def _images(spec: InputSpec, batch_size: int, device: torch.device) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _alternate(step: Callable[[], None], batch_size: int, device: torch.device) -> dict[Precision, float]:
-    seconds: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
+def _alternate(
+    step: Callable[[], None], batch_size: int, device: torch.device, precisions: Sequence[Precision]
+) -> dict[Precision, float]:
+    seconds: dict[Precision, list[float]] = {precision: [] for precision in precisions}
     for number in range(ROUNDS + 1):  # the first warms up
         for precision, times in seconds.items():
-            if number and precision == "bf16" and times[0] > HOPELESS * seconds["fp32"][0]:
+            if number and len(precisions) > 1 and times[0] > HOPELESS * seconds["fp32"][0]:
                 continue
             started = time.perf_counter()
             with autocast(device, precision):

@@ -136,11 +136,16 @@ def _teacher_name(place: int) -> str:
 
 
 def _rates(prepared: Prepared, teacher: Model, student: Model) -> dict[str, dict[Precision, float]]:
-    """Measure images/s of a training step of the student and of the teacher's inference, in each precision."""
-    device, size = prepared.device, prepared.recipe.train.batch_size
+    """Measure images/s of one process: a training step of the student, and inference of the teacher.
+
+    Measured is what the run may use, on the batch that one process gets.
+    """
+    recipe, device = prepared.recipe.train, prepared.device
+    precisions = precision.BOTH if recipe.precision == "auto" else (recipe.precision,)
+    size = max(1, recipe.batch_size // prepared.context.runtime.world_size)
     return {
-        "student": precision.probe_training(student.module, student.input_spec, size, device),
-        "teacher": precision.probe_inference(teacher.module, teacher.input_spec, size, device),
+        "student": precision.probe_training(student.module, student.input_spec, size, device, precisions),
+        "teacher": precision.probe_inference(teacher.module, teacher.input_spec, size, device, precisions),
     }
 
 
@@ -166,6 +171,7 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
     """Measure and check the models, and return what preflight.json records."""
     prepared, teachers, on_val = checked.prepared, checked.teachers, checked.teacher_on_val
     recipe, progress = prepared.recipe, prepared.context.progress
+    processes = prepared.context.runtime.world_size
     classes = len(prepared.class_mapping.class_ids)
     checks = structure(teachers, checked.student, prepared.class_mapping)
     labels = labels_of(prepared, prepared.splits.val, on_val)
@@ -179,7 +185,7 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
     ahead = estimate(
         recipe,
         len(prepared.splits.train),
-        {model: max(found.values()) for model, found in rates.items()},
+        {model: max(found.values()) * processes for model, found in rates.items()},
         checked.student,
         prepared.run.path,
     )
@@ -278,7 +284,7 @@ def estimate(
     Args:
         recipe: says how long.
         images: of the training part.
-        rates: images/s of `student` (a training step) and `teacher` (inference), as probed.
+        rates: images/s of `student` (a training step) and `teacher` (inference), of all processes together.
         student: for the size of its checkpoints.
         place: where the run is written.
 
