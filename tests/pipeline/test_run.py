@@ -178,13 +178,14 @@ def test_unlabelled_images_are_distilled_on_too(tiny: dict, tmp_path: Path) -> N
     for place, image in enumerate(load_digits().images[-40:]):
         Image.fromarray((image * 15).astype(np.uint8)).save(folder / f"{place}.png")
     tiny["data"]["unlabelled"] = f"folder:{folder}"
-    tiny["control"] = False
     run = run_tiny(tiny, tmp_path, "unlabelled")
-    with_them = [row for row in read_jsonl(run.metrics) if row["stage"] == "distill"]
     parts = read_json(run.splits)["parts"]
     images = parts["train"]["size"] + parts["unlabelled"]["size"]
     assert parts["unlabelled"]["size"] == 40
-    assert with_them[-1]["step"] == 2 * (images // 32)
+    for stage in ("control", "distill"):  # the control has the same budget
+        rows = [row for row in read_jsonl(run.metrics) if row["stage"] == stage]
+        assert rows[-1]["step"] == 2 * (images // 32)
+    assert read_json(run.preflight)["steps"] == 2 * 2 * (images // 32)
 
 
 def test_versions_name_what_ran(finished: Run) -> None:

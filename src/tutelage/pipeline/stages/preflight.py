@@ -184,7 +184,7 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
     checks += strength(teacher, student, classes, recipe.preflight.allow_weak_teacher)
     ahead = estimate(
         recipe,
-        len(prepared.splits.train),
+        len(prepared.splits.train) + len(prepared.splits.unlabelled or ()),
         {model: max(found.values()) * processes for model, found in rates.items()},
         checked.student,
         prepared.run.path,
@@ -283,7 +283,7 @@ def estimate(
 
     Args:
         recipe: says how long.
-        images: of the training part.
+        images: that control and student are trained on, unlabelled ones counted.
         rates: images/s of `student` (a training step) and `teacher` (inference), of all processes together.
         student: for the size of its checkpoints.
         place: where the run is written.

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tutelage.core.files import write_json
 from tutelage.data.joined import join
-from tutelage.data.splits import Subset
+from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.checkpoint import State, state_of
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective, body_state, label_smoothing_of, terms_of
@@ -42,12 +42,16 @@ class Distilled:
 
 
 def train_control(checked: Checked) -> Model | None:
-    """Train the same student on the same views with hard labels only, and choose on val in the same way."""
+    """Train the same student on the same views with hard labels only, and choose on val in the same way.
+
+    Unlabelled images are part of its batches too, and their loss is zero: control and student have the same order
+    of images, the same views and as many steps, and differ in nothing but their targets.
+    """
     prepared, student = checked.prepared, checked.student
     recipe, run = prepared.recipe, prepared.run
     if not recipe.control:
         return None
-    stage = _stage(checked, "control", prepared.splits.train)
+    stage = _stage(checked, "control", _images(prepared.splits))
     key = {
         "stage": stage_key(stage, prepared.context),
         "choose": recipe.selection.model_dump(mode="json"),
@@ -65,7 +69,7 @@ def train_student(checked: Checked) -> Distilled:
     """Distil, choose on val, and write the chosen student as the run's."""
     prepared, student = checked.prepared, checked.student
     splits, run = prepared.splits, prepared.run
-    subset = join(splits.train, splits.unlabelled) if splits.unlabelled else splits.train
+    subset = _images(splits)
     on_val = checked.teacher_on_val
     # by position; zeros for images that cannot be decoded, which the loss on val leaves out
     val_targets = on_val.logits.new_zeros(len(splits.val), on_val.logits.shape[1])
@@ -84,6 +88,11 @@ def train_student(checked: Checked) -> Distilled:
         record = {**choice.record(), "resolutions": resolutions, "training": evidence}
         write_json(run.candidates, record)
     return Distilled(model, choice, resolutions)
+
+
+def _images(splits: Splits) -> Subset:
+    """Return what control and student are trained on: the labelled images, and the unlabelled ones after them."""
+    return join(splits.train, splits.unlabelled) if splits.unlabelled else splits.train
 
 
 def _stage(checked: Checked, name: str, subset: Subset) -> Stage:
