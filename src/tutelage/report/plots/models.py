@@ -169,7 +169,7 @@ def _label(fig: go.Figure, names: Sequence[str], places: Sequence[tuple[float, f
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
     for (x, y), name, trace in zip(places, names, fig.data[1:], strict=True):
         width = LETTER_WIDTH * min(len(name), LONGEST_LABEL)
-        options = [(side, down) for down in (0, 17, -17, 34, -34, 51, -51) for side in (1, -1)]
+        options = [(side, down) for down in (0, 17, -17, 34, -34, 51, -51, 68, -68) for side in (1, -1)]
         boxes = {option: _label_box(x, y, width, *option) for option in options}
         free = [
             o
