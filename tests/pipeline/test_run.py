@@ -17,6 +17,10 @@ from tutelage.core.records import read_predictions
 from tutelage.core.run_dir import Run
 from tutelage.models.registry import load_model
 from tutelage.pipeline.run import begin, distill
+from tutelage.pipeline.stages.evaluate import predict_jointly
+from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
+from tutelage.pipeline.stages.preflight import preflight
+from tutelage.pipeline.stages.prepare import prepare
 
 
 def run_tiny(tree: dict, root: Path, name: str) -> Run:
@@ -167,6 +171,16 @@ def test_several_teachers_teach_by_their_mean(tiny: dict, tmp_path: Path) -> Non
     run = run_tiny(tiny, tmp_path, "several")
     stages = {row["stage"] for row in read_jsonl(run.metrics)}
     assert {"teacher-fit", "teacher-fit-2", "distill"} <= stages
+    row = read_json(run.comparison)["rows"][0]  # of the two together, as they teach
+    assert row["model"] == "test_resnet@none + test_vit@none"
+    recipe = load_recipe(run.recipe)
+    prepared = prepare(recipe, run, Silent())
+    checked = preflight(Fitted(prepared, fit_teachers(prepared), fit_head(prepared)))
+    joint = predict_jointly(prepared, checked.teachers, prepared.splits.test).logits.argmax(1).numpy()
+    first = predict_jointly(prepared, checked.teachers[:1], prepared.splits.test).logits.argmax(1).numpy()
+    stored = read_predictions(run.predictions).roles["teacher"].first
+    assert stored.tolist() == joint.tolist() != first.tolist()
+    assert row["top1"] == pytest.approx(100 * np.mean(joint == prepared.splits.test.labels))
 
 
 def test_unlabelled_images_are_distilled_on_too(tiny: dict, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tutelage.core.files import entry, write_json
 from tutelage.core.records import RunPredictions, TopClasses, write_predictions
 from tutelage.core.run_dir import Run
+from tutelage.data.input_spec import InputSpec
 from tutelage.evaluation import resolution
 from tutelage.evaluation.latency import forward_call
 from tutelage.evaluation.paired import Paired, paired
@@ -26,7 +27,7 @@ from tutelage.models.source import Model
 from tutelage.pipeline.context import Context
 from tutelage.pipeline.diagnose import Figures, diagnose
 from tutelage.pipeline.memo import made_once
-from tutelage.pipeline.stages.evaluate import predict
+from tutelage.pipeline.stages.evaluate import predict_jointly
 from tutelage.pipeline.stages.preflight import Checked
 from tutelage.pipeline.stages.train import Distilled
 
@@ -36,10 +37,15 @@ THROUGHPUT_BATCH = 16
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model of the comparison; its role is a `Role`, or `distilled@224` for the student at another resolution."""
+    """A row of the comparison.
+
+    Attributes:
+        role: a `Role`, or ``distilled@224`` for the student at another resolution.
+        models: one; or several teachers, which are compared by their joint predictions.
+    """
 
     role: str
-    model: Model
+    models: tuple[Model, ...]
 
 
 def measure(checked: Checked, control: Model | None, distilled: Distilled) -> dict[str, Any]:
@@ -56,14 +62,14 @@ def measure(checked: Checked, control: Model | None, distilled: Distilled) -> di
     prepared = checked.prepared
     context, mapping, subset = prepared.context, prepared.class_mapping, prepared.splits.test
     entries = [
-        ModelEntry(Role.TEACHER, checked.teachers[0]),
-        ModelEntry(Role.START, checked.student),
-        *([ModelEntry(Role.CONTROL, control)] if control else []),
-        ModelEntry(Role.DISTILLED, distilled.model),
+        ModelEntry(Role.TEACHER, checked.teachers),
+        ModelEntry(Role.START, (checked.student,)),
+        *([ModelEntry(Role.CONTROL, (control,))] if control else []),
+        ModelEntry(Role.DISTILLED, (distilled.model,)),
         *_at_best_resolution(distilled, prepared.recipe.selection.metric),
     ]
     rows = _timed_rows(entries, context)
-    predictions = in_common([predict(prepared, one.model, subset) for one in entries])
+    predictions = in_common([predict_jointly(prepared, one.models, subset) for one in entries])
     logits = {one.role: found.logits for one, found in zip(entries, predictions, strict=True)}
     index = predictions[0].index
     labels = torch.from_numpy(subset.labels)[index]
@@ -102,7 +108,7 @@ def _at_best_resolution(distilled: Distilled, metric: str) -> list[ModelEntry]:
     best = resolution.best(distilled.resolutions, "distilled", metric)
     if best == distilled.model.input_spec.height:
         return []
-    return [ModelEntry(f"{Role.DISTILLED}@{best}", resolution.at(distilled.model, best))]
+    return [ModelEntry(f"{Role.DISTILLED}@{best}", (resolution.at(distilled.model, best),))]
 
 
 def _pairs(logits: dict[str, Tensor], labels: np.ndarray) -> dict[str, Paired]:
@@ -125,7 +131,7 @@ def _timed_rows(entries: Sequence[ModelEntry], context: Context) -> list[Row]:
     One process measures, while the others wait and so take no time from it. Trials of a study, whose weights differ
     only, take the first one's figures, so that none is ranked by a lucky measurement.
     """
-    rows = [Row(one.model.spec) for one in entries]
+    rows = [Row(_spec(one)) for one in entries]
     with made_once(context, context.run.speed, lambda: _speed_key(entries, context)) as there:
         if there:
             rows = [Row.from_dict(row) for row in entry(context.run.speed, "rows")]
@@ -139,14 +145,9 @@ def _timed_rows(entries: Sequence[ModelEntry], context: Context) -> list[Row]:
 def _speed_key(entries: Sequence[ModelEntry], context: Context) -> dict[str, Any]:
     return {
         "rows": [
-            [
-                one.role,
-                one.model.spec,
-                one.model.origin,
-                one.model.input_spec.to_dict(),
-                one.model.num_classes,
-            ]
+            [one.role, model.spec, model.origin, model.input_spec.to_dict(), model.num_classes]
             for one in entries
+            for model in one.models
         ],
         "machine": [context.runtime.device.type, torch.get_num_threads(), platform.node()],
     }
@@ -154,8 +155,7 @@ def _speed_key(entries: Sequence[ModelEntry], context: Context) -> dict[str, Any
 
 def _measured_rows(entries: Sequence[ModelEntry], device: torch.device) -> list[Row]:
     # the start, the control and the kept student are copies of one network
-    keys = [(one.model.spec, one.model.origin, one.model.input_spec) for one in entries]
-    networks = {key: one.model for key, one in zip(keys, entries, strict=True)}
+    networks = {_network(model): model for one in entries for model in one.models}
     models = list(networks.values())
     rows = [
         sized(
@@ -177,4 +177,36 @@ def _measured_rows(entries: Sequence[ModelEntry], device: torch.device) -> list[
         rows, singles, batches, THROUGHPUT_BATCH, device=device.type, threads=torch.get_num_threads()
     )
     of = dict(zip(networks, rows, strict=True))
-    return [replace(of[key], role=str(one.role)) for key, one in zip(keys, entries, strict=True)]
+    return [
+        replace(_one_after_another([of[_network(model)] for model in one.models]), role=str(one.role))
+        for one in entries
+    ]
+
+
+def _network(model: Model) -> tuple[str, str, InputSpec]:
+    return model.spec, model.origin, model.input_spec
+
+
+def _spec(one: ModelEntry) -> str:
+    return " + ".join(model.spec for model in one.models)
+
+
+def _one_after_another(rows: Sequence[Row]) -> Row:
+    """Combine the rows of networks that all look at each image: sizes and times add up."""
+    if len(rows) == 1:
+        return rows[0]
+
+    def total(name: str) -> float | None:
+        values = [getattr(row, name) for row in rows]
+        return None if None in values else sum(values)
+
+    added = ("size_mb", "params_m", "gmacs", "latency_ms", "latency_p10", "latency_p90")
+    rates = [row.images_per_s for row in rows]
+    figures: dict[str, Any] = {name: total(name) for name in added}
+    return replace(
+        rows[0],
+        model=" + ".join(row.model for row in rows),
+        origin=" + ".join(str(row.origin) for row in rows),
+        images_per_s=1 / sum(1 / rate for rate in rates if rate) if all(rates) else None,
+        **figures,
+    )

@@ -222,7 +222,8 @@ def _teacher_on_train(checked: Checked) -> dict[str, float] | None:
     subset = sample(checked.prepared.splits.train, TRAIN_IMAGES)
     if not (subset.labels >= 0).any():
         return None
-    figures = quality_on(checked.prepared, checked.teachers[0], subset)
+    found = predict_jointly(checked.prepared, checked.teachers, subset)
+    figures = quality(found.logits, labels_of(checked.prepared, subset, found))
     return {"top1": figures.top1, "nll": figures.nll, "n": figures.n}
 
 
