@@ -11,9 +11,10 @@ from small_run import make_run
 
 from conftest import Visits, until
 from tutelage.core.errors import TutelageError
-from tutelage.core.files import append_jsonl, read_jsonl
+from tutelage.core.files import append_jsonl, read_jsonl, write_json, write_text
 from tutelage.core.run_dir import Run
-from tutelage.report.server import Server
+from tutelage.report.build import find_runs
+from tutelage.report.server import Page, Server
 
 SMALL = {"data": {"train": "digits", "limit": 200}, "train": {"epochs": 4}}
 
@@ -135,3 +136,25 @@ def test_a_study_is_followed_while_trials_are_added(tmp_path: Path, visit: Visit
     make_run(tmp_path / "trials", "trial-2", overrides=SMALL)
     until(page, "document.querySelectorAll('#runs tbody tr').length === 3", seconds=20)
     server.stop()
+
+
+def test_the_seeds_of_a_run_are_followed_from_the_first_moment(tmp_path: Path) -> None:
+    whole = Run.create(tmp_path, "whole")
+    write_text(whole.recipe, "{}")
+    page = Page(whole.path)
+    assert b"seed-0" not in page.content().main
+    for seed in (0, 1):
+        make_run(whole.path, f"seed-{seed}", stop="distill", overrides=SMALL)
+        assert f"seed-{seed}".encode() in page.content().main
+    write_json(whole.seeds, {"pairs": [], "sentence": "Over 2 seeds the student is as good."})
+    assert b"Over 2 seeds the student is as good." in page.content().main
+
+
+def test_a_directory_of_runs_shows_the_seeds_of_each(tmp_path: Path) -> None:
+    """The run around the seeds trains nothing: it was shown as one that does not get on."""
+    whole = Run.create(tmp_path, "whole")
+    write_text(whole.recipe, "{}")
+    write_text(Run.create(whole.path, "seed-0").recipe, "{}")
+    write_text(Run.create(whole.path, "seed-1").recipe, "{}")
+    write_text(Run.create(tmp_path, "single").recipe, "{}")
+    assert [run.path.name for run in find_runs([tmp_path])] == ["single", "seed-0", "seed-1"]

@@ -69,13 +69,15 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for path in paths:
-        patterns = ["seed-*/recipe.yaml", "recipe.yaml"] if Run(path).recipe.is_file() else DIRECTORIES
+        patterns = ("recipe.yaml",) if Run(path).recipe.is_file() else DIRECTORIES
         recipes = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
         if not recipes:
             raise TutelageError(
                 f"{path}: neither a run directory nor a directory of runs (no recipe.yaml in it)"
             )
-        found |= {recipe.parent.resolve(): Run(recipe.parent) for recipe in recipes}
+        for recipe in recipes:  # a run with several seeds has a run for each of them in its directory
+            seeds = sorted(recipe.parent.glob("seed-*/recipe.yaml"))
+            found |= {one.parent.resolve(): Run(one.parent) for one in seeds or [recipe]}
     return list(found.values())
 
 

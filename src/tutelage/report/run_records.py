@@ -207,7 +207,7 @@ def fingerprint(run: Run) -> tuple[tuple[str, int, int], ...]:
 def _watched(run: Run) -> list[Path]:
     return [
         run.recipe, run.versions, run.splits, run.preflight, run.metrics, run.candidates, run.comparison,
-        run.predictions, run.diagnosis, run.deploy,
+        run.predictions, run.diagnosis, run.deploy, run.seeds,
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The page of a run while it goes: served to this machine's own browsers, and to nobody else."""
+"""Serves the page of a run while the run goes on, to browsers on this machine only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.run_dir import Run
 from tutelage.report.build import contents, find_runs
 from tutelage.report.page import encode, render_main, render_page
 from tutelage.report.run_records import fingerprint
@@ -32,7 +33,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Content:
-    """What is served: the whole page, its changing part, and a tag of the latter."""
+    """What is served: the whole page, the part of it that changes, and a tag of that part."""
 
     page: bytes
     main: bytes
@@ -40,7 +41,7 @@ class Content:
 
 
 class Page:
-    """The page of a run, of its seeds or of a study, made again when something was written since."""
+    """The page of a run, of its seeds or of a study; it is made again when a file has been written since."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +52,8 @@ class Page:
     def content(self) -> Content:
         """The page as of now."""
         with self._lock:
-            seen = [fingerprint(run) for run in find_runs([self.path])]
+            # the directory itself too: of a run with several seeds it holds what sums them up
+            seen = [fingerprint(run) for run in (*find_runs([self.path]), Run(self.path))]
             if self._content is None or seen != self._seen:
                 self._content, self._seen = self._make(), seen
             return self._content
@@ -89,20 +91,20 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """To be opened in a browser."""
+        """The address to open in a browser."""
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that closes its tab in the middle of an answer is no error."""
+        """Ignore a browser that closes its tab in the middle of an answer."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
     def start(self) -> None:
-        """Serve from a thread of its own, until `stop`."""
+        """Serve from another thread, until `stop`."""
         threading.Thread(target=self.serve_forever, name="tutelage-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """End what `start` began, and free the port."""
+        """Stop serving, and free the port."""
         self.shutdown()
         self.server_close()
 
@@ -135,4 +137,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a page asks every two seconds."""
+        """Log nothing, since a page asks every two seconds."""
