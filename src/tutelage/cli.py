@@ -235,9 +235,9 @@ def watch(
 def verify(run: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
     """Verify that no file of a run has changed since its end; the exit code is 1 if one has."""
     from tutelage.core.run_dir import Run
-    from tutelage.pipeline.verify import check as compare_digests
+    from tutelage.pipeline.verify import verify as verify_files
 
-    found = compare_digests(Run.open(run))
+    found = verify_files(Run.open(run))
     for line in found.lines():
         print(line)
     if not found.ok:

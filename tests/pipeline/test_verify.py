@@ -11,7 +11,7 @@ from tutelage.cli import main
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_text
 from tutelage.core.run_dir import Run, write_digests
-from tutelage.pipeline.verify import check
+from tutelage.pipeline.verify import verify
 
 
 @pytest.fixture
@@ -56,14 +56,14 @@ def test_each_difference_is_named(run: Run, capsys: pytest.CaptureFixture[str]) 
 def test_a_new_file_and_a_changed_cache_are_no_fault(run: Run) -> None:
     run.report.write_text("new")
     (run.cache / "pixels.bin").write_text("other")
-    assert check(run).ok
+    assert verify(run).ok
 
 
 def test_a_file_that_became_a_link_is_not_followed(run: Run, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("student.safetensors")
     run.student.unlink()
     run.student.symlink_to(tmp_path / "elsewhere")
-    assert check(run).missing == ("student.safetensors",)
+    assert verify(run).missing == ("student.safetensors",)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a\0b"])
@@ -71,7 +71,7 @@ def test_a_list_that_leads_outside_is_refused(run: Run, name: str) -> None:
     run.digests.write_text(json.dumps({name: {"bytes": 1, "sha256": ""}}))
     assert exit_code(run) == 2
     with pytest.raises(TutelageError, match="outside the run directory"):
-        check(run)
+        verify(run)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{"])

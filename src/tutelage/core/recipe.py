@@ -38,6 +38,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and PyTorch both take
 
 
 def _as_text(value: Any) -> Any:
@@ -110,7 +111,7 @@ class DataRecipe(Component):
     unlabelled: Text | None = None  # further images, used for the teacher's targets only
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # stratified
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # stratified
-    split_seed: int = 0
+    split_seed: Seed = 0
     limit: Annotated[int, Field(ge=1)] | None = None  # largest number of images of each part
     max_bad_images: Annotated[int, Field(ge=0)] = 10  # the run stops at more undecodable images than this
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # loader processes
@@ -202,7 +203,7 @@ class TrainRecipe(Component):
     max_bad_steps: Annotated[int, Field(ge=0)] = (
         20  # the run stops at more steps than this whose loss is not finite
     )
-    seed: int = 0
+    seed: Seed = 0
 
 
 class SelectionRecipe(Component):

@@ -1,4 +1,4 @@
-"""Whether a run directory still holds what the run left there."""
+"""Verify that the files of a run directory are still as the run left them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tutelage.core.run_dir import Run, own_files
 
 
 @dataclass(frozen=True)
-class Findings:
+class Verification:
     """Names of files, relative to the run directory.
 
     Attributes:
-        intact: as they were.
-        changed: with other content.
-        missing: not there any more.
-        new: added since; nothing is known of them.
+        intact: files that are as they were.
+        changed: files with other content.
+        missing: files that are gone, or links now.
+        new: files that were added since, and cannot be verified.
     """
 
     intact: tuple[str, ...]
@@ -33,7 +33,7 @@ class Findings:
         return not (self.changed or self.missing)
 
     def lines(self) -> Iterator[str]:
-        """For people: one a difference, and a last one that sums up."""
+        """Lines to print: one for each difference, and a last one that sums up."""
         for what in ("changed", "missing", "new"):
             yield from (f"{what}: {name!r}" for name in getattr(self, what))
         verdict = "as the run left it" if self.ok else "NOT as the run left it"
@@ -43,8 +43,8 @@ class Findings:
         )
 
 
-def check(run: Run) -> Findings:
-    """Compare each file with the size and SHA-256 that were noted at the end of the run.
+def verify(run: Run) -> Verification:
+    """Compare each file with the size and the SHA-256 that were recorded at the end of the run.
 
     Raises:
         TutelageError: the run has not ended, or its list of digests is damaged.
@@ -60,7 +60,7 @@ def check(run: Run) -> Findings:
         tuple(name for name, found in states.items() if found == state)
         for state in ("intact", "changed", "missing", "new")
     )
-    return Findings(intact, changed, missing, new)
+    return Verification(intact, changed, missing, new)
 
 
 def _noted(path: Path) -> dict[str, object]:

@@ -19,7 +19,7 @@ from optuna.distributions import (
 from pydantic import Field, ValidationError
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import Component, Recipe, Text, first_error, parse_recipe
+from tutelage.core.recipe import Component, Recipe, Seed, Text, first_error, parse_recipe
 from tutelage.core.recipe_tree import parse_override, read_value, read_yaml, rename_keys, set_keys
 from tutelage.core.run_dir import NAME
 
@@ -53,7 +53,7 @@ class StudyRecipe(Component):
     )  # by key: a list of choices, or {low, high, step, log}
     sampler: Literal["tpe", "random", "grid"] = "tpe"  # grid: every combination of the choices
     trials: Annotated[int, Field(ge=1)] | None = None  # in all, the variants first; null: variants and grid
-    seed: int = 0  # of the sampler
+    seed: Seed = 0  # of the sampler
     storage: str | None = None  # a database's URL; null: a journal in the study's directory
 
 

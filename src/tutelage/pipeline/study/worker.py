@@ -254,7 +254,7 @@ class _Worker:
 
     def _sampler(self, number: int) -> BaseSampler:
         """Seeded anew for each trial, so that it matters neither which process asks nor when it began."""
-        seed = self.plan.seed + number
+        seed = (self.plan.seed + number) % 2**32
         return RandomSampler(seed) if self.plan.sampler == "random" else TPESampler(seed=seed)
 
     def _run(self, claim: Claim, precision: dict[str, Any]) -> bool:
