@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -334,8 +335,6 @@ def study(
     progress: ProgressOption = "auto",
 ) -> None:
     """Run variants of a recipe and rank them. Start it again to continue, several times to share the work."""
-    import signal
-
     try:
         from tutelage.distillation.stop import Interrupted
         from tutelage.pipeline.console import open_progress
@@ -357,8 +356,6 @@ def study(
 
 
 def _distill(recipe: Recipe, run: Run, progress: str) -> None:
-    import signal
-
     from tutelage.core.files import entry
     from tutelage.core.runtime import Runtime
     from tutelage.distillation.stop import Interrupted
