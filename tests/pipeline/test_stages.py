@@ -129,3 +129,25 @@ def test_each_process_probes_its_share_of_the_batch_in_the_precisions_that_may_b
         preflight(fitted)
     assert asked == [(8, probed)] * 2
     assert ahead == [{"student": 400.0, "teacher": 400.0}]
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+def test_fits_are_in_the_precision_that_the_recipe_names(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    tiny["train"]["precision"] = wanted
+    tiny["teacher"]["fit"] = {"epochs": 1}
+    tiny["student"]["head_fit"] = {"epochs": 1}
+    recipe = parse_recipe(tiny | {"name": "run"})
+    prepared = prepare(recipe, begin(recipe, tmp_path, "test"), Silent())
+    seen = set()
+    autocast = Runtime.autocast
+
+    def watched(runtime: Runtime, *arguments: object) -> object:
+        seen.add(runtime.precision)
+        return autocast(runtime, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Runtime, "autocast", watched)
+    fit_teachers(prepared)
+    fit_head(prepared)
+    assert seen == {wanted}

@@ -83,6 +83,8 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
     student = _with_input(student, recipe.student)
     runtime = Runtime.start()
+    if recipe.train.precision != "auto":  # else fits are in fp32, and the pre-flight chooses for what follows
+        runtime = replace(runtime, precision=recipe.train.precision)
     context = Context(
         run,
         runtime,
