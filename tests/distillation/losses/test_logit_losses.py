@@ -380,6 +380,12 @@ def test_standardised_kl_does_not_see_scale(data: Batch, T: float, scale: float)
     assert torch.allclose(before, after, rtol=1e-3, atol=1e-3)
 
 
+def test_dist_is_zero_at_the_teacher_though_columns_hardly_vary() -> None:
+    """A floor that was added under the norms kept the correlation of equal columns below 1."""
+    _, teacher, labels = batch(rows=2, classes=2, scale=1.0, seed=2466)
+    assert value("dist", teacher, teacher, labels, 2.0).item() == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ALL)
 @invariant
 @given(data=drawn, T=temperatures)

@@ -229,8 +229,9 @@ def _pearson(log_a: Tensor, log_b: Tensor, dim: int) -> Tensor:
         x = (log_x - log_x.detach().amax(dim, keepdim=True)).exp()
         centred.append(x - x.mean(dim, keepdim=True))
     a, b = centred
-    square_norms = (a.square().sum(dim) + _NORM_FLOOR**2) * (b.square().sum(dim) + _NORM_FLOOR**2)
-    return (a * b).sum(dim) / square_norms.sqrt()
+    # bounded from below, not added to: a floor that is added keeps the correlation of equal vectors below 1
+    square_norms = [x.square().sum(dim).clamp_min(_NORM_FLOOR**2) for x in centred]
+    return (a * b).sum(dim) / (square_norms[0] * square_norms[1]).sqrt()
 
 
 def _safe_labels(labels: Tensor, logits: Tensor) -> Tensor:
