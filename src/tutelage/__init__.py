@@ -1,25 +1,59 @@
-"""Distil a big image classifier into the best small one, and prove it. Import the submodules you need.
+"""Distil a big image classifier into a small one, and show with intervals what the teacher was worth.
 
-`Predictor`, for deployed directories, is here too; it is imported when it is asked for, and never imports torch.
+The names here are imported when they are asked for: ``import tutelage`` is quick, and `Predictor` never imports torch.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tutelage.api import Result, Verdict, compare, distill
+    from tutelage.core.errors import TutelageError
+    from tutelage.data.input_spec import InputSpec
     from tutelage.deploy.predictor import Predictor
+    from tutelage.distillation.distiller import Distiller
+    from tutelage.distillation.teacher import Teacher
+    from tutelage.models.source import Model
 
-__all__ = ["Predictor", "__version__"]
+__all__ = [
+    "Distiller",
+    "InputSpec",
+    "Model",
+    "Predictor",
+    "Result",
+    "Teacher",
+    "TutelageError",
+    "Verdict",
+    "__version__",
+    "compare",
+    "distill",
+]
+
+_PLACES = {
+    "Distiller": "distillation.distiller",
+    "InputSpec": "data.input_spec",
+    "Model": "models.source",
+    "Predictor": "deploy.predictor",
+    "Result": "api",
+    "Teacher": "distillation.teacher",
+    "TutelageError": "core.errors",
+    "Verdict": "api",
+    "compare": "api",
+    "distill": "api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Predictor":
-        from tutelage.deploy.predictor import Predictor
-
-        return Predictor
     if name == "__version__":
         from importlib.metadata import version
 
         return version("tutelage")
-    raise AttributeError(f"module 'tutelage' has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'tutelage' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tutelage.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

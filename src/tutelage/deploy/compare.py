@@ -1,4 +1,4 @@
-"""Compare models and their deployed files."""
+"""Any models and their deployed files side by side."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from tutelage.deploy.build import Say
 from tutelage.evaluation.compare import evaluate
 from tutelage.evaluation.table import Table
 from tutelage.models.registry import load_model
+from tutelage.models.source import Model
 
 
 def compare_deployed(
-    specs: Sequence[str],
+    models: Sequence[str | Model],
     *,
     data: str | None = None,
     batch_size: int = 32,
@@ -31,7 +32,7 @@ def compare_deployed(
     to evaluate; without data, int8 is calibrated on synthetic images.
 
     Args:
-        specs: NAME@WEIGHTS or KIND:WHERE each; the others are compared with the first.
+        models: NAME@WEIGHTS, KIND:WHERE or a `Model` each; the others are compared with the first.
         data: labelled images, KIND:WHERE; None: no accuracy is measured.
         batch_size: images per batch, for the throughput.
         threads: of the CPU; None: as many as PyTorch chooses.
@@ -39,17 +40,16 @@ def compare_deployed(
         say: called with a line before each step.
 
     Raises:
-        TutelageError: a model or the data does not exist, the extra ``deploy`` is not installed, or the device is
-            not a CPU.
+        TutelageError: a model, the data or the extra ``deploy`` is not there, or the device is not a CPU.
     """
     if device not in {None, "cpu"}:
         raise TutelageError("--deploy: deployed files are measured on the CPU; leave --device out")
     if threads:
         torch.set_num_threads(threads)
     material, subset = images_of(data)
-    models = [load_model(spec) for spec in specs]
+    made = [load_model(model) if isinstance(model, str) else model for model in models]
     with TemporaryDirectory() as directory:
-        bench = Bench(build_all(models, Path(directory), material, say), subset, batch_size)
+        bench = Bench(build_all(made, Path(directory), material, say), subset, batch_size)
         table = evaluate(
             bench.models,
             bench.rows,

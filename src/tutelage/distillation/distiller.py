@@ -13,7 +13,7 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.distillation.losses import KL, CrossEntropy, Term, TermBatch
 from tutelage.distillation.objective import Objective
 from tutelage.distillation.outputs import Outputs
-from tutelage.distillation.teacher import TargetSource, Teacher, as_model
+from tutelage.distillation.teacher import UNKNOWN_INPUT, TargetSource, Teacher, as_model
 from tutelage.models.features import network_info, run_with_features
 from tutelage.models.heads import device_of
 from tutelage.models.source import Model
@@ -131,8 +131,10 @@ def as_wanted(images: Tensor, have: InputSpec, want: InputSpec) -> Tensor:
     """Images (B, 3, H, W) that are normalised for one model, as another wants them.
 
     Mean and std are exchanged, and the size is scaled by the ratio of both models' resolutions (bicubic, antialiased
-    where it shrinks), so that both models see the same view.
+    where it shrinks), so that both models see the same view. Where one of them is unknown, nothing is changed.
     """
+    if have is UNKNOWN_INPUT or want is UNKNOWN_INPUT:
+        return images
     if (have.mean, have.std) != (want.mean, want.std):
         std, mean, new_mean, new_std = (
             torch.tensor(v, device=images.device).view(-1, 1, 1)

@@ -30,6 +30,8 @@ from tutelage.models.heads import device_of
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
 
+UNKNOWN_INPUT = InputSpec(224, 224)  # of a network that does not tell; compared by identity
+
 
 class TargetSource(Protocol):
     """What a training loop asks for the teacher's outputs."""
@@ -217,11 +219,15 @@ def cached_teacher(
 
 
 def as_model(model: Model | nn.Module | str) -> Model:
-    """A model by its name, or any network as one; a `Model` stays as it is."""
+    """A model by its name, or any network as one; a `Model` stays as it is.
+
+    Unlike `Model.of` it changes nothing in the network, which may be in training, and asks for no input: where
+    ``pretrained_cfg`` does not tell it, images are taken to be as the network wants them.
+    """
     if isinstance(model, Model):
         return model
     if isinstance(model, str):
         return load_model(model)
-    name = type(model).__name__
-    spec = InputSpec.of(getattr(model, "pretrained_cfg", None) or {})
-    return Model(name, name, model, spec, None, None, "module", pretrained=True)
+    name, cfg = type(model).__name__, getattr(model, "pretrained_cfg", None)
+    spec = InputSpec.of(cfg) if cfg else UNKNOWN_INPUT
+    return Model(name, name, model, spec, None, None, "given as a module", pretrained=True)

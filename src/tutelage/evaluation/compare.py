@@ -31,7 +31,7 @@ CHANGE = (
 
 
 def compare(
-    specs: Sequence[str],
+    models: Sequence[str | Model],
     *,
     data: str | None = None,
     batch_size: int = 32,
@@ -42,7 +42,7 @@ def compare(
     """Measure models in turns, each with its own resolution, crop and normalisation.
 
     Args:
-        specs: NAME@WEIGHTS each; the others are compared with the first.
+        models: NAME@WEIGHTS, KIND:WHERE or a `Model` each; the others are compared with the first.
         data: KIND:WHERE of labelled images; None: no quality.
         batch_size: of the throughput.
         threads: of the CPU; None: PyTorch's choice.
@@ -55,10 +55,8 @@ def compare(
     if threads:
         torch.set_num_threads(threads)
     subset = whole(open_for_evaluation(data)) if data else None
-    models = [load_model(spec) for spec in specs]
-    return evaluate(
-        models, [sized_row(m) for m in models], subset, batch_size=batch_size, device=device, say=say
-    )
+    made = [load_model(model) if isinstance(model, str) else model for model in models]
+    return evaluate(made, [sized_row(m) for m in made], subset, batch_size=batch_size, device=device, say=say)
 
 
 def sized_row(model: Model) -> Row:

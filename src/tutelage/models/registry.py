@@ -6,7 +6,10 @@ a run saved of such a model are named ``KIND:WHERE@FILE.safetensors``.
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +19,40 @@ from tutelage.models import timm
 from tutelage.models.source import Loader, Model
 
 GROUP = "tutelage.models"  # of the entry points
-KINDS: dict[str, Loader] = {"timm": timm.load_model}  # built in; these win over a package's
+OBJECT = "object"  # the kind of models that a program gives as objects
 _KIND = re.compile(r"([A-Za-z][\w-]*):(.*)", re.DOTALL)
 _SAVED = re.compile(r"(.+)@([^@]+\.safetensors)", re.DOTALL)
+
+
+_given: dict[str, Model] = {}
+
+
+def _load_given(where: str, /, *, num_classes: int | None = None, dropout: float | None = None) -> Model:
+    """A copy of a model that the running program gave; its dropout is its own."""
+    if where not in _given:
+        raise TutelageError(
+            f"model '{OBJECT}:{where}': was given by a program as an object; call `tutelage.distill` with it again"
+        )
+    model = replace(_given[where], module=copy.deepcopy(_given[where].module))
+    return model if num_classes in {None, model.num_classes} else model.with_head(num_classes or 0)
+
+
+KINDS: dict[str, Loader] = {
+    "timm": timm.load_model,
+    OBJECT: _load_given,
+}  # built in; these win over a package's
+
+
+@contextmanager
+def given(models: Mapping[str, Model]) -> Iterator[None]:
+    """Within it, ``object:NAME`` names these models; each load gives a copy, so that they stay as they are."""
+    before = dict(_given)
+    _given.update(models)
+    try:
+        yield
+    finally:
+        _given.clear()
+        _given.update(before)
 
 
 def load_model(spec: str, *, num_classes: int | None = None, dropout: float | None = None) -> Model:

@@ -6,6 +6,7 @@ and leaves its results in the run directory, so that a run that was stopped goes
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,9 @@ from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe, dump_recipe
 from tutelage.core.run_dir import Run, write_digests
 from tutelage.core.runtime import Runtime
+from tutelage.distillation.objective import terms_of
 from tutelage.evaluation.table import Row, Table
+from tutelage.models.registry import architecture
 from tutelage.pipeline.diagnose import lines
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.measure import explain, measure
@@ -34,8 +37,9 @@ def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
     """Make a new run directory with its recipe and versions, before anything is computed.
 
     Raises:
-        TutelageError: it exists, or cannot be written.
+        TutelageError: a loss is unknown, or the directory exists or cannot be written.
     """
+    terms_of(recipe.loss)  # a misspelt loss is told now, not after the teacher's fit
     runtime = Runtime.start()
 
     def make() -> Path:
@@ -54,7 +58,8 @@ def describe(run: Run, recipe: Recipe, versions: Mapping[str, Any]) -> None:
 
 
 def _default_name(recipe: Recipe) -> str:
-    student, teacher = (m.model.partition("@")[0] for m in (recipe.student, recipe.teacher))
+    # a kind of model (KIND:WHERE) may have a path after its colon
+    student, teacher = (re.sub(r"\W+", "_", architecture(m.model)) for m in (recipe.student, recipe.teacher))
     return f"{student}-from-{teacher}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
