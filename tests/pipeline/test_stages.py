@@ -11,10 +11,12 @@ from torch import nn
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.core.runtime import Runtime
+from tutelage.distillation.stage import Stage, Trained
 from tutelage.evaluation.predict import Predictions
 from tutelage.models.batchnorm import decode_sample
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model, with_state
+from tutelage.pipeline.context import Context
 from tutelage.pipeline.run import begin
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.preflight import Checked, preflight
@@ -151,3 +153,32 @@ def test_fits_are_in_the_precision_that_the_recipe_names(
     fit_teachers(prepared)
     fit_head(prepared)
     assert seen == {wanted}
+
+
+def test_a_fit_takes_the_faster_precision_and_keeps_to_it(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fits were in fp32 where train.precision is auto, however slow that was."""
+    rates = {"fp32": 100.0, "bf16": 200.0}
+    probes, trained_in = [], []
+
+    def probe(module: nn.Module, *_: object) -> dict[str, float]:
+        probes.append(module)
+        return dict(rates)
+
+    def train_once(stage: Stage, context: Context) -> Trained:
+        trained_in.append(context.runtime.precision)
+        return context.train(stage)
+
+    monkeypatch.setattr("tutelage.models.precision.probe_training", probe)
+    monkeypatch.setattr("tutelage.pipeline.stages.fit.train_once", train_once)
+    tiny["train"] |= {"precision": "auto"}
+    recipe = parse_recipe(tiny | {"name": "run"})
+    run = begin(recipe, tmp_path, "test")
+    fit_teachers(prepare(recipe, run, Silent()))
+    assert trained_in == ["bf16"]
+    assert len(probes) == 1
+    rates["bf16"] = 1.0  # on another day; the checkpoint of the fit is in bf16
+    fit_teachers(prepare(recipe, run, Silent()))
+    assert trained_in == ["bf16", "bf16"]
+    assert len(probes) == 1

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe
 from tutelage.core.records import write_stage_metrics
 from tutelage.core.run_dir import Run
-from tutelage.core.runtime import Runtime
+from tutelage.core.runtime import Precision, Runtime
 from tutelage.data.loading import Loading
 from tutelage.distillation.loop import train
 from tutelage.distillation.stage import Stage, Trained
@@ -32,6 +32,10 @@ class Context:
     progress: Progress
     loading: Loading
     memo: Path | None = None
+
+    def in_precision(self, precision: Precision) -> Context:
+        """The same context, in which students are trained in another precision."""
+        return replace(self, runtime=replace(self.runtime, precision=precision))
 
     def train(self, stage: Stage) -> Trained:
         """Train a stage in this run; its metrics and checkpoint have the stage's name."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tutelage.core.files import entry, write_json
 from tutelage.core.recipe import FitRecipe, TrainRecipe
+from tutelage.core.runtime import Precision
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective
 from tutelage.distillation.stage import Stage
+from tutelage.models import precision
+from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
-from tutelage.pipeline.memo import train_once
+from tutelage.pipeline.memo import made_once, train_once
 from tutelage.pipeline.stages.evaluate import evaluate_state
 from tutelage.pipeline.stages.prepare import Prepared
 
@@ -94,8 +98,38 @@ def _fit(prepared: Prepared, name: str, model: Model, fit: FitRecipe, head_only:
         head_only=head_only,
         metric="nll",  # as for the choice below: a teacher is used for its probabilities
     )
-    states = {key: state for key, state in train_once(stage, prepared.context).states.items() if state}
+    context = prepared.context.in_precision(_precision(prepared, name, fitted))
+    states = {key: state for key, state in train_once(stage, context).states.items() if state}
     nll = {key: evaluate_state(prepared, fitted, state)["nll"] for key, state in states.items()}
     fitted.module.load_state_dict(states[min(nll, key=nll.__getitem__)])
     fitted.module.eval().requires_grad_(True)  # a fit of the head has frozen the body
     return fitted
+
+
+def _precision(prepared: Prepared, name: str, model: Model) -> Precision:
+    """The precision of a fit: the recipe's, or the faster one of a few measured steps.
+
+    What was measured first is kept beside the fit's checkpoint, so that a resumed run goes on in the same arithmetic.
+    """
+    recipe, context = prepared.recipe.train, prepared.context
+    if recipe.precision != "auto":
+        return recipe.precision
+    size = max(1, recipe.batch_size // context.runtime.world_size)
+    path = context.run.checkpoints / f"{name}.precision.json"
+
+    def key() -> dict[str, object]:
+        network = [state_digest(model.module.state_dict()), model.input_spec.to_dict()]
+        return {"network": network, "size": size, "device": context.runtime.device.type}
+
+    with made_once(context, path, key):
+
+        def choose() -> Precision:
+            if path.exists():
+                found: Precision = entry(path, "chosen")
+                return found
+            module = model.module.to(prepared.device)
+            rates = precision.probe_training(module, model.input_spec, size, prepared.device)
+            write_json(path, {"chosen": precision.faster(rates), "images_per_s": rates})
+            return precision.faster(rates)
+
+        return context.runtime.on_main(choose)

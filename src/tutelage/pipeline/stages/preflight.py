@@ -163,8 +163,7 @@ def _choose_precision(
 
 
 def _with_precision(prepared: Prepared, chosen: Precision) -> Prepared:
-    runtime = replace(prepared.context.runtime, precision=chosen)
-    return replace(prepared, context=replace(prepared.context, runtime=runtime))
+    return replace(prepared, context=prepared.context.in_precision(chosen))
 
 
 def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict[str, Any]:

@@ -83,7 +83,9 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
     student = _with_input(student, recipe.student)
     runtime = Runtime.start()
-    if recipe.train.precision != "auto":  # else fits are in fp32, and the pre-flight chooses for what follows
+    if (
+        recipe.train.precision != "auto"
+    ):  # else each fit measures for itself, and the pre-flight for what follows
         runtime = replace(runtime, precision=recipe.train.precision)
     context = Context(
         run,
