@@ -61,6 +61,26 @@ def replace_head(module: nn.Module, num_classes: int, new_classes: int) -> nn.Mo
     return module
 
 
+@torch.no_grad()
+def zero_head(module: nn.Module, num_classes: int) -> None:
+    """Set the weights of a head to zero, in place: it begins with the same logit for all classes.
+
+    The loss then begins at ln(classes), that of a uniform guess. The initialisations of architectures are made for
+    training from scratch; on features of trained weights theirs open far above (8.4 in place of 1.6 in
+    EfficientNets with five classes), and the first epochs are spent on undoing that.
+
+    Args:
+        module: as in `head_layers`.
+        num_classes: outputs of the head.
+    """
+    for head in head_layers(module, num_classes):
+        for layer in head.modules():
+            if _outputs(layer) == num_classes:
+                layer.get_parameter("weight").zero_()
+                if getattr(layer, "bias", None) is not None:
+                    layer.get_parameter("bias").zero_()
+
+
 def _last_layer(module: nn.Module, num_classes: int) -> str | None:
     names = [name for name, layer in module.named_modules() if _outputs(layer) == num_classes]
     return names[-1] if names else None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import InputSpec
-from tutelage.models.heads import device_of, head_layers, parameters_of, replace_head
+from tutelage.models.heads import device_of, head_layers, parameters_of, replace_head, zero_head
 from tutelage.models.weights import Weights, fit, read_file
 
 
@@ -145,7 +145,7 @@ class Model:
         return parameters_of(layers)
 
     def with_head(self, classes: Sequence[str] | int) -> Model:
-        """A copy with a new head, drawn from torch's global generator; all else keeps its weights.
+        """A copy with a new head of zeros, see `models.heads.zero_head`; all else keeps its weights.
 
         Args:
             classes: their ids in order, or how many there are.
@@ -160,6 +160,7 @@ class Model:
                 f"{self.spec}: {self._no_head()}, so that none for {size} classes can be put on; give a module with "
                 f"{size} logits"
             )
+        zero_head(module, size)
         ids = None if isinstance(classes, int) else tuple(classes)
         return replace(self, module=module, class_ids=ids, class_names=None, head_size=size)
 

@@ -21,6 +21,7 @@ from torch import nn
 from tutelage.core.errors import TutelageError
 from tutelage.core.plugins import nearest
 from tutelage.data.input_spec import InputSpec
+from tutelage.models.heads import zero_head
 from tutelage.models.source import Model, damaged, ready, resize, stored_classes, stored_input
 from tutelage.models.weights import Weights, fit, load_from_hub, read_file, read_package, unwrap
 
@@ -29,7 +30,7 @@ class TimmModel(Model):
     """A model that timm builds by its name: a new head comes from its constructor, which also knows the dropout."""
 
     def with_head(self, classes: Sequence[str] | int, dropout: float | None = None) -> Model:
-        """A copy with a new head, drawn from torch's global generator; all else keeps its weights.
+        """A copy with a new head of zeros, see `models.heads.zero_head`; all else keeps its weights.
 
         Rebuilt rather than reset: only a constructor knows where an architecture has its dropout. A resolution that
         was set on a model with a fixed one is to be set again.
@@ -46,6 +47,7 @@ class TimmModel(Model):
         kept = {key: value for key, value in self.module.state_dict().items() if not key.startswith(last)}
         head = {key: value for key, value in module.state_dict().items() if key.startswith(last)}
         module.load_state_dict(kept | head)
+        zero_head(module, size)
         return replace(self, module=ready(module), class_ids=ids, class_names=None)
 
     def reload(self, path: Path) -> Model:
