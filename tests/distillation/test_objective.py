@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import LossRecipe, parse_recipe
 from tutelage.distillation.losses import KL, CrossEntropy, FeatureMSE, TermBatch, hard_label_loss, kl
-from tutelage.distillation.objective import Objective, body_state, soft_temperature, terms_of
+from tutelage.distillation.objective import Objective, body_state, check_losses, soft_temperature, terms_of
 from tutelage.distillation.outputs import Outputs
 from tutelage.models.features import NetworkInfo
 
@@ -129,11 +129,27 @@ def test_two_ways_of_saying_it_are_refused(loss: dict[str, Any], line: str) -> N
         ([{"kl": {}}, {"dkd": {"gamma": 1}}], r"loss\.terms\.1: dkd has no setting 'gamma'"),
         ([{"kl": {}, "dkd": {}}], r"loss\.terms\.0: write one term as"),
         ([{"feature_mse": {"student": "a"}}], r"loss\.terms\.0: feature_mse needs teacher"),
+        ([{"kl": {"weight": "much"}}], r"loss\.terms\.0: kl: weight is a number, not 'much'"),
+        ([{"dkd": {"beta": [1]}}], r"loss\.terms\.0: dkd: beta is a number, not \[1\]"),
     ],
 )
 def test_a_faulty_term_is_named_by_its_place(terms: list[Any], line: str) -> None:
     with pytest.raises(TutelageError, match=line):
         terms_of(recipe(terms=terms))
+
+
+def test_numbers_are_numbers_though_yaml_reads_them_as_text() -> None:
+    (term,) = terms_of(recipe(terms=[{"kl": {"weight": "1e-4", "temperature": 3}}]))
+    assert (term.weight, term.temperature) == (1e-4, 3)
+    (layered,) = terms_of(recipe(terms=[{"feature_mse": {"student": "0", "teacher": "0", "weight": "1e1"}}]))
+    assert (layered.weight, layered.needs.student_layers) == (10.0, ("0",))  # a layer's name may be a number
+
+
+def test_layers_are_refused_with_a_cache_before_any_work() -> None:
+    terms = [{"feature_mse": {"student": -1, "teacher": -1}}]
+    check_losses(parse_recipe({"loss": {"terms": terms}}))
+    with pytest.raises(TutelageError, match=r"targets.mode=cached: a cache holds logits only.*layer -1"):
+        check_losses(parse_recipe({"loss": {"terms": terms}, "targets": {"mode": "cached"}}))
 
 
 def test_only_logits_can_be_cached_and_only_kl_from_the_largest() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import LossRecipe
+from tutelage.core.recipe import LossRecipe, Recipe
 from tutelage.distillation.losses import CrossEntropy, LogitTerm, Term, TermBatch, make_term
 from tutelage.models.features import Layer, NetworkInfo
 from tutelage.models.heads import device_of
@@ -134,6 +134,20 @@ def terms_of(recipe: LossRecipe) -> list[Term]:
     if recipe.label_weight:
         terms.append(CrossEntropy(recipe.label_weight, recipe.label_smoothing))
     return terms
+
+
+def check_losses(recipe: Recipe) -> None:
+    """Refuse losses that cannot be made or that lack what they need, before anything is computed.
+
+    Raises:
+        TutelageError: a term or a setting of it is unknown, or a term on layers is to learn from cached targets.
+    """
+    layers = Objective(terms_of(recipe.loss)).teacher_layers
+    if layers and recipe.targets.mode == "cached":
+        raise TutelageError(
+            f"targets.mode=cached: a cache holds logits only, and a term needs layer {layers[0]!r} of the teacher; "
+            "use targets.mode=live"
+        )
 
 
 def label_smoothing_of(recipe: LossRecipe) -> float:

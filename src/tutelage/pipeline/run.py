@@ -19,7 +19,7 @@ from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe, dump_recipe
 from tutelage.core.run_dir import Run, write_digests
 from tutelage.core.runtime import Runtime
-from tutelage.distillation.objective import terms_of
+from tutelage.distillation.objective import check_losses
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import architecture
 from tutelage.pipeline.diagnose import lines
@@ -37,9 +37,9 @@ def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
     """Make a new run directory with its recipe and versions, before anything is computed.
 
     Raises:
-        TutelageError: a loss is unknown, or the directory exists or cannot be written.
+        TutelageError: a loss cannot be used, or the directory exists or cannot be written.
     """
-    terms_of(recipe.loss)  # a misspelt loss is told now, not after the teacher's fit
+    check_losses(recipe)
     runtime = Runtime.start()
 
     def make() -> Path:

@@ -56,7 +56,8 @@ def make_term(name: str, settings: Mapping[str, Any], where: str = "loss.terms")
     """
     found = _BUILT_IN.get(name) or _from_package(name, where)
     if isinstance(found, LossFunction):
-        return LogitTerm(found, **settings)
+        own: dict[str, Any] = {"weight": 1.0, "temperature": found.temperature, **found.options}
+        return LogitTerm(found, **_numbers(settings, own, f"{where}: {name}"))
     parameters = terms.settings_of(found)
     for key in settings:
         if key not in parameters:
@@ -69,9 +70,26 @@ def make_term(name: str, settings: Mapping[str, Any], where: str = "loss.terms")
             f"{where}: {name} needs {listed(missing)}, such as {{{name}: {{{missing[0]}: ...}}}}"
         )
     try:
-        return found(**settings)
+        return found(**_numbers(settings, parameters, f"{where}: {name}"))
     except (TypeError, ValueError) as error:
         raise TutelageError(f"{where}: {name} cannot be made of {dict(settings)} ({error})") from None
+
+
+def _numbers(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings, with numbers where the default is one: YAML 1.1 reads ``1e-4`` as text.
+
+    Raises:
+        TutelageError: a setting is no number and should be one.
+    """
+    found = dict(settings)
+    for key, value in settings.items():
+        default = defaults.get(key)
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            try:
+                found[key] = float(value) if isinstance(value, str) else value + 0
+            except (TypeError, ValueError):
+                raise TutelageError(f"{where}: {key} is a number, not {value!r}") from None
+    return found
 
 
 def _from_package(name: str, where: str) -> type[Term] | LossFunction:
