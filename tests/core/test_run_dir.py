@@ -30,7 +30,7 @@ def test_a_name_that_is_a_path_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_run_that_exists_is_not_written_over(tmp_path: Path) -> None:
     write_json(Run.create(tmp_path, "one").versions, {})
-    with pytest.raises(TutelageError, match="this run exists; go on with `tutelage resume"):
+    with pytest.raises(TutelageError, match="this run exists; continue it with `tutelage resume"):
         Run.create(tmp_path, "one")
 
 
@@ -47,7 +47,7 @@ def test_a_run_that_was_killed_before_it_was_begun_is_begun_anew(tmp_path: Path)
 
 def test_a_place_that_takes_no_files_is_named() -> None:
     for root in (Path("/proc"), Path("/dev/null/runs")):  # read-only even to root
-        with pytest.raises(TutelageError, match="cannot be made"):
+        with pytest.raises(TutelageError, match="cannot be created"):
             Run.create(root, "one")
         with pytest.raises(TutelageError, match="cannot be written"):
             write_bytes(root / "x" / "file", b"")
@@ -88,7 +88,7 @@ def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
     other = fork.Process(target=_hold, args=(run.path, held, done))
     other.start()
     assert held.wait(60)
-    with pytest.raises(TutelageError, match="another process is at work on this run"), run.held():
+    with pytest.raises(TutelageError, match="another process works on this run"), run.held():
         pass
     other.kill()  # a killed process holds nothing
     other.join()

@@ -181,7 +181,7 @@ def test_several_seeds_end_in_two_processes(quick: Path, tmp_path: Path) -> None
     ("override", "line"),
     [
         ("name=../run", "use letters, digits"),
-        ("name=held", "another process is at work on this run"),
+        ("name=held", "another process works on this run"),
         ("name=full", "cannot be written"),
     ],
 )

@@ -160,7 +160,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
     ended = go_on(tmp_path, file_bytes=100_000)
     assert ended.code == 2
     assert ended.output.splitlines()[-1].startswith("error: ")
-    assert "cannot be written (File too large); free some space or rights" in ended.output
+    assert "cannot be written (File too large); free some space or change its permissions" in ended.output
     assert "Traceback" not in ended.output
     assert go_on(tmp_path).code == 0
     assert differing(expected, outcome(Run(tmp_path / "run"))) == []

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, flushed and renamed; and the errors of those that are damaged."""
+"""Atomic writing of files (to a temporary name, flushed, then renamed), and reading with errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -13,68 +13,70 @@ from tutelage.core.errors import TutelageError
 
 
 def digest(path: Path) -> dict[str, Any]:
-    """Bytes and SHA-256 of a file."""
+    """Return the size in bytes and the SHA-256 of a file."""
     with open(path, "rb") as stream:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file aside, flush it to the disk and rename it into place.
+    """Write a file under a temporary name, flush it to the disk, and rename it.
 
     Raises:
-        TutelageError: the disk is full or the place cannot be written.
+        TutelageError: the disk is full or the directory cannot be written.
     """
-    aside = _aside(path)
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(aside, "wb") as stream:
+            with open(temporary, "wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(aside, path)
+            os.replace(temporary, path)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error) from None
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name, in place of whatever has that name; where hard links do not work, copy it.
+    """Give a file a second name by a hard link, which takes no space; copy it where hard links do not work.
 
-    A hard link takes no space on the disk. It is safe because files are replaced as a whole, never changed.
+    A file that has the second name is replaced. Sharing is safe, since files are replaced as a whole, never changed.
 
     Raises:
-        TutelageError: the disk is full or the place cannot be written.
+        TutelageError: the disk is full or the directory cannot be written.
     """
-    aside = _aside(target)
+    temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(source, aside)
-        os.replace(aside, target)
+        os.link(source, temporary)
+        os.replace(temporary, target)
     except OSError:
         write_bytes(target, source.read_bytes())
     finally:
-        aside.unlink(missing_ok=True)  # `os.replace` keeps it where both names are of the same file already
+        temporary.unlink(missing_ok=True)  # `os.replace` leaves it where both names are the same file already
 
 
-def _aside(path: Path) -> Path:
-    """Where a file is made before it is renamed; `Run.held` removes what a killed process leaves of these."""
+def _temporary(path: Path) -> Path:
+    """Return the name that a file has until it is complete; `Run.held` removes those that a killed process leaves."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def unwritable(path: Path, error: OSError) -> TutelageError:
-    """The error of a file that the system refuses to write."""
-    return TutelageError(f"{path}: cannot be written ({error.strerror}); free some space or rights")
+    """Return the error for a file that the system refuses to write."""
+    return TutelageError(
+        f"{path}: cannot be written ({error.strerror}); free some space or change its permissions"
+    )
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` for UTF-8 text."""
+    """Write UTF-8 text as `write_bytes` does."""
     write_bytes(path, content.encode("utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_text` for JSON; NaN is refused, since other readers cannot read it."""
+    """Write JSON as `write_bytes` does; NaN is refused, since many JSON readers cannot read it."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -93,7 +95,7 @@ def read_json(path: Path) -> Any:
 
 
 def entry(path: Path, *keys: str) -> Any:
-    """A value of a run's JSON file.
+    """Read one value of a run's JSON file.
 
     Raises:
         TutelageError: the file is missing or damaged, or has no such entry.
@@ -107,7 +109,7 @@ def entry(path: Path, *keys: str) -> Any:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Add one line; a line is written whole or, on a crash, recognisably cut."""
+    """Append one line; a crash can leave it incomplete, which `read_jsonl` recognises."""
     try:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, allow_nan=False) + "\n")
@@ -118,7 +120,7 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON-lines file; a line cut by a crash at the end is passed over."""
+    """Read the rows of a JSON-lines file; an incomplete line at the end, left by a crash, is skipped."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""What installed packages add to tutelage, each through an entry point."""
+"""Loading of what installed packages add to tutelage through entry points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tutelage.core.errors import TutelageError
 
 
 def plugin_names(group: str) -> list[str]:
-    """Names of all entry points of a group, sorted."""
+    """Return the names of all entry points of a group, sorted."""
     return sorted({point.name for point in entry_points(group=group)})
 
 
@@ -21,7 +21,7 @@ def load_plugin(group: str, name: str, what: str) -> Any:
     Args:
         group: such as ``tutelage.sources``.
         name: one of `plugin_names`.
-        what: what the user wrote, for the error's line.
+        what: what the user wrote, to begin the error message with.
 
     Raises:
         TutelageError: no installed package has such an entry point, or its module cannot be imported.
@@ -29,15 +29,21 @@ def load_plugin(group: str, name: str, what: str) -> Any:
     for point in entry_points(group=group, name=name):
         try:
             return point.load()
-        except Exception as error:  # a third party's module may fail in any way while it is imported
+        except Exception as error:  # a package's module may raise anything while it is imported
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise TutelageError(
-                f"{what}: the entry point {name} = {point.value} ({group}) cannot be loaded ({reason}); "
+                f"{what}: {plugin_title(group, name)} cannot be loaded ({reason}); "
                 "repair or uninstall that package"
             ) from error
     raise TutelageError(f"{what}: no installed package has an entry point {name!r} in {group}")
 
 
+def plugin_title(group: str, name: str) -> str:
+    """Return an entry point as error messages name it: with its name, the object that it names, and its group."""
+    value = next((point.value for point in entry_points(group=group, name=name)), "?")
+    return f"the entry point {name} = {value} ({group})"
+
+
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.0) -> str:
-    """The known word that is most like this one; "" where none is like it by `cutoff` (0 to 1)."""
+    """Return the known word most similar to this one; "" where none has a similarity of `cutoff` (0 to 1)."""
     return next(iter(difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=cutoff)), "")

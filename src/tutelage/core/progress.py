@@ -11,10 +11,10 @@ class Tabular(Protocol):
     """Anything that can be shown as a table."""
 
     def rich(self) -> RenderableType:
-        """The table for a terminal."""
+        """Return the table for a terminal."""
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows as JSON values."""
+        """Return the rows as JSON values."""
 
 
 class Progress(Protocol):
@@ -24,10 +24,10 @@ class Progress(Protocol):
         """Show one line of text."""
 
     def begin(self, stage: str, steps: int) -> None:
-        """Begin a stage of so many steps."""
+        """Begin a stage with this number of steps."""
 
     def step(self, losses: dict[str, float], images: int) -> None:
-        """Count a finished step; losses are running means of the epoch, images those of the step."""
+        """Count a finished step: the running means of the losses in the epoch, and the number of images in the step."""
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Show an epoch's row of metrics.jsonl."""

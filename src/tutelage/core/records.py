@@ -17,12 +17,12 @@ from tutelage.core.files import read_jsonl, write_bytes, write_text
 
 
 def write_stage_metrics(path: Path, stage: str, rows: list[dict[str, Any]]) -> None:
-    """Put a stage's rows, one an epoch, into ``metrics.jsonl``, in the place of those that are there.
+    """Write a stage's rows, one for each epoch, to ``metrics.jsonl`` in place of its earlier rows.
 
     Args:
         path: of ``metrics.jsonl``.
-        stage: its name.
-        rows: of all of its epochs so far.
+        stage: name of the stage.
+        rows: rows of all of its epochs so far.
     """
     found = list(read_jsonl(path))
     place = next((i for i, row in enumerate(found) if row.get("stage") == stage), len(found))
@@ -38,7 +38,7 @@ class TopClasses:
     """The most probable classes of one model, for N images.
 
     Attributes:
-        top: (N, k) int32 classes, by falling probability; k is 5, or the number of classes where that is smaller.
+        top: (N, k) int32 classes, the most probable first; k is 5, or the number of classes where that is smaller.
         prob: (N, k) float32, their probabilities.
     """
 
@@ -47,23 +47,23 @@ class TopClasses:
 
     @property
     def first(self) -> np.ndarray:
-        """(N,) the most probable class of each image."""
+        """The most probable class of each image, (N,)."""
         best: np.ndarray = self.top[:, 0]
         return best
 
     def of(self, classes: np.ndarray) -> np.ndarray:
-        """(N,) probability of the given class of each image; 0 where it is not among the first k."""
+        """Return the probability (N,) of a given class for each image; 0 where it is not among the first k."""
         hit = self.top == classes[:, None]
         return np.where(hit, self.prob, 0.0).sum(1)
 
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """What the models of a run predict for its N test images: the content of ``predictions.npz``.
+    """The predictions of a run's models for its N test images: the content of ``predictions.npz``.
 
     Attributes:
-        ids: (N,) identities of the images.
-        labels: (N,) int64 classes of the heads; -1: not labelled.
+        ids: (N,) ids of the images.
+        labels: (N,) int64, classes of the heads; -1 for images without a label.
         classes: names of the heads' classes, in order.
         roles: each model's predictions, by its role.
     """
@@ -77,7 +77,7 @@ class RunPredictions:
         return len(self.ids)
 
     def right(self, role: str) -> np.ndarray:
-        """(N,) bool: whether the most probable class is the label."""
+        """Return whether the most probable class is the label, (N,) bool."""
         right: np.ndarray = self.roles[role].first == self.labels
         return right
 
@@ -99,7 +99,7 @@ def write_predictions(path: Path, predictions: RunPredictions) -> None:
 def read_predictions(path: Path) -> RunPredictions:
     """Read ``predictions.npz``.
 
-    All arrays are read at once, so that a damaged file is noticed here and not in the middle of its use.
+    All arrays are read at once, so that a damaged file raises its error here and not later.
 
     Raises:
         TutelageError: the file is missing or damaged.

@@ -16,7 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]{0,120}")
 
 
 class Run:
-    """One run's directory. Every file in it is written aside and renamed, so none is ever half there.
+    """The directory of one run. Every file in it is written atomically, so that none is ever incomplete.
 
     Attributes:
         path: the directory.
@@ -50,7 +50,7 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, name: str) -> Run:
-        """Make a new run directory ``root/name``.
+        """Create a new run directory ``root/name``.
 
         Raises:
             TutelageError: the name is a path, or the directory exists, or it cannot be written.
@@ -62,20 +62,20 @@ class Run:
             root.mkdir(parents=True, exist_ok=True)
             path.mkdir()
         except FileExistsError:
-            if not _unbegun(path):
+            if not _not_begun(path):
                 raise TutelageError(
-                    f"{path}: this run exists; go on with `tutelage resume {path}` or take another --name"
+                    f"{path}: this run exists; continue it with `tutelage resume {path}` or use another --name"
                 ) from None
         except OSError as error:
-            raise TutelageError(f"{path}: cannot be made ({error.strerror})") from None
+            raise TutelageError(f"{path}: cannot be created ({error.strerror})") from None
         return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """An existing run directory.
+        """Open an existing run directory.
 
         Raises:
-            TutelageError: it is no run directory.
+            TutelageError: it is not a run directory.
         """
         run = cls(path)
         if not run.recipe.is_file():
@@ -84,34 +84,34 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from working on the same run, and remove what a killed process left half-written.
+        """Keep other processes from working on the same run, and remove the temporary files of a killed process.
 
         The lock belongs to this process alone: it is released when the process dies, however it dies, even while
         processes that it has forked (those of data loaders) live on. `FileLock` closes its file in forked processes.
 
         Raises:
-            TutelageError: another process is at work on this run, or its directory cannot be written.
+            TutelageError: another process works on this run, or its directory cannot be written.
         """
         lock = FileLock(self.lock)
         try:
             lock.acquire(blocking=False)
         except Timeout:
             raise TutelageError(
-                f"{self.path}: another process is at work on this run; wait for it or stop it"
+                f"{self.path}: another process works on this run; wait for it or stop it"
             ) from None
         except OSError as error:
             raise unwritable(self.path, error) from None
         try:
-            for aside in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
-                aside.unlink(missing_ok=True)
+            for temporary in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
+                temporary.unlink(missing_ok=True)
             self.digests.unlink(missing_ok=True)  # the files that it lists are about to change
             yield
         finally:
             lock.release()
 
 
-def _unbegun(path: Path) -> bool:
-    """Whether a directory is what a run leaves that is killed before it is begun."""
+def _not_begun(path: Path) -> bool:
+    """Whether a directory was left by a run that was killed before it began."""
     return path.is_dir() and all(
         file.name == "recipe.yaml" or file.suffix == ".tmp" for file in path.iterdir()
     )
@@ -123,7 +123,7 @@ def write_digests(run: Run) -> None:
 
 
 def own_files(run: Run) -> Iterator[str]:
-    """Names of a run's own files; not of caches, other programs' logs and the page, which are made again."""
+    """Yield the names of a run's own files: not caches, logs of other programs or the page, which can be made again."""
     foreign = {run.cache, run.tensorboard, run.mlflow, run.digests, run.report}
     for path in run.path.rglob("*"):
         own = not foreign & {path, *path.parents} and not path.name.startswith(".")

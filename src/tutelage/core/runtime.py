@@ -1,4 +1,4 @@
-"""Where a run computes: device, processes and arithmetic. Nothing else asks for a kind of device by name."""
+"""The device, the processes and the precision of a run. All code that depends on the kind of device is here."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ DEVICES = ("cpu", "cuda", "mps")
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, processes and arithmetic of a run.
+    """The device, the processes and the precision of a run.
 
     Attributes:
         accelerator: device and processes, as the launcher set them up.
-        precision: in which students are trained; figures are always taken in fp32.
+        precision: of the student's training; evaluation is always in fp32.
     """
 
     accelerator: Accelerator
@@ -32,15 +32,15 @@ class Runtime:
 
     @classmethod
     def start(cls, device: str | None = None) -> Runtime:
-        """The runtime of this process.
+        """Set up the runtime of this process.
 
-        The precision is the recipe's and not the launcher's, hence accelerate's own is switched off.
+        The recipe decides the precision, not the launcher, so accelerate's own setting is switched off.
 
         Args:
-            device: ``cpu``, ``cuda`` or ``mps``; None: the best there is.
+            device: ``cpu``, ``cuda`` or ``mps``; None: the best available one.
 
         Raises:
-            TutelageError: the device is unknown or not there.
+            TutelageError: the device is unknown or not available.
         """
         if device is not None:
             _check_device(device)
@@ -48,45 +48,45 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors go."""
+        """The device of models and tensors."""
         return self.accelerator.device
 
     @property
     def rank(self) -> int:
-        """Number of this process, from 0."""
+        """The number of this process, from 0."""
         return self.accelerator.process_index
 
     @property
     def world_size(self) -> int:
-        """Number of processes."""
+        """The number of processes."""
         return self.accelerator.num_processes
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and reports: one does."""
+        """Whether this is the first process, the only one that writes files and reports progress."""
         return self.accelerator.is_main_process
 
     def autocast(self, precision: Precision | None = None) -> torch.autocast:
-        """A precision (by default the run's own) as a context manager."""
+        """Return a context manager that computes in a precision, by default the run's own."""
         return autocast(self.device, precision or self.precision)
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Wait until every process has called this."""
         self.accelerator.wait_for_everyone()
 
     def from_main(self, values: Sequence[Any]) -> list[Any]:
-        """The first process's values, in every process; they have to be picklable."""
+        """Return the first process's values in every process; they have to be picklable."""
         shared = list(values)
         broadcast_object_list(shared)
         return shared
 
     def on_main(self, call: Callable[[], T]) -> T:
-        """Call a function in the first process only, while the others wait; its result in every process.
+        """Call a function in the first process while the others wait, and return its result in every process.
 
-        Where it raises an error, every process raises one, so that none waits for ever for one that has ended.
+        Where it raises an error, every process raises one, so that none waits for a process that has ended.
 
         Args:
-            call: returns what can be pickled; it takes part in nothing that all processes do together.
+            call: returns a picklable value; it must not call anything that all processes have to call together.
 
         Raises:
             TutelageError: in the processes that did not call it, with the first one's message, whatever was raised
@@ -109,29 +109,29 @@ class Runtime:
         return cast(T, result)
 
     def any(self, *flags: bool) -> list[bool]:
-        """Whether a flag is set in any process: the same answers in each, so that none waits for the others."""
+        """Return for each flag whether it is set in any process; all processes get the same answers."""
         if self.world_size == 1:
             return list(flags)
-        mine = torch.tensor(flags, dtype=torch.float32, device=self.device)
-        return [bool(found) for found in self.accelerator.reduce(mine, "sum") > 0]
+        own = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        return [bool(found) for found in self.accelerator.reduce(own, "sum") > 0]
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor over all processes."""
+        """Return the mean of a tensor over all processes."""
         mean: Tensor = self.accelerator.reduce(tensor, "mean")
         return mean
 
     def share_buffers(self, module: torch.nn.Module) -> None:
-        """Give every process the first one's buffers (BatchNorm statistics): figures are taken of one network."""
+        """Give every process the first one's buffers (BatchNorm statistics), so that all evaluate the same network."""
         broadcast(list(module.buffers()))
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """A precision as a context manager; fp32 changes nothing."""
+    """Return a context manager that computes in a precision; fp32 changes nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done all that it was given; a CPU always has."""
+    """Wait until a device has finished its queued work; a CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -139,23 +139,23 @@ def synchronise(device: torch.device) -> None:
 
 
 def has_gpu() -> bool:
-    """Whether an accelerator that takes pinned memory is there."""
+    """Whether there is a GPU to which pinned memory is copied faster."""
     return torch.cuda.is_available()
 
 
 def device_name(device: torch.device) -> str:
-    """A device as people name it: the GPU's product name, else its type."""
+    """Return the product name of a GPU, or the type of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def gpu_name() -> str | None:
-    """Product name of the first GPU; None without one."""
+    """Return the product name of the first GPU; None without one."""
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def _check_device(device: str) -> None:
     if device not in DEVICES:
         raise TutelageError(f"--device {device}: use one of {', '.join(DEVICES)}")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device]:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[device]:
         raise TutelageError(f"--device {device}: no such device was found; use --device cpu")
