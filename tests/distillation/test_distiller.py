@@ -20,7 +20,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.progress import Silent
 from tutelage.data.input_spec import InputSpec
 from tutelage.distillation.checkpoint import load_checkpoint, state_of
-from tutelage.distillation.distiller import Distiller, as_wanted
+from tutelage.distillation.distiller import Distiller, converted
 from tutelage.distillation.losses import KL, CrossEntropy, FeatureMSE, TermBatch, hard_label_loss, kl
 from tutelage.distillation.objective import Objective
 from tutelage.distillation.outputs import Outputs
@@ -89,7 +89,7 @@ def test_images_without_labels_and_a_student_without_a_teacher() -> None:
     assert Distiller(tiny(4))(IMAGES)["loss"] == 0
     assert set(Distiller(tiny(4))(IMAGES, LABELS)) == {"loss", "logits", "cross_entropy"}
     assert set(Distiller(tiny(4), tiny(8))(IMAGES, LABELS)) == {"loss", "logits", "kl", "cross_entropy"}
-    with pytest.raises(TutelageError, match="a term compares with a teacher, and none was given"):
+    with pytest.raises(TutelageError, match="a term compares with a teacher, but none was given"):
         Distiller(tiny(4), None, [KL()])
 
 
@@ -98,11 +98,11 @@ def test_the_teacher_sees_the_view_as_it_wants_it() -> None:
     ours = InputSpec(32, 32, mean=(0.5,) * 3, std=(0.5,) * 3)
     theirs = InputSpec(32, 32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     pixels = torch.rand(2, 3, 32, 32)
-    given = as_wanted((pixels - 0.5) / 0.5, ours, theirs)
+    given = converted((pixels - 0.5) / 0.5, ours, theirs)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (theirs.mean, theirs.std))
     assert torch.allclose(given, (pixels - mean) / std, atol=1e-5)
-    assert as_wanted(IMAGES, ours, ours.at(48)).shape == (4, 3, 48, 48)
-    assert as_wanted(IMAGES[..., :24], ours, ours.at(64)).shape == (4, 3, 64, 48)
+    assert converted(IMAGES, ours, ours.at(48)).shape == (4, 3, 48, 48)
+    assert converted(IMAGES[..., :24], ours, ours.at(64)).shape == (4, 3, 64, 48)
 
 
 # --- layers

@@ -148,7 +148,7 @@ def test_checkpoints_come_as_often_as_asked(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
     train(small_stage(epochs=1), small_context(tmp_path))
     other = replace(small_stage(), model=network("test_vit", 0))
-    with pytest.raises(TutelageError, match=r"distill\.safetensors: of another recipe"):
+    with pytest.raises(TutelageError, match=r"distill\.safetensors: does not fit the recipe"):
         train(other, small_context(tmp_path))
 
 

@@ -1,7 +1,7 @@
-"""Resumable state in one file: tensors and a small JSON, written together or not at all.
+"""Checkpoints: all that a resumed stage needs, tensors and JSON, in one file that is written atomically.
 
-The JSON travels in the safetensors header, so that weights, optimizer and counters can never be of
-different moments, and nothing in the file can run code.
+The JSON is in the safetensors header, so that weights, optimizer and counters are always of the same step,
+and nothing in the file can run code.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], meta
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
-    """The groups and the meta data of a checkpoint.
+    """Read the groups of tensors and the meta data of a checkpoint.
 
     Raises:
-        TutelageError: the file is damaged, be it by one bit.
+        TutelageError: the file is damaged, even if by one bit.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -46,7 +46,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         text = header["tutelage"]
         if header["crc"] != str(_crc(text, tensors)):
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum does not match")
         meta = json.loads(text)
     except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -61,7 +61,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
 
 
 def _crc(text: str, tensors: State) -> int:
-    """Of the meta data, and of each tensor's name, kind, shape and bytes."""
+    """Compute the CRC-32 of the meta data and of each tensor's name, dtype, shape and bytes."""
     crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -71,7 +71,7 @@ def _crc(text: str, tensors: State) -> int:
 
 
 def state_of(module: nn.Module) -> State:
-    """A copy of a module's state on the CPU, contiguous as a checkpoint's, which later training does not change."""
+    """Copy a module's state to the CPU, contiguous as in a checkpoint; later training does not change the copy."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()
@@ -79,10 +79,10 @@ def state_of(module: nn.Module) -> State:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
-    """An optimizer's tensors, and the JSON-able numbers of its state and its parameter groups.
+    """Separate an optimizer's state into its tensors and the JSON-able numbers of its state and parameter groups.
 
     Raises:
-        TutelageError: its state holds something else, so that it could not be resumed exactly.
+        TutelageError: its state holds something else, so that training could not be resumed exactly.
     """
     state = optimizer.state_dict()
     tensors: State = {}
@@ -96,20 +96,20 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, A
             else:
                 raise TutelageError(
                     f"train.optimizer: {type(optimizer).__name__} keeps a {type(value).__name__} ({name}) that "
-                    "no checkpoint can hold; take another, such as adamw or sgd"
+                    "no checkpoint can hold; use another one, such as adamw or sgd"
                 )
     groups = [_numbers(group, tensors, f"group{i}") for i, group in enumerate(state["param_groups"])]
     return tensors, {"state": numbers, "groups": groups}
 
 
 def _numbers(group: dict[str, Any], tensors: State, prefix: str) -> dict[str, Any]:
-    """A group's plain numbers; its tensors (some count their steps there) go with the others."""
+    """Return a group's plain numbers, and add its tensors (some optimizers count steps in one) to the others."""
     tensors |= {f"{prefix}.{k}": v for k, v in group.items() if isinstance(v, Tensor)}
     return {k: v for k, v in group.items() if isinstance(v, int | float)}
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: State, packed: Mapping[str, Any]) -> None:
-    """Put `pack_optimizer`'s state back, each tensor in its parameter's memory layout."""
+    """Restore the state from `pack_optimizer`, each tensor in its parameter's memory layout."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(place): dict(entry) for place, entry in packed["state"].items()}
     groups = [

@@ -1,4 +1,4 @@
-"""Student, projectors and teacher as one module, for any training loop."""
+"""One module of student, projectors and teacher, for any training loop."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tutelage.models.source import Model
 
 
 class Distiller(nn.Module):
-    """The student and all that learns with it; a forward pass gives the losses.
+    """A student with its teacher and its loss terms; a forward pass gives the losses.
 
-    The student and the terms' projectors are its parameters and its state. The teacher is neither: it is frozen, and
-    is not saved with it. So one module is what an optimizer, `DistributedDataParallel` and a checkpoint have to see::
+    Its parameters and its state are those of the student and of the terms' projectors. The teacher is frozen, and is
+    not saved with it. So an optimizer, `DistributedDataParallel` and a checkpoint need this module only::
 
         distiller = Distiller(student, Teacher("efficientvit_b3"), terms=[KL(temperature=2), CrossEntropy(0.5)])
         optimizer = AdamW(distiller.trainable_parameters())
@@ -32,12 +32,12 @@ class Distiller(nn.Module):
 
     Args:
         student: NAME@WEIGHTS, a `Model`, or any ``nn.Module`` of (B, 3, H, W) to (B, C).
-        teacher: what teaches: a `Teacher`, or what one is made of. None: no term needs one.
-        terms: what is minimised, an `Objective` or its terms; by default KL and half of the labels' cross-entropy.
+        teacher: a `Teacher`, or a model to make one of. None: no term needs one.
+        terms: an `Objective` or its terms; by default KL, and cross-entropy with the labels with a weight of 0.5.
         image_size: (height, width) in pixels at which terms on layers are built; None: the student's own.
 
     Raises:
-        TutelageError: a term needs a teacher and there is none, or a layer that a network does not have.
+        TutelageError: a term needs a teacher that was not given, or a layer that a network does not have.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Distiller(nn.Module):
             terms = [KL(), CrossEntropy(0.5)] if teacher is not None else [CrossEntropy()]
         objective = terms if isinstance(terms, Objective) else Objective(terms)
         if objective.needs_teacher and teacher is None:
-            raise TutelageError("Distiller: a term compares with a teacher, and none was given")
+            raise TutelageError("Distiller: a term compares with a teacher, but none was given")
         device = device_of(model.module)
         if isinstance(teacher, Model | nn.Module | str):
             teacher = Teacher(teacher, device, layers=objective.teacher_layers)
@@ -63,15 +63,15 @@ class Distiller(nn.Module):
         self.student = model.module
         self.objective = objective
         self._spec = model.input_spec
-        self._teacher = (teacher,)  # in a tuple: nn.Module would take its parameters for its own
+        self._teacher = (teacher,)  # in a tuple, since nn.Module would register it as a submodule
         height, width = image_size or (self._spec.height, self._spec.width)
-        ours = network_info(self.student, objective.student_layers, height, width, device)
-        objective.build(ours, teacher.info(objective.teacher_layers) if teacher else ours)
+        info = network_info(self.student, objective.student_layers, height, width, device)
+        objective.build(info, teacher.info(objective.teacher_layers) if teacher else info)
         objective.to(device)
 
     @property
     def teacher(self) -> TargetSource | None:
-        """What teaches."""
+        """The teacher, or None."""
         return self._teacher[0]
 
     def forward(
@@ -84,25 +84,28 @@ class Distiller(nn.Module):
         teacher_images: Sequence[Tensor] | None = None,
         targets: Outputs | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of one batch.
+        """Compute the losses of one batch.
 
         Args:
-            images: (B, 3, H, W), normalised as the student wants them.
-            labels: (B,) int64, -1 where there is none; None: no image has one.
-            other_labels: (B,) of the images mixed in, where `images` are mixed.
+            images: (B, 3, H, W), normalised for the student.
+            labels: (B,) int64, -1 where an image has no label; None: no image has one.
+            other_labels: (B,) labels of the images mixed in, where `images` are mixed.
             lam: share of `labels` in mixed images.
-            teacher_images: the same views as each teacher wants them; None: made of `images`, with the teacher's own
+            teacher_images: the same views in each teacher's own form; None: converted from `images` to the teacher's
                 resolution, mean and std.
-            targets: the teacher's outputs, where they are known already; the teacher is not asked then.
+            targets: the teacher's outputs, where they are known already; the teacher is not run then.
 
         Returns:
             ``loss``, the scalar to minimise; ``logits`` (B, C) of the student in float32; and each weighted term by its
             name.
+
+        Raises:
+            TutelageError: the teacher is a cache, and `targets` were not given.
         """
         if labels is None:
             labels = torch.full((len(images),), -1, dtype=torch.int64, device=images.device)
         if targets is None and self.objective.needs_teacher:
-            targets = self._ask(images, teacher_images)
+            targets = self._run_teacher(images, teacher_images)
         logits, features = run_with_features(
             self.student, self.student, images, self.objective.student_layers
         )
@@ -112,26 +115,24 @@ class Distiller(nn.Module):
         return {"logits": logits, **self.objective(batch, self.student)}
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the student and of the projectors that take a gradient."""
+        """Return the parameters of the student and of the projectors that take a gradient."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
-    def _ask(self, images: Tensor, teacher_images: Sequence[Tensor] | None) -> Outputs:
+    def _run_teacher(self, images: Tensor, teacher_images: Sequence[Tensor] | None) -> Outputs:
         teacher = self.teacher
         if not isinstance(teacher, Teacher):
-            raise TutelageError(
-                "Distiller: give the teacher's outputs as `targets`, since it cannot be asked"
-            )
+            raise TutelageError("Distiller: give the teacher's outputs as `targets`, since it cannot be run")
         if teacher_images is None:
             with torch.no_grad():
-                teacher_images = [as_wanted(images, self._spec, spec) for spec in teacher.input_specs]
+                teacher_images = [converted(images, self._spec, spec) for spec in teacher.input_specs]
         return teacher.outputs(teacher_images)
 
 
-def as_wanted(images: Tensor, have: InputSpec, want: InputSpec) -> Tensor:
-    """Images (B, 3, H, W) that are normalised for one model, as another wants them.
+def converted(images: Tensor, have: InputSpec, want: InputSpec) -> Tensor:
+    """Convert images (B, 3, H, W) from the input of one model to that of another.
 
     Mean and std are exchanged, and the size is scaled by the ratio of both models' resolutions (bicubic, antialiased
-    where it shrinks), so that both models see the same view. Where one of them is unknown, nothing is changed.
+    where it shrinks), so that both models see the same view. Where one of the inputs is unknown, nothing is changed.
     """
     if have is UNKNOWN_INPUT or want is UNKNOWN_INPUT:
         return images

@@ -52,20 +52,20 @@ def train(
     progress: Progress | None = None,
     on_epoch: OnEpoch = lambda rows: None,
 ) -> Trained:
-    """Train a stage to its end, from its checkpoint where there is one.
+    """Train a stage to its end; where there is a checkpoint, resume from it.
 
     Args:
-        stage: what is trained, and how.
+        stage: the model, the data and the settings.
         runtime: device, processes, precision.
-        checkpoint: the file that is written at least once an epoch, and resumed from.
-        loading: how images are loaded; None: the first that cannot be decoded stops the run.
-        progress: where steps and epochs are reported to.
+        checkpoint: the file to resume from, written at least once an epoch.
+        loading: how images are loaded; None: the first one that cannot be decoded stops the run.
+        progress: receives steps and epochs.
         on_epoch: called with the rows of all epochs so far, once when the stage begins or is resumed and then after
             each epoch, in the first process only.
 
     Raises:
         Interrupted: a signal asked to stop; the checkpoint is written.
-        TutelageError: too many steps had a loss that is not finite.
+        TutelageError: too many steps had a loss that is not finite, or the checkpoint does not fit.
     """
     progress = progress or Silent()
     trainer = Trainer(stage, runtime, checkpoint, loading or Loading(), progress, on_epoch)
@@ -75,15 +75,15 @@ def train(
             trainer.run()
         finally:
             progress.end()
-            runtime.accelerator.free_memory()  # it would keep every stage's optimizer
+            runtime.accelerator.free_memory()  # accelerate keeps references to every stage's optimizer
     return trainer.result()
 
 
 class Trainer:
-    """Trains one stage: epochs of steps, figures on val after each epoch, and a checkpoint to go on from.
+    """Trains one stage: epochs of steps, an evaluation on val after each epoch, and checkpoints.
 
-    Everything random is a function of the seed and of where the loop is, so that a run which was stopped and resumed
-    ends with the same weights, bit for bit.
+    Everything random is a function of the seed and of the position in the loop, so that a run which was stopped and
+    resumed ends with the same weights, bit for bit.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Trainer:
             )
         self.specs = [stage.model.input_spec, *(stage.teacher.input_specs if stage.teacher else [])]
         self.head_index = torch.from_numpy(stage.head_index).to(runtime.device)
-        # an earlier stage may have frozen what this one trains, and optimizers pass over what is frozen
+        # an earlier stage may have frozen parameters that this one trains, and optimizers leave out frozen ones
         self.student = stage.model.module.to(runtime.device).requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed(settings.seed, f"{stage.name} terms", 0))
@@ -120,12 +120,12 @@ class Trainer:
         self._resume(optimizer)
         self.optimizer = runtime.accelerator.prepare_optimizer(optimizer)
         self.wrapped: nn.Module = self.distiller
-        self.head_only: bool | None = None  # what `wrapped` was made for
+        self.head_only: bool | None = None  # as it was when `wrapped` was made
         self.saved_at = time.monotonic()
         self.buffers_before = [buffer.clone() for buffer in self.student.buffers()]
 
     def run(self) -> None:
-        """All epochs that are left."""
+        """Train the remaining epochs."""
         with stop_requests() as stop:
             while self.at.epoch < self.settings.epochs:
                 self.train_epoch(stop)
@@ -135,7 +135,7 @@ class Trainer:
                 raise Interrupted
 
     def result(self) -> Trained:
-        """The stage's rows and states."""
+        """Return the stage's rows and states."""
         states = {"last": state_of(self.student), "best": self.best}
         if self.ema:
             states["ema"] = state_of(self.ema.module)
@@ -144,7 +144,7 @@ class Trainer:
     # --- one epoch
 
     def train_epoch(self, stop: threading.Event) -> None:
-        """The steps that are left of an epoch."""
+        """Train the remaining steps of an epoch."""
         settings, at = self.settings, self.at
         loader = train_loader(
             self.stage.train,
@@ -174,9 +174,9 @@ class Trainer:
                 raise Interrupted
 
     def train_step(self, batch: dict[str, Any]) -> bool:
-        """One step; whether it was a good one: nothing in it was infinite or NaN."""
+        """Train one step, and return whether its loss and gradient were finite."""
         at, device, seed = self.at, self.runtime.device, self.settings.seed
-        # dropout: a pure function of the step, and other masks in other processes
+        # dropout masks are a function of the step, and differ between processes
         torch.manual_seed(_seed(seed, self.stage.name, at.updates) + self.runtime.rank)
         views = [normalise(x, spec, device) for x, spec in zip(batch["images"], self.specs, strict=True)]
         labels = labels_in_head(batch["label"].to(device), self.head_index)
@@ -203,12 +203,12 @@ class Trainer:
         return good
 
     def _over_all(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        """Means over all processes, the same in each of them."""
+        """Average over all processes; each of them gets the same means."""
         means = self.runtime.mean(torch.stack(list(figures.values()))).tolist()
         return dict(zip(figures, means, strict=True))
 
     def _update(self, loss: Tensor) -> bool:
-        """A step of the optimizer, unless the gradient is not finite."""
+        """Make a step of the optimizer unless the gradient is not finite; return whether it was made."""
         self.runtime.accelerator.backward(loss)
         parameters = list(self.distiller.parameters())
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -223,11 +223,13 @@ class Trainer:
         return True
 
     def _skip_step(self) -> None:
-        """Count a bad step, and undo what it did."""
+        """Count a bad step, and undo its changes."""
         at = self.at
         at.bad_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
-        _copy(self.buffers_before, self.student.buffers())  # BatchNorm has averaged the bad batch in
+        _copy(
+            self.buffers_before, self.student.buffers()
+        )  # the running averages of BatchNorm have the bad batch in them
         where = f"{self.stage.name}, epoch {at.epoch + 1}, step {at.step}"
         self.progress.say(
             f"{where}: the loss or its gradient is not finite; step skipped ({at.bad_steps} so far)"
@@ -242,19 +244,19 @@ class Trainer:
         )
 
     def _set_modes(self) -> None:
-        """What learns in this epoch, and what only infers."""
+        """Set what is trained in this epoch, and which BatchNorm layers only infer."""
         stage = self.stage
         head_only = stage.head_only or self.at.epoch < self.settings.head_warmup_epochs
         head = {id(p) for p in stage.model.head_parameters()} if head_only else set()
         for parameter in self.student.parameters():
             parameter.requires_grad_(not head_only or id(parameter) in head)
-        if head_only is not self.head_only:  # DistributedDataParallel takes what learns when it is made
+        if head_only is not self.head_only:  # DistributedDataParallel notes what is trained when it is made
             if self.head_only is not None:
-                self.runtime.accelerator.free_memory()  # it would keep the one before
+                self.runtime.accelerator.free_memory()  # accelerate keeps a reference to the previous one
             self.head_only = head_only
             self.wrapped = self.runtime.accelerator.prepare_model(self.distiller)
         self.wrapped.train()
-        if head_only or self.settings.frozen_batchnorm:  # a body that does not learn keeps its statistics
+        if head_only or self.settings.frozen_batchnorm:  # a frozen body keeps its statistics
             for module in self.student.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
@@ -262,7 +264,7 @@ class Trainer:
     # --- the end of an epoch
 
     def end_epoch(self) -> None:
-        """Measure the student on val, write the epoch's row, and save."""
+        """Evaluate the student on val, write the epoch's row, and save."""
         at, stage = self.at, self.stage
         at.epoch, at.step = at.epoch + 1, 0
         for module in (self.student, *([self.ema.module] if self.ema else [])):
@@ -272,7 +274,9 @@ class Trainer:
             "stage": stage.name,
             "epoch": at.epoch,
             "epochs": self.settings.epochs,
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),  # with layer decay the head's
+            "lr": max(
+                group["lr"] for group in self.optimizer.param_groups
+            ),  # with layer decay that of the head
             "val": val,
             "ema_val": self._validate(self.ema.module) if self.ema else None,
             **at.row(),
@@ -308,7 +312,7 @@ class Trainer:
             groups["ema"] = self.ema.module.state_dict()
         meta: dict[str, Any] = {"finished": finished, "counters": self.at.record()}
         if not finished:
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # out of accelerate's wrapper
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # unwrapped from accelerate's
             groups["optimizer"], meta["optimizer"] = pack_optimizer(optimizer)
         save_checkpoint(self.path, groups, meta)
 
@@ -326,7 +330,7 @@ class Trainer:
                     unpack_optimizer(optimizer, groups.get("optimizer", {}), meta["optimizer"])
             except (RuntimeError, KeyError, TypeError, ValueError) as error:
                 raise TutelageError(
-                    f"{self.path}: of another recipe ({' '.join(str(error).split())[:200]}); put recipe.yaml "
+                    f"{self.path}: does not fit the recipe ({' '.join(str(error).split())[:200]}); put recipe.yaml "
                     "back as it was, or remove the checkpoint to train this stage again"
                 ) from None
         if self.runtime.is_main:

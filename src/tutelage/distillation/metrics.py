@@ -1,4 +1,4 @@
-"""What is counted while a stage is trained, and the row of ``metrics.jsonl`` that is made of it."""
+"""Counters of a stage in training, and the row of ``metrics.jsonl`` that is made of them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import Tensor
 from tutelage.distillation.losses import dominant_labels
 from tutelage.distillation.outputs import Outputs
 
-ABOUT_TARGETS = "targets."  # names of figures that are no loss terms
+ABOUT_TARGETS = "targets."  # begins the names of figures about the targets, which are not loss terms
 
 
 @dataclass
 class Counters:
-    """Where the loop is, and its sums over the epoch so far; travels in the checkpoint.
+    """The position of the loop, and its sums over the epoch so far; part of the checkpoint.
 
     Attributes:
-        epoch: epochs that are finished.
-        step: steps of this epoch.
-        updates: steps in all.
+        epoch: finished epochs.
+        step: finished steps of this epoch.
+        updates: finished steps in total.
         bad_steps: steps whose loss or gradient was not finite.
         best: merit of the best epoch, see `evaluation.quality.merit`.
-        rows: of all finished epochs.
-        sums: of each loss term over the images of this epoch.
-        targets: the same of figures about the teacher's targets.
-        images: of this epoch.
-        counted: of them, those that have a label and were not mixed with another.
-        correct: of those, the ones that the student in training classified rightly.
-        seconds: of this epoch.
+        rows: rows of all finished epochs.
+        sums: sum of each loss term over the images of this epoch.
+        targets: the same for figures about the teacher's targets.
+        images: images of this epoch so far.
+        counted: those of them that have a label and were not mixed with another image.
+        correct: those of `counted` that the student in training classified correctly.
+        seconds: duration of this epoch so far.
     """
 
     epoch: int = 0
@@ -48,7 +48,7 @@ class Counters:
     seconds: float = 0.0
 
     def add(self, figures: dict[str, float], images: int) -> None:
-        """Count a step: means over its images by name."""
+        """Add a step of this many images; `figures` are means over them by name."""
         self.counted += round(figures["counted"] * images)
         self.correct += round(figures["right"] * images)
         for name, value in figures.items():
@@ -59,11 +59,11 @@ class Counters:
 
     @property
     def means(self) -> dict[str, float]:
-        """Of each loss term over the images of this epoch."""
+        """The mean of each loss term over the images of this epoch so far."""
         return {name: total / max(self.images, 1) for name, total in self.sums.items()}
 
     def row(self) -> dict[str, Any]:
-        """What the finished epoch's row says of the training."""
+        """Return the training figures for the finished epoch's row."""
         images = max(self.images, 1)
         loss = dict(sorted(self.means.items()))
         return {
@@ -77,17 +77,17 @@ class Counters:
         }
 
     def next_epoch(self) -> None:
-        """Begin the sums anew."""
+        """Reset the sums for the next epoch."""
         self.sums, self.targets, self.seconds = {}, {}, 0.0
         self.images = self.counted = self.correct = 0
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the counters as JSON values."""
         return {**vars(self), "best": [value if math.isfinite(value) else None for value in self.best]}
 
     @classmethod
     def read(cls, record: dict[str, Any]) -> Counters:
-        """The inverse of `record`."""
+        """Make counters from the result of `record`."""
         best = [-math.inf if value is None else value for value in record["best"]]
         return cls(**{**record, "best": best})
 
@@ -100,15 +100,15 @@ def step_figures(
     targets: Outputs | None,
     temperature: float,
 ) -> dict[str, Tensor]:
-    """Each loss term, the shares of counted and of right answers, and figures about the targets: means over a batch.
+    """Return means over a batch: each loss term, the shares of counted and of correct images, and target figures.
 
-    An image counts for the training accuracy where it has a label and shows one class alone: what is right for a
-    mixture of two is not defined.
+    Only images with a label that are not mixed count for the training accuracy, since a mixture of two classes has
+    no single correct answer.
 
     Args:
         losses: of a `Distiller`.
-        labels: (B,) head indices, -1 where there is none.
-        other_labels: (B,) of the images mixed in.
+        labels: (B,) head indices, -1 where an image has no label.
+        other_labels: (B,) labels of the images mixed in.
         lam: share of `labels`.
         targets: the teacher's outputs.
         temperature: at which the targets are softened.
@@ -117,13 +117,13 @@ def step_figures(
     right = counted & (losses["logits"].detach().argmax(1) == labels)
     figures = {name: value.detach() for name, value in losses.items() if name != "logits"}
     logits = targets.logits if targets else None
-    if isinstance(logits, Tensor):  # nothing is known of targets cut to the largest classes
+    if isinstance(logits, Tensor):  # top-k targets do not have all probabilities
         figures |= _about_targets(logits, dominant_labels(labels, other_labels, lam), temperature)
     return {**figures, "counted": counted.float().mean(), "right": right.float().mean()}
 
 
 def _about_targets(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Tensor]:
-    """What the teacher says of a batch, as means over its images."""
+    """Compute figures about the teacher's targets, as means over a batch."""
     soft = torch.softmax(logits.float() / temperature, 1)
     about = {
         "entropy": torch.special.entr(soft).sum(1),
@@ -135,7 +135,7 @@ def _about_targets(logits: Tensor, labels: Tensor, temperature: float) -> dict[s
 
 
 def _targets_row(sums: dict[str, float], images: int) -> dict[str, float | None] | None:
-    """Of an epoch: entropy in nats at the loss's temperature, confidence and top-1 against the labels in percent."""
+    """Return an epoch's entropy in nats at the loss's temperature, and confidence and top-1 in percent."""
     if not sums:
         return None
     means = {name.removeprefix(ABOUT_TARGETS): total / images for name, total in sums.items()}

@@ -1,4 +1,4 @@
-"""What one training step minimises: a weighted sum of terms, returned in parts so that each can be logged."""
+"""The loss of a training step: a weighted sum of terms, returned with its parts so that each can be logged."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from tutelage.models.source import Model
 
 
 class Objective(nn.Module):
-    """The sum of weighted terms, and L2-SP where asked for.
+    """The sum of weighted terms and of an optional L2-SP penalty.
 
     Args:
         terms: `Term` objects, or plain functions of (student logits, teacher logits), which get a weight of 1.
-        l2_sp: strength of the pull towards `start` (Li et al. 2018, "Explicit inductive bias for transfer learning
-            with convolutional networks").
-        start: the starting parameters of the student by name; those that are not in it are not pulled.
+        l2_sp: strength of the penalty on the distance from `start` (Li et al. 2018, "Explicit inductive bias for
+            transfer learning with convolutional networks").
+        start: the starting parameters of the student by name; parameters that are not in it have no penalty.
+
+    Raises:
+        TutelageError: there is no term.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if not terms:
-            raise TutelageError("loss.terms: there is no term, so there is nothing to learn from")
+            raise TutelageError("loss.terms: there is no term; give at least one")
         made = [term if isinstance(term, Term) else LogitTerm(term) for term in terms]
         self.terms = nn.ModuleDict(dict(zip(_names(made), made, strict=True)))
         self.l2_sp = l2_sp
@@ -44,36 +47,36 @@ class Objective(nn.Module):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher is needed at all."""
+        """Whether any term needs a teacher."""
         return any(term.needs.teacher for term in self._terms())
 
     @property
     def student_layers(self) -> tuple[Layer, ...]:
-        """Layers of the student that are compared."""
+        """The layers of the student that terms compare."""
         return tuple(dict.fromkeys(layer for term in self._terms() for layer in term.needs.student_layers))
 
     @property
     def teacher_layers(self) -> tuple[Layer, ...]:
-        """Layers of the teacher that are compared."""
+        """The layers of the teacher that terms compare."""
         return tuple(dict.fromkeys(layer for term in self._terms() for layer in term.needs.teacher_layers))
 
     @property
     def temperature(self) -> float:
-        """That of the first term that softens the teacher's logits; 1 where there is none."""
+        """The temperature of the first term that has one; 1 where none has."""
         found = [term.temperature for term in self._terms() if isinstance(term, LogitTerm)]
         return next((temperature for temperature in found if temperature is not None), 1.0)
 
     def build(self, student: NetworkInfo, teacher: NetworkInfo) -> None:
-        """Let each term make what it learns of its own."""
+        """Let each term make its own parameters."""
         for term in self._terms():
             term.build(student, teacher)
 
     def forward(self, batch: TermBatch, student: nn.Module | None = None) -> dict[str, Tensor]:
-        """The weighted terms by name, and their sum as ``loss``, all scalars.
+        """Compute the weighted terms by name, and their sum as ``loss``, all scalars.
 
         Args:
             batch: what the terms compare.
-            student: whose parameters are pulled to the start; needed for L2-SP only.
+            student: needed for L2-SP only, which is on its parameters.
         """
         parts = {name: term.weight * term(batch) for name, term in self._named()}
         if self.l2_sp:
@@ -82,7 +85,7 @@ class Objective(nn.Module):
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def on_logits(self, batch: TermBatch) -> dict[str, Tensor]:
-        """The weighted terms that need no layers, by name: what can be told of stored logits, as on val."""
+        """Compute by name the weighted terms that need no layers, as for stored logits on val."""
         return {
             name: term.weight * term(batch)
             for name, term in self._named()
@@ -101,17 +104,17 @@ class Objective(nn.Module):
             for name, parameter in student.named_parameters()
             if name in self.start and parameter.requires_grad
         ]
-        # none while the head alone learns
+        # empty while only the head is trained
         return torch.stack(squares).sum() if squares else torch.zeros((), device=device_of(student))
 
 
 def body_state(model: Model, state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The parameters of a state that L2-SP pulls to: all but the head's.
+    """Return the starting parameters for L2-SP: all of a state but the head's.
 
-    A head is new to the data more often than not; its start is then a short fit, and no knowledge worth keeping.
+    A head is often new to the data; its start is then only a short fit, which is not worth keeping.
 
     Args:
-        model: tells which parameters are its head's.
+        model: has the head and the names of the parameters.
         state: of its module.
         device: where the parameters go.
     """
@@ -121,10 +124,10 @@ def body_state(model: Model, state: Mapping[str, Tensor], device: torch.device) 
 
 
 def terms_of(recipe: LossRecipe) -> list[Term]:
-    """The terms that a recipe names: ``loss.terms``, or the shorthand ``loss.name`` with labels beside it.
+    """Make the terms that a recipe names: ``loss.terms``, or the shorthand ``loss.name`` and ``loss.label_weight``.
 
     Raises:
-        TutelageError: a term is unknown, or a setting of it is.
+        TutelageError: a term or one of its settings is unknown.
     """
     if recipe.terms:
         return [make_term(*_one(entry, place)) for place, entry in enumerate(recipe.terms)]
@@ -151,21 +154,21 @@ def check_losses(recipe: Recipe) -> None:
 
 
 def label_smoothing_of(recipe: LossRecipe) -> float:
-    """The smoothing of the hard labels, which the labels-only control has too."""
+    """Return the smoothing of the hard labels, which the control uses too."""
     return next(
         (t.label_smoothing for t in terms_of(recipe) if isinstance(t, CrossEntropy)), recipe.label_smoothing
     )
 
 
 def soft_temperature(recipe: LossRecipe) -> float:
-    """The temperature at which a recipe looks at the teacher's logits."""
+    """Return the temperature at which a recipe softens the teacher's logits."""
     return Objective(terms_of(recipe)).temperature
 
 
 def _short(recipe: LossRecipe) -> Term:
     settings: dict[str, Any] = {"weight": recipe.weight, **recipe.options}
     term = make_term(recipe.name, settings, "loss.name")
-    # a study may vary the name only: a loss without a temperature leaves the recipe's aside
+    # a study may vary only the name, so a loss without a temperature ignores the recipe's
     if recipe.temperature is not None and isinstance(term, LogitTerm) and term.function.uses_temperature:
         term.temperature = recipe.temperature
     return term
@@ -182,7 +185,7 @@ def _one(entry: Mapping[str, Any], place: int) -> tuple[str, dict[str, Any], str
 
 
 def _names(terms: Sequence[Term]) -> list[str]:
-    """Each term's own name; a second of the same name gets a number."""
+    """Return the name of each term; a second one of the same name gets a number."""
     seen: Counter[str] = Counter()
     names = []
     for term in terms:

@@ -1,4 +1,4 @@
-"""Optimizer and schedule, both of timm."""
+"""Optimizer and learning rate schedule, both from timm."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ TIMM_SCHEDULES = {"cosine": "cosine", "linear": "poly", "constant": "constant"}
 def make_optimizer(
     student: nn.Module, others: Iterable[nn.Parameter], settings: TrainRecipe, head_only: bool
 ) -> Optimizer:
-    """The optimizer of a stage.
+    """Make the optimizer of a stage.
 
     Args:
-        student: timm leaves biases and norms without weight decay, and gives each layer its rate.
+        student: biases and norms get no weight decay, and with layer decay each layer has its own rate.
         others: parameters of the terms (projectors), at the full rate.
         settings: of the loop.
-        head_only: the body is frozen, hence no layer decay.
+        head_only: the body is frozen, so there is no layer decay.
 
     Raises:
-        TutelageError: timm does not know the optimizer, or it refuses a setting.
+        TutelageError: timm does not have the optimizer, or refuses a setting.
     """
     layer_decay = settings.layer_decay if settings.layer_decay < 1 and not head_only else None
     try:
@@ -41,14 +41,16 @@ def make_optimizer(
             layer_decay=layer_decay,
         )
     except (ValueError, AssertionError) as error:
-        raise TutelageError(f"train.optimizer: {settings.optimizer!r} is none of timm's ({error})") from None
+        raise TutelageError(
+            f"train.optimizer: {settings.optimizer!r} is not one of timm's optimizers ({error})"
+        ) from None
     if projectors := list(others):
         optimizer.add_param_group({"params": projectors, "lr": settings.lr})
     return optimizer
 
 
 def make_schedule(optimizer: Optimizer, settings: TrainRecipe, steps: int) -> Any:
-    """timm's schedule by steps; `steps` is their number in an epoch."""
+    """Make timm's schedule, which changes the rate at each step; an epoch has `steps` of them."""
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=TIMM_SCHEDULES[settings.schedule],

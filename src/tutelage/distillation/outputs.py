@@ -1,4 +1,4 @@
-"""What a network says of a batch, as a loss takes it."""
+"""The outputs of a network for one batch, as losses take them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tutelage.models.features import Layer
 
 @dataclass(frozen=True)
 class TopK:
-    """Targets of which only the largest classes were kept; see `losses.kl_top_k`.
+    """Targets that hold only the most probable classes; see `losses.kl_top_k`.
 
     Attributes:
         indices: (B, k) int64, classes.
@@ -23,7 +23,7 @@ class TopK:
     log_probs: Tensor
 
     def to(self, device: torch.device) -> TopK:
-        """The same on a device."""
+        """Copy to a device."""
         return TopK(self.indices.to(device), self.log_probs.to(device))
 
 
@@ -35,7 +35,7 @@ class Outputs:
     """Logits and tapped layers of one network for one batch.
 
     Attributes:
-        logits: (B, C), or the largest of them; None where a teacher has no head.
+        logits: (B, C), or the most probable classes of them; None where a teacher has no head.
         features: the output of each tapped layer, by the layer as the term named it: (B, C, H, W), (B, N, C) or (B, C).
     """
 

@@ -1,8 +1,8 @@
-"""The choice: candidates are weighed on val, and the starting student is one of them.
+"""Model selection: candidates are evaluated on val, and the starting student is one of them.
 
 Interpolating between starting and trained weights is WiSE-FT (Wortsman et al. 2022, "Robust fine-tuning of
-zero-shot models"); the greedy soup is that of Wortsman et al. 2022, "Model soups". Since the start takes
-part, the kept student's val figure is never below the start's.
+zero-shot models"); the greedy soup is that of Wortsman et al. 2022, "Model soups". Since the start is a
+candidate, the kept student's val figure is never below the start's.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Candidate:
 
     Attributes:
         name: e.g. `ema@0.5`, half way from the start to the moving average.
-        source: the trained state it comes from.
-        alpha: 0 is the start, 1 the trained state; None for what lies on no way between them.
-        val: its figures on val, at least `top1` and `nll`.
-        state: its weights.
-        recalibrated: whether its BatchNorm statistics were measured anew.
+        source: the trained state that it was made from.
+        alpha: 0 is the start, 1 the trained state; None where the weights are not interpolated between them.
+        val: figures on val, at least `top1` and `nll`.
+        state: the weights.
+        recalibrated: whether the BatchNorm statistics were measured again.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Choice:
     candidates: list[Candidate]
 
     def record(self) -> dict[str, Any]:
-        """For candidates.json."""
+        """Return the content of candidates.json."""
         return {
             "metric": self.metric,
             "kept": self.kept.name,
@@ -78,17 +78,17 @@ def choose(
     recalibrate: Recalibrate,
     recipe: SelectionRecipe,
 ) -> Choice:
-    """Weigh the start, the trained states, the ways between them, and their soup; keep the best.
+    """Evaluate the start, the trained states, interpolations between them, and their soup; keep the best.
 
-    All but the start are weighed as they are and with recalibrated BatchNorm statistics: averages may need new ones,
-    while near a start that was pretrained on more images its own are the better ones.
+    All but the start are evaluated as they are and with recalibrated BatchNorm statistics: averages may need new ones,
+    while near a start that was pretrained on more images the old ones are better.
 
     Args:
         start: the weights before training.
         trained: states by name (`last`, `best`, `ema`).
-        evaluate: figures of a state on val.
-        recalibrate: measures a state's BatchNorm statistics anew; returns the same object where it has none.
-        recipe: metric and which candidates are made.
+        evaluate: returns the figures of a state on val.
+        recalibrate: measures a state's BatchNorm statistics again; returns the same object where it has none.
+        recipe: the metric, and which candidates are made.
     """
     candidates = [Candidate("start", "start", 0.0, evaluate(start), start)]
     for name, state in _distinct(trained).items():
@@ -103,12 +103,12 @@ def choose(
 
 
 def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
-    """The best on val; equal figures go to the lower NLL, then to the earlier candidate."""
+    """Return the best candidate on val; of equal figures the one with the lower NLL, then the earlier one."""
     return max(candidates, key=lambda c: merit(c.val, metric))
 
 
 def interpolate(start: State, trained: State, alpha: float) -> State:
-    """(1 - alpha) * start + alpha * trained, buffers of whole numbers from the trained state."""
+    """Compute (1 - alpha) * start + alpha * trained; integer buffers are those of the trained state."""
     return {
         name: start[name].lerp(value, alpha) if value.is_floating_point() else value
         for name, value in trained.items()
@@ -116,7 +116,7 @@ def interpolate(start: State, trained: State, alpha: float) -> State:
 
 
 def average(states: Sequence[State]) -> State:
-    """The mean of several states."""
+    """Compute the mean of several states; integer buffers are those of the last one."""
     mean = dict(states[0])
     for count, state in enumerate(states[1:], start=2):
         mean = interpolate(mean, state, 1 / count)
@@ -124,7 +124,7 @@ def average(states: Sequence[State]) -> State:
 
 
 def _distinct(trained: dict[str, State]) -> dict[str, State]:
-    """Without states that are another's copy (the best epoch is often the last)."""
+    """Leave out states that are copies of another one (the best epoch is often the last)."""
     kept: dict[str, State] = {}
     for name, state in trained.items():
         if state and not any(_same(state, other) for other in kept.values()):
@@ -139,17 +139,17 @@ def _same(one: State, other: State) -> bool:
 def _evaluated(
     name: str, source: str, alpha: float | None, state: State, evaluate: Evaluate, recalibrate: Recalibrate
 ) -> list[Candidate]:
-    """A state as it is and, where it has statistics to mend, with these measured anew."""
+    """Make the candidates of a state: as it is and, where it has BatchNorm statistics, with these measured again."""
     candidates = [Candidate(name, source, alpha, evaluate(state), state)]
-    if (mended := recalibrate(state)) is not state:
-        candidates.append(Candidate(f"{name}-recalibrated", source, alpha, evaluate(mended), mended, True))
+    if (again := recalibrate(state)) is not state:
+        candidates.append(Candidate(f"{name}-recalibrated", source, alpha, evaluate(again), again, True))
     return candidates
 
 
 def _between(
     start: Candidate, ends: list[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
 ) -> list[Candidate]:
-    """A coarse grid from start to trained, and two finer points around its best."""
+    """Interpolate on a coarse grid from start to trained, and at two finer points around the best one."""
     trained = ends[0]
 
     def at(alpha: float) -> list[Candidate]:
@@ -166,7 +166,7 @@ def _between(
 def _soup(
     candidates: Sequence[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
 ) -> list[Candidate]:
-    """Add ingredients in the order of their merit as long as the average on val does not get worse."""
+    """Add candidates to an average, the best first, as long as the average does not get worse on val."""
     ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
     ingredients, soup = [ranked[0]], ranked[0]
     for candidate in ranked[1:]:

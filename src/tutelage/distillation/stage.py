@@ -1,4 +1,4 @@
-"""One training of one network: what goes in, and what comes out."""
+"""The inputs and the results of one training of one network."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Stage:
     """One training of one network.
 
     Attributes:
-        name: teacher-fit, head-fit, control or distill: under which metrics and checkpoints are kept.
-        model: what learns; its module is trained in place.
+        name: teacher-fit, head-fit, control or distill; names the metrics and the checkpoint.
+        model: the model to train; its module is changed in place.
         settings: of the loop.
         view: of the augmentation.
         objective: what is minimised.
-        train: images to learn from.
-        val: images to choose by.
+        train: training images.
+        val: validation images.
         head_index: (data classes,) head index of each class of the data.
-        teacher: whose targets are matched; None: labels only.
-        views: distinct views an image; None: a new one each epoch.
+        teacher: gives the targets; None: labels only.
+        views: distinct views of each image; None: a new one in each epoch.
         val_targets: (N, C) teacher's logits on val, for the loss there.
         head_only: the body is frozen and in eval mode.
-        metric: by which an epoch is the best on val: ``top1`` or ``nll``.
+        metric: by which the best epoch on val is chosen: ``top1`` or ``nll``.
     """
 
     name: str
@@ -53,7 +53,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage leaves: one row an epoch, and the states worth weighing."""
+    """The result of a stage.
+
+    Attributes:
+        rows: one for each epoch, as in ``metrics.jsonl``.
+        states: weights by name: last, best, and ema where there is a moving average.
+    """
 
     rows: list[dict[str, Any]]
-    states: dict[str, State]  # last, best, and ema where there is one
+    states: dict[str, State]

@@ -1,4 +1,4 @@
-"""How a run is asked to stop, and how it answers."""
+"""Requests to stop a run, from Ctrl-C or a signal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from contextlib import contextmanager
 
 
 class Interrupted(Exception):  # noqa: N818 - it is not an error
-    """The run was asked to stop, and everything needed to go on is on the disk."""
+    """The run was asked to stop, and everything needed to resume it is on the disk."""
 
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """Ctrl-C and a polite kill set a flag; a second Ctrl-C ends at once."""
+    """Let Ctrl-C (SIGINT) and SIGTERM set a flag; the second one raises KeyboardInterrupt.
+
+    Outside the main thread, which alone can handle signals, the flag is never set.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

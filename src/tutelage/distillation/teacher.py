@@ -1,4 +1,4 @@
-"""The teacher's targets: live, or from a cache that it filled before."""
+"""The teacher's targets: computed live, or read from a cache."""
 
 from __future__ import annotations
 
@@ -30,36 +30,42 @@ from tutelage.models.heads import device_of
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
 
-UNKNOWN_INPUT = InputSpec(224, 224)  # of a network that does not tell; compared by identity
+UNKNOWN_INPUT = InputSpec(224, 224)  # of a network without `pretrained_cfg`; compared by identity
 
 
 class TargetSource(Protocol):
-    """What a training loop asks for the teacher's outputs."""
+    """The source of the teacher's outputs in a training loop."""
 
     @property
     def input_specs(self) -> list[InputSpec]:
-        """The views it wants beside the student's; none where it needs no images."""
+        """The inputs for which views are rendered beside the student's; none where it needs no images."""
 
     def info(self, layers: Sequence[Layer]) -> NetworkInfo:
-        """Shapes of its tapped layers.
+        """Return the shapes of some layers.
 
         Raises:
-            TutelageError: it has no such layer, or no layers at all.
+            TutelageError: it does not have one of the layers, or none at all.
         """
 
     def outputs(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Outputs:
-        """Its outputs for a batch, on the device: images by `input_specs`, positions in the subset, epoch from 0."""
+        """Return the outputs for a batch, on the device.
+
+        Args:
+            images: one tensor (B, 3, H, W) for each of `input_specs`, normalised.
+            index: (B,) int64, positions in the subset.
+            epoch: from 0.
+        """
 
 
 class Teacher:
-    """One or several frozen networks that look at the student's view, each in its own way.
+    """One or several frozen networks that see the student's view, each at its own resolution, mean and std.
 
     Args:
-        models: networks whose heads have the same classes in the same order; one may be given alone. A name
-            (NAME@WEIGHTS) is loaded, and any ``nn.Module`` is taken as it is.
-        device: where they run; None: where the first one lies.
+        models: one or several networks whose heads have the same classes in the same order. A name (NAME@WEIGHTS) is
+            loaded, and any ``nn.Module`` is used as it is.
+        device: where they run; None: the device of the first one.
         precision: bf16 runs them under autocast; the outputs are float32 in either case.
-        layers: of the first network, whose outputs are given too. A network whose layers are tapped is not folded.
+        layers: layers of the first network whose outputs are returned too. A network with tapped layers is not folded.
     """
 
     def __init__(
@@ -79,7 +85,7 @@ class Teacher:
         self._networks = [self._network(model, place) for place, model in enumerate(self.models)]
 
     def tap(self, layers: Sequence[Layer]) -> None:
-        """Give the outputs of these layers too, from now on."""
+        """Also return the outputs of these layers from now on."""
         if missing := [layer for layer in layers if layer not in self.layers]:
             self.layers = (*self.layers, *missing)
             self._networks[0] = self._network(self.models[0], 0)
@@ -91,32 +97,37 @@ class Teacher:
 
     @property
     def input_specs(self) -> list[InputSpec]:
-        """How each network wants its pictures."""
+        """The input of each network."""
         return [model.input_spec for model in self.models]
 
     def info(self, layers: Sequence[Layer]) -> NetworkInfo:
-        """Shapes of some layers of the first network."""
+        """Return the shapes of some layers of the first network."""
         spec = self.models[0].input_spec
         return network_info(self.models[0].module, layers, spec.height, spec.width, self.device)
 
     @torch.no_grad()
     def outputs(self, images: Sequence[Tensor], index: Tensor | None = None, epoch: int = 0) -> Outputs:
-        """Logits (B, C) in float32 and tapped layers of one batch, given once in each network's own form.
+        """Compute the logits (B, C) in float32 and the tapped layers of one batch.
 
-        Several teachers give the logarithm of their mean probability. `index` and `epoch` are not needed.
+        The logits of several teachers are the logarithm of their mean probability.
+
+        Args:
+            images: the batch (B, 3, H, W), normalised for each network.
+            index: not used; `CachedTeacher` needs it.
+            epoch: not used, likewise.
         """
         logits: list[Tensor] = []
         features: dict[Layer, Tensor] = {}
         for place, (network, batch) in enumerate(zip(self._networks, images, strict=True)):
             with autocast(self.device, self.precision):
                 layers = self.layers if place == 0 else ()
-                answer, tapped = run_with_features(network, network, batch, layers)
-                logits.append(answer.float())
+                output, tapped = run_with_features(network, network, batch, layers)
+                logits.append(output.float())
                 features |= tapped
         return Outputs(logits[0] if len(logits) == 1 else mean_teacher_logits(logits), features)
 
     def identity(self) -> list[dict[str, Any]]:
-        """What decides the targets of a view, as plain JSON values."""
+        """Return all that the targets of a view depend on, as plain JSON values."""
         return [
             {
                 "name": model.name,
@@ -127,7 +138,7 @@ class Teacher:
         ]
 
     def logits(self, views: Sequence[Tensor]) -> Tensor:
-        """The logits (B, C) of uint8 views as a loader gives them, mean and std still to be applied."""
+        """Compute the logits (B, C) of uint8 views from a loader, one tensor (B, 3, H, W) for each network."""
         images = [normalise(x, spec, self.device) for x, spec in zip(views, self.input_specs, strict=True)]
         logits = self.outputs(images).logits
         assert isinstance(logits, Tensor)
@@ -135,11 +146,11 @@ class Teacher:
 
 
 class CachedTeacher:
-    """Targets read from a filled cache: no network runs and no image is rendered for it.
+    """Targets from a filled cache: no network runs, and no image is rendered for it.
 
     Args:
-        cache: of the part that the student learns from.
-        views: how many it holds; epoch e reads view e mod `views`.
+        cache: of the student's training images.
+        views: number of views in it; epoch e reads view e mod `views`.
         device: where the targets go.
     """
 
@@ -150,11 +161,11 @@ class CachedTeacher:
 
     @property
     def input_specs(self) -> list[InputSpec]:
-        """None: it needs no images."""
+        """An empty list: it needs no images."""
         return []
 
     def info(self, layers: Sequence[Layer]) -> NetworkInfo:
-        """Nothing: a cache holds logits only."""
+        """Refuse any layer, since a cache holds logits only."""
         if layers:
             raise TutelageError(
                 f"targets.mode=cached: a cache holds logits only, not layer {layers[0]!r}; use targets.mode=live"
@@ -162,12 +173,12 @@ class CachedTeacher:
         return NetworkInfo()
 
     def outputs(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Outputs:
-        """The targets of the images at `index` (B,), in the view of an epoch."""
+        """Read the targets of the images at `index` (B,), in the view of an epoch."""
         return Outputs(self.cache.read(epoch % self.views, index.numpy()).to(self.device))
 
 
 def passes(recipe: Recipe) -> int:
-    """How often a run's teacher looks at each image."""
+    """Return how often the teacher of a run computes targets for each image."""
     epochs = recipe.train.epochs
     return min(recipe.targets.views or epochs, epochs) if recipe.targets.mode == "cached" else epochs
 
@@ -181,19 +192,19 @@ def cached_teacher(
     progress: Progress,
     on_batch: Callable[[], None] = lambda: None,
 ) -> CachedTeacher:
-    """The targets of a run's views of a subset, from the cache that they are shared in, filled where they are missing.
+    """Open the cache with the targets of a run's views of a subset, and compute the targets that are missing.
 
-    The cache is keyed by the teachers' weights, input and precision, the images, the views' policy and the seed:
-    it serves any student, and a stale one cannot be used.
+    The key of the cache is made of the teachers' weights, input and precision, the images, the view settings and the
+    seed. So it serves any student, and a stale cache is never used.
 
     Args:
-        teacher: asked for what is missing.
-        subset: what the student will learn from.
+        teacher: computes the missing targets.
+        subset: the student's training images.
         recipe: of the run.
         directory: holds the caches of any number of runs.
         loading: how images are loaded.
         progress: where it reports to.
-        on_batch: called after each batch; may raise to stop, and what is done is kept.
+        on_batch: called after each batch; may raise to stop, and the targets so far are kept.
 
     Raises:
         TutelageError: the disk is too small, or a logit is not finite in fp16.
@@ -219,10 +230,10 @@ def cached_teacher(
 
 
 def as_model(model: Model | nn.Module | str) -> Model:
-    """A model by its name, or any network as one; a `Model` stays as it is.
+    """Load a model by its name, or wrap any network as one; a `Model` is returned as it is.
 
-    Unlike `Model.of` it changes nothing in the network, which may be in training, and asks for no input: where
-    ``pretrained_cfg`` does not tell it, images are taken to be as the network wants them.
+    Unlike `Model.of` it changes nothing in the network, which may be in training, and needs no input: without a
+    ``pretrained_cfg``, images are assumed to fit the network.
     """
     if isinstance(model, Model):
         return model

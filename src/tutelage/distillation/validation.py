@@ -1,4 +1,4 @@
-"""A student's figures on val while it is trained."""
+"""Evaluation of a student on val while it is trained."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tutelage.evaluation.quality import quality
 
 
 def validate(stage: Stage, module: nn.Module, runtime: Runtime, loading: Loading) -> dict[str, float]:
-    """Top-1 in percent, NLL in nats, and each term that needs logits only, with their sum as ``loss``.
+    """Compute top-1 in percent, NLL in nats, and each term that needs logits only, with their sum as ``loss``.
 
     Args:
-        stage: gives the images, the labels and the objective.
+        stage: has the images, the labels and the objective.
         module: the student, or its moving average.
         runtime: device and processes.
         loading: how images are loaded.
@@ -39,5 +39,5 @@ def validate(stage: Stage, module: nn.Module, runtime: Runtime, loading: Loading
 
 
 def labels_in_head(labels: Tensor, head_index: Tensor) -> Tensor:
-    """Labels of the data as classes of the head, both int64; -1 (unlabelled) stays."""
+    """Convert labels of the data to classes of the head, both int64; -1 (unlabelled) stays."""
     return torch.where(labels >= 0, head_index[labels.clamp_min(0)], labels)

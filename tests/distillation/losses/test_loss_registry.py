@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tutelage.core import plugins
 from tutelage.core.errors import TutelageError
 from tutelage.distillation.losses import (
     DKD,
@@ -55,7 +56,7 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
             EntryPoint("elsewhere", "third_party_losses:cosine", "another.group"),
         ]
     )
-    monkeypatch.setattr(registry, "entry_points", points.select)
+    monkeypatch.setattr(plugins, "entry_points", points.select)
 
 
 class Halved(Term):
@@ -120,7 +121,7 @@ def test_unknown_name_says_the_nearest() -> None:
 
 
 def test_unknown_settings_name_what_there_is() -> None:
-    line = r"loss.terms: dkd has no setting 'bta', did you mean beta\?; there is weight, temperature, alpha, beta"
+    line = r"dkd has no setting 'bta', did you mean beta\?; its settings are weight, temperature, alpha, beta"
     with pytest.raises(TutelageError, match=line):
         make_term("dkd", {"bta": 3})
     with pytest.raises(TutelageError, match=r"loss.terms: kl has no setting 'beta'"):
@@ -163,9 +164,15 @@ def test_a_package_cannot_replace_a_built_in_loss() -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("absent", r"absent \(entry point third_party_losses:absent\) cannot be loaded"),
-        ("number", r"number \(entry point third_party_losses:number\) cannot be loaded: 3 is not a callable"),
-        ("careless", r"careless .* has options without a default: margin; give them one"),
+        ("absent", r"the entry point absent = third_party_losses:absent \(.*\) cannot be loaded \(Attribute"),
+        (
+            "number",
+            r"the entry point number = third_party_losses:number \(.*\) is not a loss \(3 is not a call",
+        ),
+        (
+            "careless",
+            r"careless = third_party_losses:careless .* has options without a default: margin; give",
+        ),
     ],
 )
 def test_a_package_s_faulty_loss_is_named(name: str, line: str) -> None:

@@ -1,4 +1,4 @@
-"""What the student is asked to match: functions that can be used alone, and the terms made of them."""
+"""Losses that compare student and teacher: functions that can be used alone, and the terms made of them."""
 
 from tutelage.distillation.losses.features import FeatureMSE
 from tutelage.distillation.losses.labels import dominant_labels, hard_label_loss

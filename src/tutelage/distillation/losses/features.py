@@ -1,4 +1,4 @@
-"""Terms on layers: what the student is asked to match inside the network."""
+"""Terms that compare layers inside the student with layers inside the teacher."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PROJECTORS = ("linear", "none")
 class FeatureMSE(Term):
     """Hints (Romero 2015, "FitNets"): mean squared error between a student's layer, projected, and a teacher's.
 
-    The mean is over batch, places and the teacher's channels. Maps of different sizes are pooled to the smaller grid;
-    a map and tokens, or tokens of different numbers, are pooled to their mean. Zero when the projected student
+    The mean is over batch, positions and the teacher's channels. Maps of different sizes are pooled to the smaller
+    grid; a map and tokens, or different numbers of tokens, are pooled to their mean. Zero when the projected student
     equals the teacher.
 
     Args:
-        student: layer, by module name or by its number in timm's ``feature_info``.
+        student: layer of the student, by module name or by its number in timm's ``feature_info``.
         teacher: layer of the teacher, likewise.
         projector: ``linear`` (a 1x1 convolution with bias, trained with the student) or ``none``, which needs the same
             number of channels.
-        weight: by which the objective multiplies it.
+        weight: factor of the term in the objective.
     """
 
     name = "feature_mse"
@@ -41,11 +41,15 @@ class FeatureMSE(Term):
 
     @property
     def needs(self) -> Needs:
-        """A layer of each network."""
+        """One layer of each network."""
         return Needs(student_layers=(self.student_layer,), teacher_layers=(self.teacher_layer,))
 
     def build(self, student: NetworkInfo, teacher: NetworkInfo) -> None:
-        """Make the projector."""
+        """Make the projector.
+
+        Raises:
+            TutelageError: there is no projector and the channels differ.
+        """
         ours, theirs = student.channels(self.student_layer), teacher.channels(self.teacher_layer)
         if self.kind == "linear":
             self.projector = nn.Linear(ours, theirs)
@@ -56,16 +60,16 @@ class FeatureMSE(Term):
             )
 
     def forward(self, batch: TermBatch) -> Tensor:
-        """The mean squared error, in float32 (float64 stays float64)."""
+        """Compute the mean squared error, a scalar, in float32 (float64 stays float64)."""
         assert batch.teacher is not None
         student = batch.student.features[self.student_layer]
         teacher = batch.teacher.features[self.teacher_layer].detach()
-        ours, theirs = in_the_same_places(student, teacher)
+        ours, theirs = pooled_alike(student, teacher)
         return F.mse_loss(widen(self.projector(ours)), widen(theirs))
 
 
-def in_the_same_places(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two layers' outputs as (B, N, C) of the same N: pooled to the smaller grid, or to the mean over all places."""
+def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two layers' outputs as (B, N, C) with the same N: pooled to the smaller grid, or to their mean."""
     if student.ndim == teacher.ndim == 4:
         size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
         ours, theirs = (F.adaptive_avg_pool2d(x, size).flatten(2).mT for x in (student, teacher))

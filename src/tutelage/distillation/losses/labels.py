@@ -1,4 +1,4 @@
-"""Losses on hard labels, and what becomes of labels under mixup."""
+"""Cross-entropy with hard labels, also with mixed images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def hard_label_loss(
     lam: float = 1.0,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy with labels (Szegedy 2016 for smoothing, Zhang 2018 for mixup); a scalar.
+    """Compute the cross-entropy with labels (smoothing: Szegedy 2016, mixup: Zhang 2018), a scalar.
 
-    ``-Σ_i [λ log s_i(y_i) + (1 - λ) log s_i(y'_i)]`` over the total weight of the labels that are there; with
-    smoothing ε each label has 1 - ε + ε/C and every other class ε/C.
+    ``-Σ_i [λ log s_i(y_i) + (1 - λ) log s_i(y'_i)]`` divided by the total weight of the labels that are
+    present; with smoothing ε each label has 1 - ε + ε/C and every other class ε/C.
 
     ``student_logits`` is ``(B, C)``; ``labels`` and ``other_labels`` are ``(B,)`` int64, -1 for unlabelled. A
-    missing label drops out with its weight, so that half-labelled mixtures count by their labelled half. A
-    batch without any label gives 0, with a graph. Computed in float32 (float64 stays float64).
+    missing label is left out with its weight, so that of a half-labelled mixture the labelled half counts. A
+    batch without any label gives 0, with a gradient of 0. Computed in float32 (float64 stays float64).
     """
     logits = widen(student_logits)
     terms = [(1.0, labels)] if other_labels is None else [(lam, labels), (1 - lam, other_labels)]
@@ -31,7 +31,7 @@ def hard_label_loss(
     for share, target in terms:
         if target.shape != logits.shape[:1]:
             raise TutelageError(
-                f"labels {tuple(target.shape)} do not fit logits {tuple(logits.shape)}: one a row"
+                f"labels {tuple(target.shape)} do not fit logits {tuple(logits.shape)}: give one label for each row"
             )
         loss = F.cross_entropy(logits, target, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
         total = total + share * loss
@@ -40,9 +40,9 @@ def hard_label_loss(
 
 
 def dominant_labels(labels: Tensor, other_labels: Tensor, lam: float) -> Tensor:
-    """One label a mixed image, for losses that can use only one: that of the larger share.
+    """Return the label of the larger share of each mixed image, for losses that can use only one label.
 
-    Both are ``(B,)`` int64 and ``lam`` is the share of ``labels``; at one half they win. Where the larger share
-    is unlabelled (-1) the row stays unlabelled. The authors of NKD take the larger share too.
+    Both are ``(B,)`` int64 and ``lam`` is the share of ``labels``, which are returned at one half. Where the larger
+    share is unlabelled (-1) the row stays unlabelled. The authors of NKD do the same.
     """
     return labels if lam >= 0.5 else other_labels

@@ -1,15 +1,15 @@
-"""Losses on logits: what the student is asked to match in the teacher's output.
+"""Losses that compare the student's logits with the teacher's.
 
 In every formula ``t`` and ``s`` are the teacher's and the student's logits, ``p(z; T) = softmax(z / T)``
 and ``y`` is the label. Common to all functions:
 
 - ``student_logits`` and ``teacher_logits`` are ``(B, C)``, of any float type; the result is a scalar,
-  averaged over the batch. The sums are made in float32 (float64 stays float64), also under autocast:
-  none of the operations used here is one that autocast narrows.
+  averaged over the batch. All is computed in float32 (float64 stays float64), also under autocast:
+  it narrows none of the operations used here.
 - No gradient flows to the teacher.
 - Shapes that differ raise ``TutelageError``.
 - Where a loss needs ``labels`` ``(B,)`` int64, rows labelled -1 are left out of the average; a batch without
-  any labelled row gives 0, with a graph.
+  any labelled row gives 0, with a gradient of 0.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NORM_FLOOR = 1e-4
 def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Knowledge distillation (Hinton 2015): ``T² · KL(p(t; T) ‖ p(s; T))``.
 
-    Summed over classes and averaged over the batch. T² keeps the gradient's size when T changes.
+    Summed over classes and averaged over the batch. T² keeps the gradient's magnitude when T changes.
     Zero when the two distributions are equal.
     """
     student, teacher = _pair(student_logits, teacher_logits)
@@ -42,8 +42,8 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0)
 def standardised_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
     """Logit standardisation (Sun 2024): ``kl`` between ``z(t)`` and ``z(s)``, ``z(x) = (x - mean) / std``.
 
-    Mean and standard deviation are over the classes of an image, so that scale and offset of the logits no
-    longer matter, only their shape. ``std`` is the unbiased one, as in the authors' code. They use T = 2 and a
+    Mean and standard deviation are over the classes of an image, so that scale and offset of the logits
+    do not matter. ``std`` is the unbiased one, as in the authors' code. They use T = 2 and a
     weight of 9. Zero when student equals teacher up to scale and offset.
     """
     student, teacher = _pair(student_logits, teacher_logits)
@@ -60,7 +60,7 @@ def dist(
     """DIST (Huang 2022): ``T² · [β · (1 - mean ρ(rows)) + γ · (1 - mean ρ(columns))]``.
 
     ρ is Pearson's correlation between ``p(t; T)`` and ``p(s; T)``, over the classes of an image (rows) and
-    over the images of the batch for a class (columns); the latter wants a large batch. A constant row or
+    over the images of the batch for a class (columns); the latter needs a large batch. A constant row or
     column has correlation 0, so that a batch of one image adds a fixed ``γ T²``. Otherwise zero when student
     equals teacher.
     """
@@ -82,7 +82,7 @@ def dkd(
     """Decoupled distillation (Zhao 2022): ``T² · [α · KL(b(t) ‖ b(s)) + β · KL(p̂(t) ‖ p̂(s))]``.
 
     ``b`` is the pair (label, all others) of ``p(·; T)`` and ``p̂`` is ``p(·; T)`` over the other classes only,
-    renormalised. Plain ``kl`` is the same with α = 1 and β = 1 - p_y(t; T). All of it is made in log-space.
+    renormalised. Plain ``kl`` is the same with α = 1 and β = 1 - p_y(t; T). It is computed in log-space.
     Zero when student equals teacher.
     """
     student, teacher = _pair(student_logits, teacher_logits)
@@ -154,9 +154,9 @@ def kl_top_k(student_logits: Tensor, indices: Tensor, log_probs: Tensor, tempera
     """``kl`` to a teacher of which only the k largest probabilities were kept: ``T² · KL`` over k + 1 events.
 
     ``indices`` ``(B, k)`` int64 are distinct classes in each row and ``log_probs`` ``(B, k)`` their
-    log-probabilities at the temperature ``T`` used here. What is missing to 1 is the rest: one event,
-    compared with the student's mass on all the other classes, so that nothing is said about how it is parted.
-    Never more than the full ``kl`` (data processing), equal to it when k = C.
+    log-probabilities at the temperature ``T`` used here. The remaining probability is one event, compared with
+    the student's probability of all other classes together. Never more than the full ``kl`` (data processing
+    inequality), and equal to it when k = C.
     """
     student = _log_p(widen(student_logits), temperature)
     kept = widen(log_probs.detach())
@@ -171,16 +171,16 @@ def kl_top_k(student_logits: Tensor, indices: Tensor, log_probs: Tensor, tempera
         kept = torch.cat([kept, rest.clamp_min(torch.finfo(rest.dtype).tiny).log()], dim=1)
         others = student.scatter(1, indices, -math.inf)
         log_s = torch.cat([log_s, others.logsumexp(dim=1, keepdim=True)], dim=1)
-    # In a half-precision cache the sum is not quite 1: normalised, the least of the KL stays at 0.
+    # In a half-precision cache the sum is not quite 1; normalised, the minimum of the KL stays 0.
     return temperature**2 * _kl_rows(log_s, kept.log_softmax(dim=1)).mean()
 
 
 def mean_teacher_logits(teacher_logits: Sequence[Tensor]) -> Tensor:
-    """Several teachers as one: the log of the mean of their probabilities; each ``(B, C)``, as is the result.
+    """Combine several teachers: the log of the mean of their probabilities; each ``(B, C)``, as is the result.
 
-    The log-probabilities serve as logits. The mean is taken at temperature 1, so that each teacher weighs by
-    what it says and not by the scale of its logits; a loss's own temperature then softens the mean
-    (``p̄^(1/T)``, renormalised). One teacher gives its own distribution back.
+    The log-probabilities serve as logits. The mean is taken at temperature 1, so that each teacher counts by its
+    probabilities and not by the scale of its logits; a loss's own temperature then softens the mean
+    (``p̄^(1/T)``, renormalised). The mean of one teacher is its own distribution.
     """
     if not teacher_logits:
         raise TutelageError("the mean over teachers needs the logits of at least one teacher")
@@ -192,7 +192,7 @@ def mean_teacher_logits(teacher_logits: Sequence[Tensor]) -> Tensor:
 
 
 def widen(x: Tensor) -> Tensor:
-    """The precision in which losses are made: float32, or float64 where given."""
+    """Convert to the precision in which losses are computed: float32, or float64 where given."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -221,24 +221,24 @@ def _z_score(logits: Tensor) -> Tensor:
 def _pearson(log_a: Tensor, log_b: Tensor, dim: int) -> Tensor:
     """Pearson's correlation of exp(a) and exp(b) along ``dim``, without underflow.
 
-    Correlation does not see scale, so each vector is scaled to a maximum of 1 before it leaves log-space: a
-    class that is improbable in the whole batch counts as the formula says, not as rounding leaves it.
+    Correlation does not depend on scale, so each vector is scaled to a maximum of 1 before it leaves log-space:
+    a class that is improbable in the whole batch then keeps its correlation instead of underflowing.
     """
     centred = []
     for log_x in (log_a, log_b):
         x = (log_x - log_x.detach().amax(dim, keepdim=True)).exp()
         centred.append(x - x.mean(dim, keepdim=True))
     a, b = centred
-    # bounded from below, not added to: a floor that is added keeps the correlation of equal vectors below 1
+    # clamped, since an added floor would keep the correlation of equal vectors below 1
     square_norms = [x.square().sum(dim).clamp_min(_NORM_FLOOR**2) for x in centred]
     return (a * b).sum(dim) / (square_norms[0] * square_norms[1]).sqrt()
 
 
 def _safe_labels(labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels that can index: unlabelled rows point to class 0 and are left out of the mean afterwards."""
+    """Return labels that can index: unlabelled rows get class 0, and are left out of the mean afterwards."""
     if labels.shape != logits.shape[:1]:
         raise TutelageError(
-            f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: one a row"
+            f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: give one label for each row"
         )
     return labels.clamp_min(0)
 
@@ -248,7 +248,7 @@ def _at_label(x: Tensor, labels: Tensor) -> Tensor:
 
 
 def _split_by_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (label, all others) ``(B, 2)``, and of the others among themselves ``(B, C - 1)``."""
+    """Return log-probabilities of (label, all others) ``(B, 2)``, and of the others among themselves ``(B, C - 1)``."""
     label = labels.unsqueeze(1)
     position = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
     others = logits.gather(1, position + (position >= label))

@@ -1,25 +1,23 @@
-"""Terms by name; other packages add theirs through an entry point.
-
-A package adds a loss by naming a `Term` or a plain function in the entry point group ``tutelage.losses``::
+"""Terms by name. A package adds one by naming a `Term` or a function in the entry point group ``tutelage.losses``::
 
     [project.entry-points."tutelage.losses"]
     my_loss = "my_package:my_loss"
 
-Of a function the signature says everything: ``my_loss(student_logits, teacher_logits[, labels][, temperature],
-option=default, ...)`` returns a scalar. A parameter ``labels`` means that the loss needs them.
+The signature of a function is all that is needed: ``my_loss(student_logits, teacher_logits[, labels][, temperature],
+option=default, ...)`` returns a scalar. A parameter ``labels`` means that the loss needs labels.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.plugins import load_plugin, plugin_names, plugin_title
 from tutelage.distillation.losses import terms
 from tutelage.distillation.losses.features import FeatureMSE
-from tutelage.distillation.losses.function import LossFunction, listed, nearest
+from tutelage.distillation.losses.function import LossFunction, hint, listed
 from tutelage.distillation.losses.terms import LogitTerm, Term
 
 GROUP = "tutelage.losses"
@@ -39,17 +37,17 @@ _BUILT_IN: dict[str, type[Term]] = {
 
 
 def names() -> list[str]:
-    """All terms that there are: the built-in ones and those of installed packages."""
-    return sorted(_BUILT_IN.keys() | {point.name for point in entry_points(group=GROUP)})
+    """Return the names of all terms: the built-in ones and those of installed packages."""
+    return sorted({*_BUILT_IN, *plugin_names(GROUP)})
 
 
 def make_term(name: str, settings: Mapping[str, Any], where: str = "loss.terms") -> Term:
-    """A term by its name; a built-in one wins over a package's.
+    """Make a term by its name; a built-in name wins over a package's.
 
     Args:
         name: one of `names()`.
         settings: its keyword arguments: ``weight``, ``temperature`` and its own.
-        where: the recipe's key that names it, for errors.
+        where: key of the recipe that names it, for errors.
 
     Raises:
         TutelageError: there is no such term, it cannot be loaded, or a setting is unknown, missing or wrong.
@@ -62,7 +60,7 @@ def make_term(name: str, settings: Mapping[str, Any], where: str = "loss.terms")
     for key in settings:
         if key not in parameters:
             raise TutelageError(
-                f"{where}: {name} has no setting {key!r}{nearest(key, parameters)}; there is {listed(parameters)}"
+                f"{where}: {name} has no setting {key!r}{hint(key, parameters)}; its settings are {listed(parameters)}"
             )
     missing = [k for k, v in parameters.items() if v is inspect.Parameter.empty and k not in settings]
     if missing:
@@ -72,7 +70,7 @@ def make_term(name: str, settings: Mapping[str, Any], where: str = "loss.terms")
     try:
         return found(**_numbers(settings, parameters, f"{where}: {name}"))
     except (TypeError, ValueError) as error:
-        raise TutelageError(f"{where}: {name} cannot be made of {dict(settings)} ({error})") from None
+        raise TutelageError(f"{where}: {name} cannot be made with {dict(settings)} ({error})") from None
 
 
 def _numbers(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -93,21 +91,21 @@ def _numbers(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: st
 
 
 def _from_package(name: str, where: str) -> type[Term] | LossFunction:
-    for point in entry_points(group=GROUP, name=name):
-        return _loaded(point, where)
-    raise TutelageError(f"{where}: no loss {name!r}{nearest(name, names())}; there is {listed(names())}")
-
-
-def _loaded(point: EntryPoint, where: str) -> type[Term] | LossFunction:
-    place = f"{where}: {point.name} (entry point {point.value})"
+    if name not in plugin_names(GROUP):
+        raise TutelageError(
+            f"{where}: no loss {name!r}{hint(name, names())}; available are {listed(names())}"
+        )
+    loaded = load_plugin(GROUP, name, where)
+    if isinstance(loaded, type) and issubclass(loaded, Term):
+        return loaded
+    function = LossFunction(name, loaded)
     try:
-        loaded = point.load()
-        if isinstance(loaded, type) and issubclass(loaded, Term):
-            return loaded
-        function = LossFunction(point.name, loaded)
         missing = [key for key, default in function.options.items() if default is inspect.Parameter.empty]
-    except Exception as error:  # a third party's module may fail in any way while it is imported
-        raise TutelageError(f"{place} cannot be loaded: {error}; mend or remove that package") from error
+    except (TypeError, ValueError) as error:  # its signature cannot be read
+        raise TutelageError(f"{where}: {plugin_title(GROUP, name)} is not a loss ({error})") from None
     if missing:
-        raise TutelageError(f"{place} has options without a default: {listed(missing)}; give them one there")
+        raise TutelageError(
+            f"{where}: {plugin_title(GROUP, name)} has options without a default: {listed(missing)}; "
+            "give them one there"
+        )
     return function

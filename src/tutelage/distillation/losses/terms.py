@@ -1,4 +1,4 @@
-"""Terms: what can be added up to an objective. Each declares what it needs, and returns a scalar."""
+"""The terms of an objective. Each declares what it needs, and returns a scalar."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tutelage.models.features import Layer, NetworkInfo
 
 @dataclass(frozen=True)
 class Needs:
-    """What a term takes from a batch.
+    """What a term uses of a batch.
 
     Attributes:
-        labels: hard labels; images without one are left out by the term.
+        labels: hard labels; the term leaves images without one out.
         teacher_logits: the teacher's logits.
         student_layers: layers of the student whose outputs it compares.
         teacher_layers: layers of the teacher whose outputs it compares.
-        top_k: whether targets of which only the largest classes were kept are enough.
+        top_k: whether targets that hold only the most probable classes are enough.
     """
 
     labels: bool = False
@@ -39,21 +39,16 @@ class Needs:
         """Whether a teacher is needed at all."""
         return self.teacher_logits or bool(self.teacher_layers)
 
-    @property
-    def cacheable(self) -> bool:
-        """Whether its targets can come from a cache on disk, which holds logits only."""
-        return not self.teacher_layers
-
 
 @dataclass(frozen=True)
 class TermBatch:
-    """One batch as the terms see it, on the device.
+    """One batch as the terms get it, on the device.
 
     Attributes:
-        student: its logits (B, C) and tapped layers.
-        teacher: the same of the teacher, without gradients; None where no term needs one.
-        labels: (B,) int64 head indices, -1 where there is none.
-        other_labels: (B,) of the images mixed in; equal to `labels` without mixing.
+        student: logits (B, C) and tapped layers of the student.
+        teacher: the same of the teacher, without gradients; None where no term needs a teacher.
+        labels: (B,) int64 head indices, -1 where an image has no label.
+        other_labels: (B,) labels of the images mixed in; equal to `labels` without mixing.
         lam: share of `labels`, 1 without mixing.
     """
 
@@ -65,18 +60,18 @@ class TermBatch:
 
     @property
     def dominant_labels(self) -> Tensor:
-        """(B,) one label an image, also where images are mixed: that of the larger share."""
+        """One label for each image (B,): where images are mixed, that of the larger share."""
         return dominant_labels(self.labels, self.other_labels, self.lam)
 
 
 class Term(nn.Module):
     """One term of an objective.
 
-    A term that learns something of its own (a projector) makes it in `build`; it is trained, checkpointed and shared
-    between processes with the student, and left out of what is exported.
+    A term with parameters of its own (a projector) makes them in `build`; they are trained, checkpointed and shared
+    between processes with the student's, and are not exported.
 
     Args:
-        weight: by which the objective multiplies it.
+        weight: factor of the term in the objective.
     """
 
     name = "term"  # in logs, metrics and the result of a `Distiller`
@@ -87,11 +82,11 @@ class Term(nn.Module):
 
     @property
     def needs(self) -> Needs:
-        """What it takes from a batch."""
+        """What the term uses of a batch."""
         return Needs()
 
     def extra_repr(self) -> str:
-        """Its settings: what `repr` shows beside its parts."""
+        """Return the settings, which `repr` shows beside the submodules."""
         return ", ".join(
             f"{name}={value!r}"
             for name, value in sorted(vars(self).items())
@@ -101,15 +96,15 @@ class Term(nn.Module):
         )
 
     def build(self, student: NetworkInfo, teacher: NetworkInfo) -> None:
-        """Make what depends on the networks' shapes; called once, before the first batch."""
+        """Make the parameters that depend on the networks' shapes; called once, before the first batch."""
 
     def forward(self, batch: TermBatch) -> Tensor:
-        """The term's value, a scalar, not yet multiplied by its weight."""
+        """Compute the term's value, a scalar, not yet multiplied by its weight."""
         raise NotImplementedError
 
 
 class CrossEntropy(Term):
-    """Cross-entropy with the labels, mixed and smoothed where asked for; see `losses.hard_label_loss`."""
+    """Cross-entropy with the hard labels, mixed where the images are, and smoothed; see `losses.hard_label_loss`."""
 
     name = "cross_entropy"
 
@@ -119,22 +114,22 @@ class CrossEntropy(Term):
 
     @property
     def needs(self) -> Needs:
-        """The labels."""
+        """The hard labels."""
         return Needs(labels=True)
 
     def forward(self, batch: TermBatch) -> Tensor:
-        """Of the labelled images of a batch; 0, with a graph, where there is none."""
+        """Compute the loss of the labelled images of a batch; 0, with a gradient of 0, where there is none."""
         output = batch.student.logits
         assert isinstance(output, Tensor)
         return hard_label_loss(output, batch.labels, batch.other_labels, batch.lam, self.label_smoothing)
 
 
 class LogitTerm(Term):
-    """A loss on logits as a term; plain functions become terms through it.
+    """A term made of a loss on logits, such as a plain function.
 
     Args:
         function: ``f(student_logits, teacher_logits[, labels][, temperature], option=default)``, both logits (B, C).
-        weight: by which the objective multiplies it.
+        weight: factor of the term in the objective.
         temperature: None: the function's own default.
         options: the function's own keyword arguments.
 
@@ -155,7 +150,7 @@ class LogitTerm(Term):
         self.function = function
         self.function.check(options)
         if temperature is not None and not self.function.uses_temperature:
-            raise TutelageError(f"loss {self.function.name}: has no temperature; leave it out")
+            raise TutelageError(f"loss {self.function.name}: has no temperature; remove that setting")
         self.name = self.function.name
         self.temperature = self.function.temperature if temperature is None else temperature
         self.options = options
@@ -168,7 +163,11 @@ class LogitTerm(Term):
         )
 
     def forward(self, batch: TermBatch) -> Tensor:
-        """The function of both logits."""
+        """Compute the loss of both networks' logits, a scalar.
+
+        Raises:
+            TutelageError: the teacher has no logits, or only the most probable ones and the loss needs all.
+        """
         assert batch.teacher is not None
         student, teacher = batch.student.logits, batch.teacher.logits
         assert isinstance(student, Tensor)
@@ -177,7 +176,7 @@ class LogitTerm(Term):
         if isinstance(teacher, TopK):
             if not self.needs.top_k:
                 raise TutelageError(
-                    f"loss {self.name}: needs all of the teacher's logits; leave targets.top_k out"
+                    f"loss {self.name}: needs all of the teacher's logits; remove targets.top_k"
                 )
             return logits.kl_top_k(student, teacher.indices, teacher.log_probs, self.temperature or 1.0)
         return self.function(
@@ -188,8 +187,8 @@ class LogitTerm(Term):
 class KL(LogitTerm):
     """Knowledge distillation (Hinton 2015); see `losses.kl`.
 
-    The temperature is 2 by default: a teacher is so sure of images that it was trained on that at 1 its targets say
-    hardly more than the labels.
+    The temperature is 2 by default: a teacher is so confident on its training images that at 1 its targets hardly
+    differ from the labels.
     """
 
     def __init__(self, weight: float = 1.0, temperature: float = 2.0) -> None:
@@ -250,6 +249,6 @@ class LogitMSE(LogitTerm):
 
 
 def settings_of(term: type[Term]) -> dict[str, object]:
-    """The keyword arguments of a term's class with their defaults; `inspect.Parameter.empty` where there is none."""
+    """Return the keyword arguments of a term's class with their defaults (`inspect.Parameter.empty` without one)."""
     parameters = inspect.signature(term).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}

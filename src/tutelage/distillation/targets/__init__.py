@@ -1,1 +1,1 @@
-"""The teacher's outputs on disk: the layout of a row, the cache, and how it is filled."""
+"""The cache of the teacher's outputs on disk: the layout of its rows, its files, and how it is filled."""

@@ -1,9 +1,9 @@
 """The teacher's outputs for the views of a run, on disk: computed once, read by every epoch, trial and student.
 
-A cache is a folder named by a digest of all that its content depends on. In it, each view of all images is one
-file of rows in the order of the part, cut into blocks; a second file has each block's checksum, which is
-written after the block. So a fill can be killed at any moment and gone on with, any number of processes can
-fill at once (a block is claimed by a lock that dies with its holder), and a flipped byte is found.
+A cache is a folder named by a digest of all that its content depends on. Each view of all images is one file of
+rows in the order of the subset, divided into blocks; a second file has the checksum of each block, written after
+the block. So a fill can be killed at any moment and continued, any number of processes can fill at the same time
+(a block is claimed by a lock that is released when its process dies), and a changed byte is found.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_json
 from tutelage.distillation.targets.layout import BATCH, Layout, Targets
 
-FORMAT = 2  # of the files and of the views that they answer; another number is another cache
+FORMAT = 2  # of the files and of how views are drawn; another number is another cache
 WAIT = 0.5  # seconds between two looks at what other processes are filling
-MAKING = 2**62  # the byte of the lock file that stands for making files; those of claims are below it
+MAKING = 2**62  # the byte of the lock file that is locked to create files; those of claims are below it
 SUM = np.dtype([("crc", "<u4"), ("written", "<u4")])
 Make = Callable[[int, Iterator[np.ndarray]], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
 class Cache:
-    """The targets of one part, by view.
+    """The targets of one subset, by view.
 
     Args:
         directory: holds any number of caches, shared by runs.
@@ -56,16 +56,18 @@ class Cache:
         }
         text = json.dumps(self.identity, sort_keys=True)
         self.place = directory / f"targets-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-        self._open: tuple[int, np.ndarray, np.ndarray] | None = None  # view, its rows, blocks found whole
+        self._open: tuple[int, np.ndarray, np.ndarray] | None = (
+            None  # view, its rows, blocks whose checksum was verified
+        )
 
     # --- reading
 
     def read(self, view: int, positions: np.ndarray) -> Targets:
-        """The targets of a view of some images.
+        """Read the targets of some images in one view.
 
         Args:
-            view: which view.
-            positions: (B,) in the part.
+            view: number of the view.
+            positions: (B,) positions in the subset.
 
         Raises:
             TutelageError: a block was changed since it was written, or an image had no target.
@@ -84,13 +86,13 @@ class Cache:
         return self.layout.decode(found)
 
     def _mapped(self, view: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a view, mapped and not loaded; one view at a time, as an epoch has one."""
+        """Map the rows of a view into memory; one view at a time, since an epoch has one."""
         if self._open is None or self._open[0] != view:
             try:
                 rows = np.memmap(self._rows(view), self.layout.dtype, "r", shape=(self.layout.rows,))
             except (OSError, ValueError) as error:
                 raise TutelageError(
-                    f"{self._rows(view)}: cannot be read ({error}); resume makes it again"
+                    f"{self._rows(view)}: cannot be read ({error}); resume the run to compute it again"
                 ) from None
             self._open = view, rows, np.zeros(self.layout.blocks, bool)
         return self._open[1], self._open[2]
@@ -99,27 +101,27 @@ class Cache:
         span, entry = self.layout.span(block), self._sums(view)[block]
         if not entry["written"] or zlib.crc32(rows[span.start : span.stop].tobytes()) != entry["crc"]:
             raise TutelageError(
-                f"{self._rows(view)}: damaged, images {span.start} to {span.stop - 1} do not fit their "
-                "checksum; delete this file and resume, which makes it again"
+                f"{self._rows(view)}: damaged, images {span.start} to {span.stop - 1} do not match their "
+                "checksum; delete this file and resume, which computes it again"
             )
 
     # --- filling
 
     def missing(self, views: int) -> int:
-        """Images whose targets are still to be made, over all views."""
+        """Return the number of targets to compute, over all views."""
         return sum(len(self.layout.span(block)) for view in range(views) for block in self._unwritten(view))
 
     def prepare(self, views: int) -> None:
-        """Make the folder, and see that the disk can hold what is missing.
+        """Create the folder, and check that the disk has space for the missing targets.
 
         Raises:
-            TutelageError: it cannot.
+            TutelageError: the folder cannot be created, or the disk is too small.
         """
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.place).free
         except OSError as error:
-            raise TutelageError(f"{self.place}: cannot be made ({error.strerror})") from None
+            raise TutelageError(f"{self.place}: cannot be created ({error.strerror})") from None
         wanted = self.missing(views) * self.layout.dtype.itemsize
         if wanted > free:
             raise TutelageError(
@@ -130,11 +132,11 @@ class Cache:
             write_json(self.place / "about.json", self.identity)
 
     def fill(self, views: int, make: Make) -> None:
-        """Write all that is missing, together with any other processes, and return when nothing is.
+        """Write all missing targets, together with any other processes, and return when none is missing.
 
         Args:
-            views: how many.
-            make: from (view, batches of positions) makes (positions, rows) in the same order; positions whose
+            views: number of views.
+            make: computes (positions, rows) from (view, batches of positions), in the same order; positions whose
                 image cannot be decoded may be missing.
         """
         lock = os.open(self.place / "fill.lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -142,9 +144,7 @@ class Cache:
             for view in range(views):
                 while self._unwritten(view):
                     if not self._fill_view(view, lock, make):
-                        time.sleep(
-                            WAIT
-                        )  # the rest is being made by others; should one die, its claim is free
+                        time.sleep(WAIT)  # others compute the rest; if one dies, its claims are released
         except OSError as error:
             raise TutelageError(
                 f"{self.place}: cannot be written ({error.strerror}); free some space"
@@ -153,7 +153,7 @@ class Cache:
             os.close(lock)
 
     def _fill_view(self, view: int, lock: int, make: Make) -> int:
-        """Make what nobody else is making; return the number of blocks."""
+        """Write the blocks that no other process has claimed; return their number."""
         claimed: deque[int] = deque()
         batches = self._claimed_batches(view, lock, claimed)
         first = next(batches, None)
@@ -171,7 +171,7 @@ class Cache:
     def _finish(
         self, view: int, lock: int, files: _Files, claimed: deque[int], end: int, rows: np.ndarray
     ) -> int:
-        """Write the claimed blocks below `end`: the first has its rows, any others no readable image."""
+        """Write the claimed blocks below `end`: `rows` are of the first one, and others have no readable image."""
         done = 0
         while claimed and claimed[0] < end:
             block = claimed.popleft()
@@ -182,13 +182,13 @@ class Cache:
         return done
 
     def _claimed_batches(self, view: int, lock: int, claimed: deque[int]) -> Iterator[np.ndarray]:
-        """Positions of the blocks that this process has claimed, each claimed when its turn comes."""
+        """Claim one block after the other, and yield its positions in batches."""
         for block in self._unwritten(view):
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._claim(view, block))
             except (BlockingIOError, PermissionError):
                 continue
-            if self._sums(view)[block]["written"]:  # by another, between the look and the claim
+            if self._sums(view)[block]["written"]:  # by another process since `_unwritten`
                 fcntl.lockf(lock, fcntl.LOCK_UN, 1, self._claim(view, block))
                 continue
             claimed.append(block)
@@ -200,7 +200,7 @@ class Cache:
 
     @contextmanager
     def _files(self, view: int, lock: int) -> Iterator[_Files]:
-        """The files of a view, open for writing; made by one process at a time."""
+        """Open the files of a view for writing; one process at a time creates them."""
         fcntl.lockf(lock, fcntl.LOCK_EX, 1, MAKING)
         try:
             files = _Files(self._rows(view), self._sums_path(view), self.layout)
@@ -212,7 +212,7 @@ class Cache:
             files.close()
 
     def _claim(self, view: int, block: int) -> int:
-        """The byte of the lock file that stands for a block."""
+        """Return the byte of the lock file that is locked to claim a block."""
         return view * self.layout.blocks + block
 
     def _unwritten(self, view: int) -> list[int]:
@@ -239,7 +239,7 @@ class _Files:
     def __init__(self, rows: Path, sums: Path, layout: Layout) -> None:
         self._layout = layout
         if not rows.exists():
-            sums.unlink(missing_ok=True)  # of a file that someone deleted
+            sums.unlink(missing_ok=True)  # of rows that were deleted
         flags = os.O_RDWR | os.O_CREAT
         self._rows, self._sums = os.open(rows, flags, 0o666), os.open(sums, flags, 0o666)
         for file, size in ((self._rows, layout.view_bytes), (self._sums, layout.blocks * SUM.itemsize)):
@@ -247,12 +247,12 @@ class _Files:
                 os.ftruncate(file, size)
 
     def close(self) -> None:
-        """Close both."""
+        """Close both files."""
         os.close(self._rows)
         os.close(self._sums)
 
     def write(self, block: int, rows: np.ndarray) -> None:
-        """The block first, and when it is on the disk its checksum."""
+        """Write a block, and its checksum once the block is on the disk."""
         content = rows.tobytes()
         _write_at(self._rows, content, self._layout.span(block).start * self._layout.dtype.itemsize)
         entry = np.array([(zlib.crc32(content), 1)], SUM).tobytes()

@@ -1,4 +1,4 @@
-"""A cache of targets filled from a network's answers."""
+"""Filling of a cache of targets with a network's outputs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tutelage.data.views import ViewPolicy
 from tutelage.distillation.targets.cache import Cache
 from tutelage.distillation.targets.layout import BATCH
 
-Logits = Callable[[Sequence[Tensor]], Tensor]  # uint8 views, one tensor a network, to (B, C) logits
+Logits = Callable[[Sequence[Tensor]], Tensor]  # uint8 views, one tensor for each network, to (B, C) logits
 
 
 def identity_of_data(subset: Subset, policy: ViewPolicy, seed: int) -> dict[str, Any]:
-    """The share of images and views in a cache's identity."""
+    """Return the part of a cache's identity that is about images and views."""
     return {
         "data": subset.digest(),
         "stamp": subset.images.stamp(),
@@ -44,18 +44,18 @@ def fill_from(
     progress: Progress,
     on_batch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fill a cache from a network's answers, and tell how it goes.
+    """Fill a cache with a network's outputs, and report progress.
 
     Args:
-        cache: of the part, the policy and the seed.
-        logits: the network.
-        specs: how it wants its pictures.
+        cache: made for the subset, the policy and the seed.
+        logits: computes the outputs.
+        specs: inputs of the networks.
         subset: the images.
         policy: of their views.
         seed: of the run.
-        views: how many views an image.
+        views: number of views of each image.
         loading: how images are loaded.
-        progress: told of each batch.
+        progress: receives each batch.
         on_batch: called after each batch; may raise to stop.
     """
     cache.prepare(views)
@@ -63,7 +63,7 @@ def fill_from(
     megabytes = views * cache.layout.view_bytes / 1e6
     progress.say(
         f"targets: {views} views of {len(subset):,} images, {megabytes:.1f} MB in {cache.place}, "
-        + (f"{missing:,} to make" if missing else "all there")
+        + (f"{missing:,} to compute" if missing else "all present")
     )
     if not missing:
         return

@@ -1,4 +1,4 @@
-"""What a row of cached targets holds."""
+"""The layout of the rows of cached targets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from torch import Tensor
 from tutelage.core.errors import TutelageError
 from tutelage.distillation.outputs import Targets, TopK
 
-BATCH = (
-    64  # images a forward pass of the fill; blocks are multiples of it, so that a resumed fill is identical
-)
-BLOCK_BYTES = 2**20  # about so much is claimed, written and checked at a time
-BLOCK_BATCHES = 16  # at most
+# images in a forward pass of the fill; blocks are multiples of it, so that a resumed fill has the same batches
+BATCH = 64
+BLOCK_BYTES = 2**20  # about this much is claimed, written and checked at a time
+BLOCK_BATCHES = 16  # at most this many batches are in a block
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a row holds: all logits in fp16, or the k largest log-probabilities at one temperature."""
+    """The content of a row: all logits in fp16, or the k largest log-probabilities at one temperature.
+
+    Attributes:
+        rows: number of images.
+        classes: number of logits.
+        top_k: number of log-probabilities in a row; None: all logits.
+        temperature: of the log-probabilities.
+    """
 
     rows: int
     classes: int
@@ -31,7 +37,7 @@ class Layout:
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """Of a row."""
+        """The dtype of a row."""
         if self.top_k is None:
             return np.dtype([("values", "<f2", (self.classes,))])
         k = min(self.top_k, self.classes)
@@ -41,31 +47,31 @@ class Layout:
 
     @property
     def block(self) -> int:
-        """Rows in a block; the last one has fewer."""
+        """The number of rows in a block; the last block may have fewer."""
         return BATCH * max(1, min(BLOCK_BATCHES, BLOCK_BYTES // (BATCH * self.dtype.itemsize)))
 
     @property
     def blocks(self) -> int:
-        """Number of blocks."""
+        """The number of blocks."""
         return -(-self.rows // self.block)
 
     @property
     def view_bytes(self) -> int:
-        """Size of one view of all images."""
+        """The size of one view of all images in bytes."""
         return self.rows * self.dtype.itemsize
 
     def span(self, block: int) -> range:
-        """The rows of a block."""
+        """Return the range of rows of a block."""
         return range(block * self.block, min(self.rows, (block + 1) * self.block))
 
     def empty(self, rows: int) -> np.ndarray:
-        """Rows of images that could not be decoded: NaN."""
+        """Return rows for images that could not be decoded: NaN."""
         empty = np.zeros(rows, self.dtype)
         empty["values"] = np.nan
         return empty
 
     def encode(self, logits: Tensor) -> np.ndarray:
-        """Rows (B,) of logits (B, C).
+        """Encode logits (B, C) as rows (B,).
 
         Raises:
             TutelageError: a logit is not finite in fp16.
@@ -84,7 +90,7 @@ class Layout:
         return rows
 
     def decode(self, rows: np.ndarray) -> Targets:
-        """Rows (B,) as a loss takes them, on the CPU."""
+        """Decode rows (B,) to the targets that losses take, on the CPU."""
         values = torch.from_numpy(rows["values"].astype(np.float32))
         if self.top_k is None:
             return values
