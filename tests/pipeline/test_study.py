@@ -239,7 +239,7 @@ def test_each_finished_trial_is_read_once(tmp_path: Path, monkeypatch: pytest.Mo
     variants = [{"name": f"v{epochs}", "train.epochs": epochs} for epochs in (9, 1, 2, 3, 4, 5, 6, 7)]
     path = small(tmp_path, variants=variants)
     found = run_study(load_study(path), tmp_path, Silent(), "test")
-    assert [one.of.name for one in found.done] == ["v9", "v7", "v6", "v5", "v4", "v3", "v2", "v1"]
+    assert [one.entry.name for one in found.done] == ["v9", "v7", "v6", "v5", "v4", "v3", "v2", "v1"]
     assert calls == {"read": 8, "paired": 3 * 8 - 1}  # start, control and best; the best has no better one
     one = worker(path, tmp_path)
     assert one.summary().record() == found.record()
@@ -248,7 +248,7 @@ def test_each_finished_trial_is_read_once(tmp_path: Path, monkeypatch: pytest.Mo
         changed.candidates,
         {"candidates": [{"name": "best", "kept": True, "val": {"top1": 99.0, "nll": 1.0}}]},
     )
-    assert one.summary().done[0].of.name == "v1"  # a trial that was written again is read again
+    assert one.summary().done[0].entry.name == "v1"  # a trial that was written again is read again
 
 
 def test_searched_values_do_not_depend_on_who_asks(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_database_keeps_the_trials_too(tmp_path: Path) -> None:
     path = small(tmp_path, storage=f"sqlite:///{tmp_path}/trials.db")
     for _ in range(2):  # the second finds them done
         assert len(run_study(load_study(path), tmp_path / "here", Silent(), "test").others) == 2
-    with pytest.raises(TutelageError, match="knows nothing"):
+    with pytest.raises(TutelageError, match="was begun in another directory"):
         run_study(load_study(path), tmp_path / "elsewhere", Silent(), "test")
 
 
@@ -362,18 +362,18 @@ def test_the_shipped_studies_are_sound() -> None:
         ({"variants": [{"name": "x", "train.epocs": 3}]}, "variant 'x': unknown key 'train.epocs'; did you"),
         ({"variants": [{"name": "x", "train.lr": -1}]}, "variant 'x': train.lr"),
         ({"variants": [{"train.lr": 0.1}]}, "variant 1: give it a name"),
-        ({"variants": [{"name": "x"}, {"name": "x"}]}, "'x' is there twice"),
+        ({"variants": [{"name": "x"}, {"name": "x"}]}, "two variants are named 'x'"),
         ({"variants": [{"name": "x", "data.split_seed": 1}]}, "variant 'x': data.split_seed decides"),
         ({"variants": [{"name": "x", "selection.metric": "nll"}]}, "variant 'x': selection.metric"),
         ({"variants": [{"name": "x", "choose.soup": True, "selection.soup": True}]}, "variant 'x': choose.soup is"),
-        ({"variants": []}, "nothing to try"),
+        ({"variants": []}, "neither variants nor a search"),
         ({"base": "missing.yaml"}, "missing.yaml: no such"),
         ({"base": {"train": {"lr": "high"}}}, "base: train.lr"),
         ({"search": {"train.lr": {"low": 1, "high": 0.1}}, "trials": 3}, "search.train.lr"),
         ({"search": {"train.lr": {"lo": 1, "high": 2}}, "trials": 3}, "search.train.lr: unknown key 'lo'; did you"),
         ({"search": {"train.lr": {"low": 0.0, "high": 1.0}}, "trials": 3}, "search.train.lr"),
         ({"search": {"train.lr": 0.1}, "trials": 3}, "give a list of choices, or low and high"),
-        ({"search": {"train.lr": [0.1]}}, "trials: say how many"),
+        ({"search": {"train.lr": [0.1]}}, "trials: set the number"),
         ({"search": {"train.lr": {"low": 0.1, "high": 0.2}}, "sampler": "grid"}, "a grid needs a list"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"storage": "oracle9://x"}, "storage 'oracle9://x': cannot be opened"),

@@ -241,7 +241,7 @@ def test_a_store_that_cannot_be_opened_is_one_line_and_closes_the_others(
     closed = []
     monkeypatch.setattr(TensorBoard, "close", lambda self, outcome: closed.append(outcome))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://store")
-    with pytest.raises(TutelageError, match="track: mlflow cannot begin"):
+    with pytest.raises(TutelageError, match="track: mlflow cannot start"):
         open_trackers(["tensorboard", "mlflow"], run)
     assert closed == ["FAILED"]
 

@@ -1,8 +1,13 @@
-"""The one exception whose message is meant for the user."""
+"""The exception whose message is meant for the user."""
 
 
 class TutelageError(Exception):
-    """Bad input, or a machine that cannot go on: one line that names the file or key and the mend.
+    """Bad input, or a machine that lacks something: one line that names the file or the key, and what to do.
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of any exception as one line, or the name of its type where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__

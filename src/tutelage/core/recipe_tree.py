@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 
 # Keys that had another name once, as they are written in recipes and overrides.
 RENAMED = {
@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise TutelageError(f"{path}: cannot be read ({error})") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise TutelageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        raise TutelageError(f"{path}: not YAML ({one_line(error)})") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):

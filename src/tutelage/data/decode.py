@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -96,4 +96,4 @@ def _reason(error: Exception) -> str:
         return "a folder, not an image"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or of an unsupported format"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error)[:200]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.runtime import has_gpu
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.input_spec import InputSpec, eval_pixels
@@ -84,7 +84,7 @@ def dead_workers_named() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise TutelageError(f"a loader process died ({reason}); try data.workers=0") from None
 
 

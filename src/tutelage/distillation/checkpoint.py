@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import write_bytes
 
 State = dict[str, Tensor]
@@ -49,7 +49,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, State], dict[str, Any]]:
             raise ValueError("its checksum does not match")
         meta = json.loads(text)
     except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise TutelageError(
             f"{path}: damaged checkpoint ({reason}); remove it to train this stage again"
         ) from None

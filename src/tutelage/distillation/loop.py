@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.progress import Progress, Silent
 from tutelage.core.runtime import Runtime
 from tutelage.data.loading import Loading, dead_workers_named, normalise, train_loader
@@ -330,7 +330,7 @@ class Trainer:
                     unpack_optimizer(optimizer, groups.get("optimizer", {}), meta["optimizer"])
             except (RuntimeError, KeyError, TypeError, ValueError) as error:
                 raise TutelageError(
-                    f"{self.path}: does not fit the recipe ({' '.join(str(error).split())[:200]}); put recipe.yaml "
+                    f"{self.path}: does not fit the recipe ({one_line(error)[:200]}); put recipe.yaml "
                     "back as it was, or remove the checkpoint to train this stage again"
                 ) from None
         if self.runtime.is_main:

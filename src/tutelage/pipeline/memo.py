@@ -1,7 +1,7 @@
-"""Results that several runs share: the first run that needs one computes it, the others wait for it and take it.
+"""Results that several runs share: the first run that needs one computes it, the others wait and use it.
 
-A file is shared under a digest of everything that decides its content, so that a shared result is bit for bit the
-one that each run would have computed by itself.
+A file is shared under a digest of everything that its content depends on, so that a shared result is bit for bit
+the one that each run would have computed by itself.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ INCIDENTAL = {"checkpoint_minutes", "max_bad_steps"}  # settings of the loop tha
 
 
 @contextmanager
-def made_once(context: Context, mine: Path, key: Callable[[], Mapping[str, Any]]) -> Iterator[bool]:
-    """Take a file of the run from the memo directory, or keep it there once the body has made it.
+def made_once(context: Context, path: Path, key: Callable[[], Mapping[str, Any]]) -> Iterator[bool]:
+    """Get a file of the run from the memo directory, or put it there after the body of the `with` has made it.
 
-    The body is told whether the file was taken. It runs in either case, and uses the file where it exists. Without
-    a memo directory (`context.memo`) nothing else happens. All processes of a run have to come here: the first one
-    holds a lock of the file meanwhile, so that other runs wait, and the others follow what it found.
+    The body runs in either case, and gets True where the file came from the memo. Without a memo directory
+    (`context.memo`) nothing else happens. All processes of a run have to call this: the first one holds a lock of
+    the file meanwhile, so that other runs wait, and its result is that of all processes.
 
     Args:
         context: of the run.
-        mine: the file in the run.
-        key: everything that decides its content, JSON-able; called in the first process only.
+        path: the file in the run.
+        key: returns everything that the content depends on, JSON-able; called in the first process only.
 
     Raises:
         TutelageError: in every process, where the first one cannot lock or link the file.
@@ -43,42 +43,42 @@ def made_once(context: Context, mine: Path, key: Callable[[], Mapping[str, Any]]
         yield False
         return
     memo, runtime = context.memo, context.runtime
-    with ExitStack() as held:
+    with ExitStack() as stack:
 
-        def take() -> tuple[Path, bool]:
+        def fetch() -> tuple[Path, bool]:
             text = json.dumps(key(), sort_keys=True)
-            place = memo / f"{mine.stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}{mine.suffix}"
-            _lock(place, held)
-            if place.exists():
-                link_file(place, mine)
-                return place, True
-            return place, False
+            shared = memo / f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}{path.suffix}"
+            _lock(shared, stack)
+            if shared.exists():
+                link_file(shared, path)
+                return shared, True
+            return shared, False
 
-        place, taken = runtime.on_main(take)
-        yield taken
-        if not taken:
-            runtime.on_main(lambda: link_file(mine, place))
+        shared, found = runtime.on_main(fetch)
+        yield found
+        if not found:
+            runtime.on_main(lambda: link_file(path, shared))
 
 
-def _lock(place: Path, held: ExitStack) -> None:
-    """Wait for the lock of a file in the memo directory, and remove what killed processes left of that file."""
+def _lock(shared: Path, stack: ExitStack) -> None:
+    """Wait for the lock of a file in the memo directory, and remove temporary files that killed processes left."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        held.enter_context(FileLock(place.with_name(f"{place.name}.lock")))
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(FileLock(shared.with_name(f"{shared.name}.lock")))
     except OSError as error:
-        raise unwritable(place, error) from None
-    for aside in place.parent.glob(f".{place.name}.*.tmp"):
-        aside.unlink(missing_ok=True)
+        raise unwritable(shared, error) from None
+    for temporary in shared.parent.glob(f".{shared.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def train_once(stage: Stage, context: Context) -> Trained:
-    """Train a stage without a teacher, or go on from its end in a run that had the same stage."""
+    """Train a stage without a teacher, or use its final checkpoint from a run that had the same stage."""
     with made_once(context, context.checkpoint(stage), lambda: stage_key(stage, context)):
         return context.train(stage)
 
 
 def stage_key(stage: Stage, context: Context) -> dict[str, Any]:
-    """Everything that decides the outcome of a stage without a teacher; to be taken before the stage is trained."""
+    """Return everything that the result of a stage without a teacher depends on; call it before the training."""
     module = stage.model.module
     return {
         "stage": stage.name,

@@ -1,11 +1,11 @@
-"""The main job on the bundled digits, small enough for a first try."""
+"""A distillation on the bundled digits that is small enough for a first try."""
 
 from __future__ import annotations
 
 from tutelage.core.recipe import Recipe, parse_recipe
 
 SETTINGS = {
-    # digits have 8x8 pixels; ImageNet weights want to see them larger than a network that grows up on them
+    # digits have 8x8 pixels; ImageNet weights need them larger than a network trained on digits alone
     "teacher": {
         "model": "tf_efficientnet_lite0",
         "resolution": 96,
@@ -21,5 +21,5 @@ SETTINGS = {
 
 
 def quickstart_recipe() -> Recipe:
-    """EfficientNet-Lite0, with ImageNet weights, teaches a network of a thirtieth of its size the digits."""
+    """Return the recipe: EfficientNet-Lite0 with ImageNet weights teaches a network a thirtieth of its size."""
     return parse_recipe(SETTINGS, where="quickstart")

@@ -1,4 +1,4 @@
-"""The same recipe with several seeds, which shows how much of a difference is due to chance."""
+"""Runs of the same recipe with several seeds, which show how much of a difference is due to chance."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tutelage.pipeline.run import describe, distill
 def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> dict[str, Any]:
     """Distil once for each seed in ``run/seed-K``, and write ``seeds.json``: mean, sd and pooled intervals.
 
-    Only the training seed changes. The split of the data stays the same, so that all seeds are tested on the same
-    images. What does not depend on the seed (decoded images, pre-flight, speeds) is made once, and seeds that are
-    finished are not trained again.
+    Only the training seed changes. The split of the data stays the same, so that all seeds are evaluated on the same
+    images. Whatever does not depend on the seed (decoded images, pre-flight, speeds) is computed once, and finished
+    seeds are not trained again.
 
     Raises:
         TutelageError: bad input, or the pre-flight found nothing to teach.
-        Interrupted: the run was asked to stop; the same call goes on.
+        Interrupted: the run was asked to stop; the same call resumes it.
     """
     runtime = Runtime.start()
     runs = []
@@ -54,22 +54,25 @@ def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> d
 
 
 def _done(one: Run, recipe: Recipe, whole: Run) -> bool:
-    """Whether a seed's run has ended; where it has not begun, it gets its recipe and the versions of the whole."""
+    """Whether a seed's run has ended; a run that has not begun gets its recipe and the versions of the whole."""
     describe(one, recipe, read_json(whole.versions))
     return one.digests.exists()
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
-    """Mean and standard deviation of each role's top-1, and the pooled difference to each opponent.
+    """Compute the mean and sd of each role's top-1, and the pooled differences of the student to the other models.
 
     Args:
-        runs: finished, with the same test images.
+        runs: finished runs with the same test images.
     """
     tables = [read_json(run.comparison) for run in runs]
     correct = [_correct(run.predictions) for run in runs]
-    # a student at its best resolution may be in some of the runs only
+    # only some of the runs may have the student at another resolution
     roles = [row["role"] for row in tables[0]["rows"] if all(row["role"] in found for found in correct)]
-    top1 = {role: [_of(table, role)["top1"] for table in tables] for role in roles}
+    top1 = {
+        role: [next(row["top1"] for row in table["rows"] if row["role"] == role) for table in tables]
+        for role in roles
+    }
     pairs = []
     for role in roles:
         if role != Role.DISTILLED:
@@ -87,12 +90,8 @@ def summary(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _of(table: dict[str, Any], role: str) -> dict[str, Any]:
-    return next(row for row in table["rows"] if row["role"] == role)
-
-
 def _correct(path: Path) -> dict[str, np.ndarray]:
-    """(N,) bool by role: whether the top class is the label, over the labelled images."""
+    """Return for each role whether its top class is the label, (N,) bool over the labelled images."""
     predictions = read_predictions(path)
     labelled = predictions.labels >= 0
     return {role: predictions.right(role)[labelled] for role in predictions.roles}

@@ -1,4 +1,4 @@
-"""A run's parameters, metrics, files and model, written to TensorBoard and MLflow through their own libraries."""
+"""Logging of a run's parameters, metrics, files and model to TensorBoard and MLflow with their own libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import read_json, write_text
 from tutelage.core.progress import Progress, Tabular
 from tutelage.core.recipe_tree import flat
@@ -24,28 +24,35 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_METRICS = ("stage", "epoch", "epochs", "step")
-FIGURES = ("size_mb", "latency_ms", "images_per_s", "top1", "top5", "nll", "ece")  # of each model on test
-BATCH = 100  # parameters MLflow takes at once
-LONGEST = 6000  # characters of a parameter that MLflow takes
-
+FIGURES = (
+    "size_mb",
+    "latency_ms",
+    "images_per_s",
+    "top1",
+    "top5",
+    "nll",
+    "ece",
+)  # logged for each model on test
+BATCH = 100  # most parameters in one MLflow request
+LONGEST = 6000  # most characters in an MLflow parameter
 
 Outcome = Literal["FINISHED", "FAILED", "KILLED"]  # in MLflow's words
 
 
 class Tracker(Protocol):
-    """What receives a run's parameters, metrics, files and model."""
+    """Receives a run's parameters, metrics, files and model."""
 
     def on_start(self, params: Mapping[str, Any]) -> None:
-        """The run begins or goes on: the recipe, nested or flat."""
+        """Called when the run begins or is resumed, with the recipe, nested or flat."""
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch has ended: its row of ``metrics.jsonl``."""
+        """Called when an epoch has ended, with its row of ``metrics.jsonl``."""
 
     def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
-        """The run is finished: its files (directories with everything in them), and the student that was kept."""
+        """Called when the run is finished, with its files (directories with all of their content) and its student."""
 
     def close(self, outcome: Outcome) -> None:
-        """Write what is left and close the store; called once, after everything else, however the run ended."""
+        """Write buffered data and close the store; called once, last, however the run ended."""
 
 
 @contextmanager
@@ -56,7 +63,7 @@ def tracking(names: Sequence[str], run: Run, params: Mapping[str, Any]) -> Itera
 
     Args:
         names: as in `open_trackers`.
-        run: where they keep their stores.
+        run: its directory has the stores.
         params: the recipe, nested or flat.
 
     Raises:
@@ -76,17 +83,17 @@ def tracking(names: Sequence[str], run: Run, params: Mapping[str, Any]) -> Itera
 
 
 def open_trackers(names: Sequence[str], run: Run) -> Tracker:
-    """The trackers a recipe asks for, as one; `tracking` also closes them.
+    """Open the trackers that a recipe asks for, combined into one; `tracking` also closes them.
 
     A tracker that fails once the run has started is disabled, with one line in the log, so that a server that is
     down does not stop a training.
 
     Args:
-        names: ``tensorboard`` and ``mlflow``.
-        run: where they keep their stores.
+        names: of ``tensorboard`` and ``mlflow``.
+        run: its directory has the stores.
 
     Raises:
-        TutelageError: a tracker is unknown, cannot begin, or its package is not installed.
+        TutelageError: a tracker is unknown, cannot start, or its package is not installed.
     """
     makers: dict[str, Callable[[Run], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
     for name in names:
@@ -102,12 +109,12 @@ def open_trackers(names: Sequence[str], run: Run) -> Tracker:
                 raise TutelageError(
                     f"track: {name} is not installed; `pip install 'tutelage[{name}]'`"
                 ) from None
-            raise TutelageError(f"track: {name} cannot begin ({_line(error)})") from error
+            raise TutelageError(f"track: {name} cannot start ({one_line(error)})") from error
     return Trackers(trackers)
 
 
 class Trackers:
-    """Several trackers as one, by name; without any, it does nothing."""
+    """Several trackers combined into one, by name; without any, nothing is logged."""
 
     def __init__(self, trackers: dict[str, Tracker]) -> None:
         self.trackers = trackers
@@ -116,32 +123,32 @@ class Trackers:
         """Start each.
 
         Raises:
-            TutelageError: one of them cannot begin.
+            TutelageError: one of them cannot start.
         """
         for name, tracker in self.trackers.items():
             try:
                 tracker.on_start(params)
             except Exception as error:
-                raise TutelageError(f"track: {name} cannot begin ({_line(error)})") from error
+                raise TutelageError(f"track: {name} cannot start ({one_line(error)})") from error
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Pass the row on to each."""
-        self._tell(lambda tracker: tracker.on_epoch(row))
+        self._call_each(lambda tracker: tracker.on_epoch(row))
 
     def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
         """Pass the files and the model on to each."""
-        self._tell(lambda tracker: tracker.on_end(artifacts, model))
+        self._call_each(lambda tracker: tracker.on_end(artifacts, model))
 
     def close(self, outcome: Outcome) -> None:
         """Close each."""
-        self._tell(lambda tracker: tracker.close(outcome))
+        self._call_each(lambda tracker: tracker.close(outcome))
 
-    def _tell(self, call: Callable[[Tracker], None]) -> None:
+    def _call_each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.trackers.items()):
             try:
                 call(tracker)
             except Exception as error:
-                log.warning("%s is disabled after an error: %s", name, _line(error))
+                log.warning("%s is disabled after an error: %s", name, one_line(error))
                 del self.trackers[name]
                 with suppress(Exception):
                     tracker.close("FAILED")
@@ -150,7 +157,7 @@ class Trackers:
 class TensorBoard:
     """Event files in the run's ``tensorboard`` directory; read with ``tensorboard --logdir``.
 
-    They hold figures only: of the artifacts their paths, of the model nothing.
+    They hold figures and the paths of the artifacts, but not the model.
     """
 
     def __init__(self, run: Run) -> None:
@@ -167,13 +174,13 @@ class TensorBoard:
         self.writer.add_text("recipe", "\n".join(["| key | value |", "|---|---|", *rows]))
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        """Write a scalar ``stage/figure`` for each figure, at the epoch."""
+        """Write a scalar ``stage/figure`` for each figure; its step is the epoch."""
         for name, value in epoch_metrics(row).items():
             self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
 
     def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
-        """Write the figures on test, as scalars and beside the recipe in the HPARAMS tab."""
+        """Write the figures on test as scalars, and with the recipe in the HPARAMS tab."""
         figures = final_metrics(self.run)
         for name, value in figures.items():
             self.writer.add_scalar(name, value)
@@ -182,19 +189,19 @@ class TensorBoard:
         self.writer.add_hparams(plain, figures, run_name=".")
 
     def close(self, outcome: Outcome) -> None:
-        """Write what is left; event files have no place for an outcome."""
+        """Write buffered data; event files have no field for an outcome."""
         self.writer.close()
 
 
 class MLflow:
-    """A run in the store that ``MLFLOW_TRACKING_URI`` names, else in SQLite in the run's ``mlflow`` directory.
+    """A run in the store that ``MLFLOW_TRACKING_URI`` names, or in SQLite in the run's ``mlflow`` directory.
 
     A run that is resumed continues the same MLflow run.
     """
 
     def __init__(self, run: Run) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a training sends nothing to third parties
-        import mlflow.pytorch  # noqa: F401 - a missing or broken extra is found before training
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent to third parties
+        import mlflow.pytorch  # noqa: F401 - a missing or broken package is found before training
         from mlflow import MlflowClient
 
         self.run = run
@@ -282,7 +289,7 @@ class MLflow:
 
 
 class Tracked:
-    """A progress that also passes each epoch on to a tracker."""
+    """Progress that also passes each epoch on to a tracker."""
 
     def __init__(self, progress: Progress, tracker: Tracker) -> None:
         self.progress = progress
@@ -315,13 +322,13 @@ class Tracked:
 
 
 def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """Every figure of a row of ``metrics.jsonl``, named ``distill/val/top1`` and so on."""
+    """Return every figure of a row of ``metrics.jsonl``, named ``distill/val/top1`` and so on."""
     figures = flat({k: v for k, v in row.items() if k not in NO_METRICS}, "/")
     return {f"{row['stage']}/{name}": float(value) for name, value in figures.items() if _is_number(value)}
 
 
 def final_metrics(run: Run) -> dict[str, float]:
-    """Figures of every model in ``comparison.json``, named ``test/distilled/top1`` and so on; none without it."""
+    """Return the figures of all models in ``comparison.json``, named ``test/distilled/top1`` etc.; none without it."""
     rows = read_json(run.comparison)["rows"] if run.comparison.exists() else []
     return {f"test/{r['role']}/{k}": float(r[k]) for r in rows for k in FIGURES if _is_number(r.get(k))}
 
@@ -330,13 +337,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what MLflow and Alembic print about the tables that they make."""
+    """Silence the messages of MLflow and Alembic about the tables that they create."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

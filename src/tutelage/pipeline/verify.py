@@ -1,4 +1,4 @@
-"""Verify that the files of a run directory are still as the run left them."""
+"""Verification that the files of a run directory have not changed since the end of the run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Verification:
     """Names of files, relative to the run directory.
 
     Attributes:
-        intact: files that are as they were.
+        intact: files that have not changed.
         changed: files with other content.
-        missing: files that are gone, or links now.
+        missing: files that are gone, or have become links.
         new: files that were added since, and cannot be verified.
     """
 
@@ -29,11 +29,11 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every file that the run left is as it was."""
+        """Whether no file of the run has changed or is missing."""
         return not (self.changed or self.missing)
 
     def lines(self) -> Iterator[str]:
-        """Lines to print: one for each difference, and a last one that sums up."""
+        """Yield lines to print: one for each difference, and a summary."""
         for what in ("changed", "missing", "new"):
             yield from (f"{what}: {name!r}" for name in getattr(self, what))
         verdict = "as the run left it" if self.ok else "NOT as the run left it"
@@ -44,7 +44,7 @@ class Verification:
 
 
 def verify(run: Run) -> Verification:
-    """Compare each file with the size and the SHA-256 that were recorded at the end of the run.
+    """Compare each file with the size and the SHA-256 recorded at the end of the run.
 
     Raises:
         TutelageError: the run has not ended, or its list of digests is damaged.
@@ -53,9 +53,9 @@ def verify(run: Run) -> Verification:
         raise TutelageError(
             f"{run.path}: has no {run.digests.name}, since the run has not ended; resume it first"
         )
-    noted = _noted(run.digests)
-    states = {name: _state(run.path / name, noted[name]) for name in sorted(noted)}
-    states |= dict.fromkeys(sorted(set(own_files(run)) - noted.keys()), "new")
+    recorded = _recorded(run.digests)
+    states = {name: _state(run.path / name, recorded[name]) for name in sorted(recorded)}
+    states |= dict.fromkeys(sorted(set(own_files(run)) - recorded.keys()), "new")
     intact, changed, missing, new = (
         tuple(name for name, found in states.items() if found == state)
         for state in ("intact", "changed", "missing", "new")
@@ -63,20 +63,20 @@ def verify(run: Run) -> Verification:
     return Verification(intact, changed, missing, new)
 
 
-def _noted(path: Path) -> dict[str, object]:
-    noted = read_json(path)
-    if not isinstance(noted, dict):
+def _recorded(path: Path) -> dict[str, object]:
+    recorded = read_json(path)
+    if not isinstance(recorded, dict):
         raise TutelageError(f"{path}: damaged (no list of files); take it from a copy")
-    for name in noted:
+    for name in recorded:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-            raise TutelageError(f"{path}: {name!r} is refused: it is outside the run directory")
-    return noted
+            raise TutelageError(f"{path}: {name!r} is refused, since it is outside the run directory")
+    return recorded
 
 
-def _state(path: Path, wanted: object) -> str:
+def _state(path: Path, recorded: object) -> str:
     if path.is_symlink() or not path.is_file():  # a link could lead anywhere
         return "missing"
     try:
-        return "intact" if digest(path) == wanted else "changed"
+        return "intact" if digest(path) == recorded else "changed"
     except OSError as error:
         raise TutelageError(f"{path}: cannot be read ({error.strerror})") from None

@@ -1,4 +1,4 @@
-"""The versions of the packages and the machine that a run was made with, so that its figures can be traced."""
+"""The versions of the packages and the machine of a run, so that its figures can be reproduced."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "torchmetr
 
 
 def versions(command: str, processes: int = 1) -> dict[str, Any]:
-    """Versions of the packages that decide figures, the machine, the time and the command.
+    """Return the versions of the packages that figures depend on, the machine, the time and the command.
 
     Args:
-        command: that began the run.
-        processes: that it began in, as a launcher started them.
+        command: the command that began the run.
+        processes: the number of processes that a launcher started for it.
     """
     return {
         **{name: metadata.version(name) for name in PACKAGES},

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.recipe_tree import rename_keys
 from tutelage.core.records import RunPredictions, read_predictions
@@ -222,7 +222,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise TutelageError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+        raise TutelageError(f"{path}: cannot be read ({one_line(error)})") from None
     return rename_keys(content, str(path)) if isinstance(content, dict) else {}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.decode import UnreadableImage, decode
 from tutelage.data.sources.base import ImageSet, canonical_part
 
@@ -126,7 +126,7 @@ def _ask(where: str, call: Any) -> Any:
             "`hf auth login`)"
         ) from None
     except Exception as error:  # a download, a parser or a script of any library may fail in any way
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)[:200]
         if isinstance(error, ConnectionError) or type(error).__module__.split(".")[0] in {
             "httpx",
             "requests",

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.decode import SUFFIXES, UnreadableImage, decode
 from tutelage.data.sources.base import ImageSet
 
@@ -129,7 +129,7 @@ def _scan(name: str, number: int, path: Path, found: _Found) -> None:
                     found.starts.append(member.offset_data)
                     found.sizes.append(member.size)
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise TutelageError(
             f"{name}: shard {path} is not a readable, uncompressed tar file ({reason})"
         ) from None

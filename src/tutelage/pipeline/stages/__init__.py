@@ -1,1 +1,1 @@
-"""The stations of a run, one module each; `tutelage.distill` calls them in order."""
+"""The stages of a run, one module each; `pipeline.run.distill` calls them in order."""

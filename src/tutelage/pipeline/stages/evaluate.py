@@ -1,4 +1,4 @@
-"""Predictions and figures of models on a run's images."""
+"""Predictions and figures of models on the images of a run."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def predict(prepared: Prepared, model: Model, subset: Subset) -> Predictions:
 
 
 def predict_jointly(prepared: Prepared, models: Sequence[Model], subset: Subset) -> Predictions:
-    """Compute the joint logits of one or several teachers on a subset, as the student is taught with them."""
+    """Compute the joint logits of one or several teachers on a subset, as used for the student's targets."""
     predictions = in_common([predict(prepared, model, subset) for model in models])
     return joint(predictions)
 
 
 def joint(predictions: Sequence[Predictions]) -> Predictions:
-    """Combine teachers' predictions on the same images: the logarithm of their mean probability; one stays as it is."""
+    """Combine teachers' predictions on the same images: the log of their mean probability, or the only one as it is."""
     logits = [one.logits for one in predictions]
     return Predictions(logits[0] if len(logits) == 1 else mean_teacher_logits(logits), predictions[0].index)
 
 
 def labels_of(prepared: Prepared, subset: Subset, predictions: Predictions) -> Tensor:
-    """Return the labels (N,) of the images that were predicted, as classes of the head."""
+    """Return the labels (N,) of the images of some predictions, as classes of the head."""
     return torch.from_numpy(prepared.class_mapping.labels(subset.labels))[predictions.index]
 
 
@@ -57,7 +57,7 @@ def probe_resolutions(prepared: Prepared, name: str, model: Model) -> list[dict[
     """Measure a model on val at neighbouring resolutions, and report the best one."""
     subset = sample(prepared.splits.val, resolution.IMAGES)
     metric = prepared.recipe.selection.metric
-    found = resolution.probe(model, name, lambda there: quality_on(prepared, there, subset), metric)
+    found = resolution.probe(model, name, lambda resized: quality_on(prepared, resized, subset), metric)
     best = resolution.best(found, name, metric)
     figures = ", ".join(
         f"{row['resolution']} px: {row['top1']:.2f}" for row in found if row["top1"] is not None

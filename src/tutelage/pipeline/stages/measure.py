@@ -1,4 +1,4 @@
-"""The last stages: all models of a run on the same test images, and what the figures say."""
+"""The final evaluation: all models of a run on the same test images, and the diagnosis."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ModelEntry:
 
     Attributes:
         role: a `Role`, or ``distilled@224`` for the student at another resolution.
-        models: one; or several teachers, which are compared by their joint predictions.
+        models: one model, or several teachers, which are compared by their joint predictions.
     """
 
     role: str
@@ -49,7 +49,7 @@ class ModelEntry:
 
 
 def measure(checked: Checked, control: Model | None, distilled: Distilled) -> dict[str, Any]:
-    """Measure all models on test, and write comparison.json and predictions.npz.
+    """Evaluate all models on test, and write comparison.json and predictions.npz.
 
     Args:
         checked: the teachers and the starting student.
@@ -96,13 +96,13 @@ def measure(checked: Checked, control: Model | None, distilled: Distilled) -> di
 
 
 def explain(run: Run) -> None:
-    """Write diagnosis.json: what the run's figures say of it, with what to try."""
+    """Write diagnosis.json: findings from the run's figures, each with what to try."""
     findings = diagnose(Figures.of(run))
     write_json(run.diagnosis, {"findings": [finding.record() for finding in findings]})
 
 
 def _at_best_resolution(distilled: Distilled, metric: str) -> list[ModelEntry]:
-    """The kept student at the resolution it is best at on val, where that is another: quality for speed."""
+    """Return a row for the kept student at its best resolution on val, if that is not the one it has."""
     if not distilled.resolutions:
         return []
     best = resolution.best(distilled.resolutions, "distilled", metric)
@@ -126,14 +126,14 @@ def _top_classes(logits: Tensor) -> TopClasses:
 
 
 def _timed_rows(entries: Sequence[ModelEntry], context: Context) -> list[Row]:
-    """Measure size and speed, once an architecture: the students differ in their weights only.
+    """Measure size and speed once for each architecture, since the students differ only in their weights.
 
-    One process measures, while the others wait and so take no time from it. Trials of a study, whose weights differ
-    only, take the first one's figures, so that none is ranked by a lucky measurement.
+    One process measures while the others wait, so that they take no time from it. Trials of a study, which differ only
+    in their weights, use the first one's figures, so that chance does not affect them.
     """
     rows = [Row(_spec(one)) for one in entries]
-    with made_once(context, context.run.speed, lambda: _speed_key(entries, context)) as there:
-        if there:
+    with made_once(context, context.run.speed, lambda: _speed_key(entries, context)) as found:
+        if found:
             rows = [Row.from_dict(row) for row in entry(context.run.speed, "rows")]
         elif context.runtime.is_main:
             rows = _measured_rows(entries, context.runtime.device)
@@ -154,7 +154,7 @@ def _speed_key(entries: Sequence[ModelEntry], context: Context) -> dict[str, Any
 
 
 def _measured_rows(entries: Sequence[ModelEntry], device: torch.device) -> list[Row]:
-    # the start, the control and the kept student are copies of one network
+    # start, control and kept student are copies of one network
     networks = {_network(model): model for one in entries for model in one.models}
     models = list(networks.values())
     rows = [
@@ -176,9 +176,9 @@ def _measured_rows(entries: Sequence[ModelEntry], device: torch.device) -> list[
     rows = timed(
         rows, singles, batches, THROUGHPUT_BATCH, device=device.type, threads=torch.get_num_threads()
     )
-    of = dict(zip(networks, rows, strict=True))
+    measured = dict(zip(networks, rows, strict=True))
     return [
-        replace(_one_after_another([of[_network(model)] for model in one.models]), role=str(one.role))
+        replace(_summed([measured[_network(model)] for model in one.models]), role=str(one.role))
         for one in entries
     ]
 
@@ -191,8 +191,8 @@ def _spec(one: ModelEntry) -> str:
     return " + ".join(model.spec for model in one.models)
 
 
-def _one_after_another(rows: Sequence[Row]) -> Row:
-    """Combine the rows of networks that all look at each image: sizes and times add up."""
+def _summed(rows: Sequence[Row]) -> Row:
+    """Combine the rows of networks that all process each image: sizes and times are summed."""
     if len(rows) == 1:
         return rows[0]
 

@@ -1,4 +1,4 @@
-"""The training of the control and of the student, each followed by the choice on val."""
+"""Training of the control and of the student, each followed by model selection on val."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Distilled:
 
     Attributes:
         model: with the weights of the kept candidate.
-        choice: all candidates, and which one was kept.
-        resolutions: its figures on val at neighbouring resolutions; empty where these were not asked for.
+        choice: all candidates, and the one that was kept.
+        resolutions: its figures on val at neighbouring resolutions; empty where these were not requested.
     """
 
     model: Model
@@ -42,10 +42,10 @@ class Distilled:
 
 
 def train_control(checked: Checked) -> Model | None:
-    """Train the same student on the same views with hard labels only, and choose on val in the same way.
+    """Train the same student on the same views with hard labels only, and select on val in the same way.
 
-    Unlabelled images are part of its batches too, and their loss is zero: control and student have the same order
-    of images, the same views and as many steps, and differ in nothing but their targets.
+    Its batches have the unlabelled images too, with a loss of zero: control and student have the same order of images,
+    the same views and the same number of steps, and differ only in their targets.
     """
     prepared, student = checked.prepared, checked.student
     recipe, run = prepared.recipe, prepared.run
@@ -57,8 +57,8 @@ def train_control(checked: Checked) -> Model | None:
         "choose": recipe.selection.model_dump(mode="json"),
     }
     trained = train_once(stage, prepared.context)
-    with made_once(prepared.context, run.control, lambda: key) as there:
-        if there:
+    with made_once(prepared.context, run.control, lambda: key) as found:
+        if found:
             return student.copied(load_file(run.control))
         control = student.copied(_choose(checked, trained).kept.state)
         prepared.save(control, run.control)
@@ -66,7 +66,7 @@ def train_control(checked: Checked) -> Model | None:
 
 
 def train_student(checked: Checked) -> Distilled:
-    """Distil, choose on val, and write the chosen student as the run's."""
+    """Distil, select on val, and write the kept student to the run."""
     prepared, student = checked.prepared, checked.student
     splits, run = prepared.splits, prepared.run
     subset = _images(splits)
@@ -82,8 +82,8 @@ def train_student(checked: Checked) -> Distilled:
     evidence = _evidence(checked, stage, trained, choice)
     model = student.copied(choice.kept.state)
     prepared.save(model, run.student)
-    asked = prepared.recipe.preflight.probe_resolutions
-    resolutions = probe_resolutions(prepared, "distilled", model) if asked else []
+    wanted = prepared.recipe.preflight.probe_resolutions
+    resolutions = probe_resolutions(prepared, "distilled", model) if wanted else []
     if prepared.context.runtime.is_main:
         record = {**choice.record(), "resolutions": resolutions, "training": evidence}
         write_json(run.candidates, record)
@@ -91,12 +91,12 @@ def train_student(checked: Checked) -> Distilled:
 
 
 def _images(splits: Splits) -> Subset:
-    """Return what control and student are trained on: the labelled images, and the unlabelled ones after them."""
+    """Return the training images of control and student: the labelled ones, followed by the unlabelled ones."""
     return join(splits.train, splits.unlabelled) if splits.unlabelled else splits.train
 
 
 def _stage(checked: Checked, name: str, subset: Subset) -> Stage:
-    """Make the training of a copy of the starting student; its objective distils unless it is the control's."""
+    """Define the training of a copy of the starting student, with the recipe's loss or (the control) hard labels."""
     prepared = checked.prepared
     recipe = prepared.recipe
     terms = (
@@ -119,7 +119,7 @@ def _stage(checked: Checked, name: str, subset: Subset) -> Stage:
 
 
 def _targets(checked: Checked, subset: Subset) -> TargetSource:
-    """The teachers themselves, or their cached targets for the run's views."""
+    """Return the teachers, or their cached targets for the run's views."""
     prepared = checked.prepared
     recipe, context = prepared.recipe, prepared.context
     teacher = Teacher(checked.teachers, prepared.device, checked.teacher_precision)
@@ -144,7 +144,7 @@ def _targets(checked: Checked, subset: Subset) -> TargetSource:
 
 def _choose(checked: Checked, trained: Trained) -> Choice:
     recipe, student = checked.prepared.recipe.selection, checked.student
-    # a way between random and trained weights leads through networks that know nothing
+    # networks between random and trained weights are no better than random
     interpolate = recipe.interpolate and student.pretrained
     return choose(
         checked.start,
@@ -156,7 +156,7 @@ def _choose(checked: Checked, trained: Trained) -> Choice:
 
 
 def _recalibrated(checked: Checked, state: State) -> State:
-    """A state with BatchNorm statistics of its own; the same state where the network has none that move."""
+    """Measure a state's BatchNorm statistics again; return the same state where there are none, or they are frozen."""
     prepared, student = checked.prepared, checked.student
     if prepared.recipe.train.frozen_batchnorm or not batchnorm.has_batchnorm(student.module):
         return state

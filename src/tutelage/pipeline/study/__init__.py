@@ -1,1 +1,1 @@
-"""Many runs as one study."""
+"""Studies: many runs of variants of one recipe, ranked together."""

@@ -1,4 +1,4 @@
-"""The study's file: a base recipe, named variants of it, and a space to search."""
+"""The file of a study: a base recipe, named variants of it, and a search space."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from optuna.distributions import (
 )
 from pydantic import Field, ValidationError
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.recipe import Component, Recipe, Seed, Text, first_error, parse_recipe
 from tutelage.core.recipe_tree import parse_override, read_value, read_yaml, rename_keys, set_keys
 from tutelage.core.run_dir import NAME
 
-# What decides which images choose and report: trials that differ in it cannot be ranked.
+# Settings of the images for model selection and final evaluation: trials that differ in them cannot be ranked.
 SAME_IMAGES = {"val", "test", "val_fraction", "test_fraction", "split_seed", "limit"}
 
 
 class Range(Component):
-    """Where a number is searched; whole where both ends are."""
+    """The range in which a number is searched: whole numbers where both ends are whole."""
 
     low: int | float
     high: int | float
@@ -36,7 +36,11 @@ class Range(Component):
     log: bool = False  # sampled evenly over its logarithm
 
     def distribution(self) -> BaseDistribution:
-        """As Optuna has it."""
+        """Return the range as Optuna's distribution.
+
+        Raises:
+            ValueError: `low` is above `high`, or Optuna refuses the combination.
+        """
         if isinstance(self.low, int) and isinstance(self.high, int):
             return IntDistribution(self.low, self.high, log=self.log, step=int(self.step or 1))
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
@@ -45,14 +49,13 @@ class Range(Component):
 class StudyRecipe(Component):
     """A study's file as it is written."""
 
-    name: Text | None = None  # of the study's directory; null: the file's
-    base: str | dict[str, Any]  # a recipe's file, seen from the study's, or a recipe
-    variants: tuple[dict[str, Any], ...] = ()  # each a name and the keys that differ from the base
-    search: dict[str, Any] = Field(
-        default_factory=dict
-    )  # by key: a list of choices, or {low, high, step, log}
+    name: Text | None = None  # of the study's directory; null: the file's name
+    base: str | dict[str, Any]  # a recipe, or the path of its file relative to the study's
+    variants: tuple[dict[str, Any], ...] = ()  # each has a name, and the keys that differ from the base
+    # by key: a list of choices, or {low, high, step, log}
+    search: dict[str, Any] = Field(default_factory=dict)
     sampler: Literal["tpe", "random", "grid"] = "tpe"  # grid: every combination of the choices
-    trials: Annotated[int, Field(ge=1)] | None = None  # in all, the variants first; null: variants and grid
+    trials: Annotated[int, Field(ge=1)] | None = None  # in total, variants first; null: variants and grid
     seed: Seed = 0  # of the sampler
     storage: str | None = None  # a database's URL; null: a journal in the study's directory
 
@@ -67,16 +70,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's file, checked, with everything that it names.
+    """A validated study file, with the content of the files that it names.
 
     Attributes:
         name: of the study.
         base: the recipe that all trials begin from.
-        tree: the same as the file has it, without the defaults.
+        tree: the base as its file has it, without defaults.
         variants: tried first, in order.
-        space: what is searched after them, by key.
-        sampler: how.
-        trials: in all; None only where there is nothing to sample.
+        space: the distributions to sample after them, by key.
+        sampler: `tpe`, `random` or `grid`.
+        trials: in total; None only where there is nothing to sample.
         seed: of the sampler.
         storage: a database's URL, or None.
     """
@@ -92,10 +95,10 @@ class Plan:
     storage: str | None
 
     def recipe(self, overrides: Mapping[str, Any], where: str = "trial") -> Recipe:
-        """The base with some keys changed.
+        """Return the base with some keys changed.
 
         Raises:
-            TutelageError: a key or a value is not a recipe's.
+            TutelageError: a key or a value is not valid in a recipe.
         """
         changed = copy.deepcopy(self.tree)
         try:
@@ -105,7 +108,7 @@ class Plan:
         return parse_recipe(changed, where)
 
     def record(self) -> dict[str, Any]:
-        """What must stay the same while a study goes on."""
+        """Return what must be the same when a study is continued."""
         return {
             "base": self.base.model_dump(mode="json"),
             "search": {key: repr(distribution) for key, distribution in self.space.items()},
@@ -116,16 +119,16 @@ class Plan:
 def load_study(
     path: Path, overrides: Sequence[str] = (), trials: int | None = None, name: str | None = None
 ) -> Plan:
-    """Read a study's file and everything it names, and check every variant and every end of the space.
+    """Read a study's file and the files that it names, and validate all variants and the ends of the search space.
 
     Args:
         path: of the YAML file.
-        overrides: ``key.key=value`` each, of the base recipe.
-        trials: in all, in place of the file's.
-        name: of the study, in place of the file's.
+        overrides: ``key.key=value`` each, for the base recipe.
+        trials: number of trials in total, instead of the file's.
+        name: name of the study, instead of the file's.
 
     Raises:
-        TutelageError: names the file and the key.
+        TutelageError: the file or a recipe is not valid; the message names the file and the key.
     """
     try:
         file = StudyRecipe.model_validate(read_yaml(path))
@@ -163,14 +166,14 @@ def _base(file: StudyRecipe, path: Path) -> tuple[dict[str, Any], str]:
 
 def _variants(file: StudyRecipe, path: Path) -> list[Variant]:
     found: dict[str, Variant] = {}
-    for place, entry in enumerate(file.variants, start=1):
+    for number, entry in enumerate(file.variants, start=1):
         name = str(entry.get("name", ""))
         if not NAME.fullmatch(name):
             raise TutelageError(
-                f"{path}: variant {place}: give it a name of letters, digits and . _ - + @ = only"
+                f"{path}: variant {number}: give it a name with letters, digits and . _ - + @ = only"
             )
         if name in found:
-            raise TutelageError(f"{path}: variant {name!r} is there twice; give each its own name")
+            raise TutelageError(f"{path}: two variants are named {name!r}; give each its own name")
         found[name] = Variant(name, {key: value for key, value in entry.items() if key != "name"})
     return list(found.values())
 
@@ -185,22 +188,22 @@ def _distribution(key: str, value: Any, path: Path) -> BaseDistribution:
     except ValidationError as error:
         raise TutelageError(f"{path}: search.{key}: {first_error(error, Range)}") from None
     except ValueError as error:  # Optuna's: low above high, log of zero, both step and log
-        raise TutelageError(f"{path}: search.{key}: {' '.join(str(error).split())}") from None
+        raise TutelageError(f"{path}: search.{key}: {one_line(error)}") from None
 
 
 def _choice(entry: Any) -> Any:
-    """Optuna keeps plain values only; others travel as YAML, which `value_of` reads."""
+    """Convert a choice to a plain value, which Optuna needs: others become YAML text, which `value_of` reads."""
     plain = entry is None or isinstance(entry, bool | int | float)
     return entry if plain else yaml.safe_dump(entry, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def value_of(parameter: Any) -> Any:
-    """The recipe's value of a trial's parameter."""
+    """Return the recipe's value of a trial's parameter."""
     return read_value(parameter) if isinstance(parameter, str) else parameter
 
 
 def _grid(space: Mapping[str, BaseDistribution], path: Path) -> Iterator[Variant]:
-    """Every combination, as variants."""
+    """Yield every combination of the choices as a variant."""
     for key, distribution in space.items():
         if not isinstance(distribution, CategoricalDistribution):
             raise TutelageError(f"{path}: search.{key}: a grid needs a list of choices")
@@ -210,11 +213,11 @@ def _grid(space: Mapping[str, BaseDistribution], path: Path) -> Iterator[Variant
 
 
 def _check(plan: Plan, path: Path) -> None:
-    """Every variant and every end of the space makes a recipe, and all can be ranked together."""
+    """Check that all variants and the ends of the space are valid recipes, and that all can be ranked together."""
     if not plan.variants and not plan.space:
-        raise TutelageError(f"{path}: neither variants nor search: there is nothing to try")
+        raise TutelageError(f"{path}: there are neither variants nor a search; add one of them")
     if plan.space and plan.trials is None:
-        raise TutelageError(f"{path}: trials: say how many the search may take (or give --trials)")
+        raise TutelageError(f"{path}: trials: set the number of trials (or use --trials)")
     tried = [(f"variant {v.name!r}", v.overrides) for v in plan.variants]
     for key, distribution in plan.space.items():
         tried += [(f"search.{key}", {key: value}) for value in _ends(distribution)]
@@ -232,14 +235,13 @@ def _ends(distribution: BaseDistribution) -> list[Any]:
 
 
 def _comparable(base: Recipe, recipe: Recipe, where: str) -> None:
-    """Trials are ranked by one figure on the same images."""
+    """Check that a trial can be ranked with the base: by the same metric, on the same images."""
     fixed = SAME_IMAGES if base.data.val and base.data.test else SAME_IMAGES | {"train"}
     for key in sorted(fixed):
         if getattr(recipe.data, key) != getattr(base.data, key):
             raise TutelageError(
-                f"{where}: data.{key} decides which images choose and report; it must be the base's in all trials"
+                f"{where}: data.{key} decides which images are used for model selection and final "
+                "evaluation; it must be the same in all trials"
             )
     if recipe.selection.metric != base.selection.metric:
-        raise TutelageError(
-            f"{where}: selection.metric ranks the trials; it must be the base's in all trials"
-        )
+        raise TutelageError(f"{where}: selection.metric ranks the trials; it must be the same in all trials")

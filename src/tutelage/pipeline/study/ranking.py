@@ -1,4 +1,4 @@
-"""The trials of a study in one table: val ranks them, test reports, and each difference has its interval."""
+"""The ranking of a study's trials: by val, with figures on test and intervals of the differences."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ COLUMNS = ("#", "Trial", "Val", "Test", "Against start", "Against best", "Kept")
 
 @dataclass(frozen=True)
 class Entry:
-    """A trial that was begun.
+    """A trial that has begun.
 
     Attributes:
         number: of the trial.
         name: of its variant.
-        overrides: what differs from the base, by key.
-        run: its directory.
+        overrides: settings that differ from the base, by key.
+        run: its run directory.
         state: `done` where it has its figures.
-        reason: why it failed.
+        reason: why it failed; None where it did not.
     """
 
     number: int
@@ -46,9 +46,15 @@ class Entry:
     reason: str | None = None
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: it is a key of pairs that were computed
-class Answers:
-    """The classes (N,) that a run's models name first for its test images, by role."""
+@dataclass(frozen=True, eq=False)  # compared by identity, as a key of computed pairs
+class TopClass:
+    """The most probable class of each test image, by model.
+
+    Attributes:
+        ids: (N,) ids of the images.
+        labels: (N,) int64, -1 where an image has no label.
+        by_role: (N,) classes of each model, by its role.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
@@ -57,14 +63,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A finished trial with its figures, and its differences to its start, its control and the best trial."""
+    """A finished trial with its figures, and its differences from its start, its control and the best trial."""
 
-    of: Entry
+    entry: Entry
     val: dict[str, float]
     kept: str
     test_top1: float
     from_scratch: bool
-    answers: Answers
+    top_class: TopClass
     start: Paired | None = None
     control: Paired | None = None
     best: Paired | None = None
@@ -72,7 +78,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All trials, the best on val first."""
+    """All trials of a study: finished ones, the best on val first, and the others."""
 
     name: str
     metric: str
@@ -80,42 +86,44 @@ class Ranking:
     others: list[Entry]
 
     def record(self) -> dict[str, Any]:
-        """For study.json."""
+        """Return the content of study.json."""
         return {
             "name": self.name,
             "metric": self.metric,
-            "best": self.done[0].of.name if self.done else None,
+            "best": self.done[0].entry.name if self.done else None,
             "sentence": self.sentence(),
             "trials": self.records(),
         }
 
     def records(self) -> list[dict[str, Any]]:
-        """Each trial, in the order of the table."""
+        """Return a record of each trial, in the order of the table."""
         return [*map(_ranked_record, self.done), *map(_entry_record, self.others)]
 
     def sentence(self) -> str:
-        """What came of it, in plain words."""
+        """Summarise the result of the study."""
         if not self.done:
             return f"No trial of {self.name} is finished yet."
         best = self.done[0]
         text = (
-            f"Of {len(self.done)} finished trials {best.of.name} (trial {best.of.number}) is best on val "
+            f"Of {len(self.done)} finished trials {best.entry.name} (trial {best.entry.number}) is best on val "
             f"({self.metric} {_figure(best.val, self.metric)}); on test it has {best.test_top1:.2f} top-1"
         )
         if best.start:
             text += f", {_words(best.start)} its start ({_interval(best.start)})"
         same: Outcome = "not significantly different"
-        level = [one.of.name for one in self.done[1:] if one.best and outcome(one.best) == same]
+        level_with_it = [one.entry.name for one in self.done[1:] if one.best and outcome(one.best) == same]
         return text + (
-            f". Not significantly different from it on test: {', '.join(level)}." if level else "."
+            f". Not significantly different from it on test: {', '.join(level_with_it)}."
+            if level_with_it
+            else "."
         )
 
     def cells(self, digits: int = 2) -> list[list[str]]:
-        """The table's lines, as text; intervals with so many digits."""
+        """Return the rows of the table as text; `digits` is the number of decimals of intervals."""
         lines = [
             [
-                str(one.of.number),
-                _title(one.of),
+                str(one.entry.number),
+                _title(one.entry),
                 _figure(one.val, self.metric),
                 f"{one.test_top1:.2f}",
                 _interval(one.start, digits),
@@ -129,38 +137,37 @@ class Ranking:
         ]
 
     def markdown(self) -> str:
-        """As a page: the sentence, the table and what each trial changed."""
+        """Return the content of study.md: the sentence, the table and the settings of each trial."""
         head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in self.cells()]
         changes = [
-            f"- {one.number} {one.name}: {_settings(one.overrides) or 'the base as it is'}"
-            for one in sorted([*(r.of for r in self.done), *self.others], key=lambda e: e.number)
+            f"- {one.number} {one.name}: {_settings(one.overrides) or 'the same as the base'}"
+            for one in sorted([*(r.entry for r in self.done), *self.others], key=lambda e: e.number)
         ]
-        return "\n".join(
-            [
-                f"# {self.name}",
-                "",
-                self.sentence(),
-                "",
-                *head,
-                *rows,
-                "",
-                _note(self.metric),
-                "",
-                *changes,
-                "",
-            ]
-        )
+        text = [
+            f"# {self.name}",
+            "",
+            self.sentence(),
+            "",
+            *head,
+            *rows,
+            "",
+            _note(self.metric),
+            "",
+            *changes,
+            "",
+        ]
+        return "\n".join(text)
 
     def rich(self) -> Table:
-        """For a terminal."""
+        """Return the table for a terminal."""
         table = Table(
             title=self.name, caption=_note(self.metric), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
         )
-        for column in COLUMNS[:-1]:  # what was kept is in the other two
+        for column in COLUMNS[:-1]:  # "Kept" is in study.json and study.md only
             justify: Literal["left", "right"] = "left" if column == "Trial" else "right"
             table.add_column(column, justify=justify, overflow="fold", no_wrap=column != "Trial")
-        for line in self.cells(digits=1):  # so that it fits 80 columns
+        for line in self.cells(digits=1):  # so that the table fits 80 columns
             table.add_row(*map(escape, line[:-1]))
         return table
 
@@ -168,47 +175,46 @@ class Ranking:
 class Figures:
     """The figures of finished trials and their paired differences, each read or computed once.
 
-    A study ranks its trials anew after each of them; without this, that would read all trials again. A trial whose
-    files have changed since (a failed trial that was finished by hand, say) is read again.
+    A study ranks all trials again after each of them, so this saves reading all files again. A trial whose files have
+    changed since (such as a failed trial that was finished by hand) is read again.
     """
 
     def __init__(self) -> None:
         self._trials: dict[int, tuple[object, Ranked]] = {}
-        self._pairs: dict[tuple[Answers, Answers, str], Paired] = {}
+        self._pairs: dict[tuple[TopClass, TopClass, str], Paired] = {}
 
     def read(self, one: Entry) -> Ranked:
-        """A finished trial, not yet held against others."""
+        """Read a finished trial, without comparisons."""
         files = (one.run.candidates, one.run.comparison, one.run.predictions)
         stamp = [(path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.exists()]
         known, found = self._trials.get(one.number, (None, None))
         if found is None or known != stamp:
             found = self._read(one)
             self._trials[one.number] = stamp, found
-        return replace(found, of=one)
+        return replace(found, entry=one)
 
     def _read(self, one: Entry) -> Ranked:
-        kept = next(c for c in entry(one.run.candidates, "candidates") if c["kept"])
+        kept = kept_candidate(one.run)
         rows = {row["role"]: row for row in entry(one.run.comparison, "rows")}
         scratch = load_recipe(one.run.recipe).random_start
         val = {key: kept["val"][key] for key in ("top1", "nll")}
         predictions = read_predictions(one.run.predictions)
-        first = {
-            role: top.first.copy() for role, top in predictions.roles.items()
-        }  # a copy frees the other ranks
-        ids = next(  # trials have the same test images: their names are kept once
+        # a copy lets the classes after the first be freed
+        first = {role: top.first.copy() for role, top in predictions.roles.items()}
+        ids = next(  # trials have the same test images, whose ids are kept once
             (
-                r.answers.ids
+                r.top_class.ids
                 for _, r in self._trials.values()
-                if np.array_equal(r.answers.ids, predictions.ids)
+                if np.array_equal(r.top_class.ids, predictions.ids)
             ),
             predictions.ids,
         )
-        answers = Answers(ids, predictions.labels, first)
-        return Ranked(one, val, kept["name"], rows[Role.DISTILLED]["top1"], scratch, answers)
+        top_class = TopClass(ids, predictions.labels, first)
+        return Ranked(one, val, kept["name"], rows[Role.DISTILLED]["top1"], scratch, top_class)
 
     def pair(self, new: Ranked, old: Ranked, role: str) -> Paired | None:
-        """The distilled student against a trial's model; None where there is none on the same images."""
-        ours, theirs = new.answers, old.answers
+        """Compare the distilled student with a trial's model; None without that model or with other images."""
+        ours, theirs = new.top_class, old.top_class
         same = ours.ids is theirs.ids or np.array_equal(ours.ids, theirs.ids)
         if role not in theirs.by_role or not same:
             return None
@@ -219,17 +225,23 @@ class Figures:
         return self._pairs[key]
 
 
+def kept_candidate(run: Run) -> dict[str, Any]:
+    """Read the record of the kept student in candidates.json."""
+    found: dict[str, Any] = next(c for c in entry(run.candidates, "candidates") if c["kept"])
+    return found
+
+
 def ranking(name: str, metric: str, entries: Sequence[Entry], figures: Figures | None = None) -> Ranking:
     """Rank the finished trials on val, and compare each with its start, its control and the best.
 
-    A student from scratch is compared with the pretrained start of the best trial that has one: the question is
-    whether it is as good as that.
+    A student from scratch is compared with the pretrained start of the best trial that has one, since a random start
+    is no baseline.
 
     Args:
         name: of the study.
         metric: `top1` or `nll`, of the kept student on val.
-        entries: the trials that were begun.
-        figures: what was read for an earlier ranking of the same study.
+        entries: the trials that have begun.
+        figures: figures read for an earlier ranking of the same study.
     """
     figures = figures or Figures()
     done = sorted((figures.read(e) for e in entries if e.state == "done"), key=lambda r: _merit(r, metric))
@@ -249,12 +261,12 @@ def ranking(name: str, metric: str, entries: Sequence[Entry], figures: Figures |
 
 def _merit(one: Ranked, metric: str) -> tuple[float, float, int]:
     top1, nll = -one.val["top1"], one.val["nll"]
-    return (top1, nll, one.of.number) if metric == "top1" else (nll, top1, one.of.number)
+    return (top1, nll, one.entry.number) if metric == "top1" else (nll, top1, one.entry.number)
 
 
 def _ranked_record(one: Ranked) -> dict[str, Any]:
     pairs = {"start": one.start, "control": one.control, "best": one.best}
-    return _entry_record(one.of) | {
+    return _entry_record(one.entry) | {
         "val": one.val,
         "kept": one.kept,
         "test_top1": one.test_top1,
@@ -287,7 +299,7 @@ def _words(pair: Paired) -> str:
 
 
 def _title(one: Entry) -> str:
-    """A variant's name, or what a searched trial tried."""
+    """Return a variant's name, or the settings of a searched trial."""
     short = {key.rpartition(".")[2]: value for key, value in one.overrides.items()}
     return one.name if one.name != "search" else _settings(short)
 
@@ -303,5 +315,5 @@ def _value(value: Any) -> str:
 def _note(metric: str) -> str:
     return (
         f"Ranked by {metric} on val. Test: top-1, %. Differences: points of top-1 on the same test images, with "
-        "paired 95% intervals; a student from scratch is held against the pretrained start."
+        "paired 95% intervals; a student from scratch is compared with the pretrained start."
     )

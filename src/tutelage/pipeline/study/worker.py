@@ -1,8 +1,8 @@
-"""Many runs as one study: variants and a searched space, ranked in one table with intervals.
+"""The processes that run the trials of a study.
 
-Optuna keeps the trials, so several processes and machines work on one study; they share its directory. Each
-process claims its trial with a lock that the kernel takes away when the process dies, however it dies: such
-a trial is taken up by the next that is free, and goes on from its run directory.
+Optuna keeps the trials, so that several processes and machines can work on one study; they share its directory.
+Each process claims its trial with a lock that the kernel releases when the process dies, however it dies: the
+next free process takes over such a trial, and resumes it from its run directory.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import entry, write_json, write_text
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import load_recipe
@@ -43,17 +41,17 @@ from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.preflight import preflight
 from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.study.plan import Plan, value_of
-from tutelage.pipeline.study.ranking import Entry, Figures, Ranking, Reached, ranking
+from tutelage.pipeline.study.ranking import Entry, Figures, Ranking, Reached, kept_candidate, ranking
 from tutelage.pipeline.versions import versions
 
-SEARCHED = "search"  # name of the trials that are no variant
-POLL_SECONDS = 1.0  # between two looks at trials that other processes work on
-MAX_DEATHS = 3  # processes that a trial may take with it, before it counts as failed
-MAX_FAILURES = 3  # in a row, before this process takes the cause to be its own
+SEARCHED = "search"  # name of the trials that are not variants
+POLL_SECONDS = 1.0  # between two checks of trials that other processes work on
+MAX_DEATHS = 3  # processes that may die in a trial before it counts as failed
+MAX_FAILURES = 3  # in a row; then the cause is probably this process or machine
 
 
 class StudyFiles:
-    """The study's directory, and the names of its files."""
+    """The directory of a study, and the names of its files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,7 +77,7 @@ class Claim:
 
     @property
     def directory(self) -> str:
-        """Name of its run directory."""
+        """The name of its run directory."""
         return _directory(self.trial.number, self.name)
 
 
@@ -88,17 +86,17 @@ def run_study(plan: Plan, root: Path, progress: Progress, command: str) -> Ranki
 
     Args:
         plan: from `load_study`.
-        root: where studies are made; this one's directory has its name.
-        progress: told what happens.
-        command: kept with each trial.
+        root: directory of studies; this one's directory has its name.
+        progress: receives reports.
+        command: recorded with each trial.
 
     Raises:
-        TutelageError: bad input, or a study of another recipe.
-        Interrupted, KeyboardInterrupt: asked to stop; the same call goes on.
+        TutelageError: the input is not valid, or the study was begun with another recipe.
+        Interrupted, KeyboardInterrupt: the study was asked to stop; the same call resumes it.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise TutelageError(
-            "a study takes several plain processes, one a device: start it without a launcher"
+            "start a study without a launcher, as several plain processes, one for each device"
         )
     worker = _Worker(plan, StudyFiles(root / plan.name), progress, command)
     worker.work()
@@ -106,7 +104,7 @@ def run_study(plan: Plan, root: Path, progress: Progress, command: str) -> Ranki
 
 
 class _Worker:
-    """One process at work on a study. Every change of the study's record is made under one lock."""
+    """A process that works on a study. The study's record is only changed while its lock is held."""
 
     def __init__(self, plan: Plan, files: StudyFiles, progress: Progress, command: str) -> None:
         self.plan, self.files = plan, files
@@ -116,19 +114,14 @@ class _Worker:
         try:
             files.claims.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TutelageError(f"{files.path}: cannot be made ({error.strerror})") from None
-        with self._alone():
-            self.study = self._open()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+            raise TutelageError(f"{files.path}: cannot be created ({error.strerror})") from None
         with FileLock(self.files.lock):
-            yield
+            self.study = self._open()
 
     # --- the study's record
 
     def _open(self) -> optuna.Study:
-        """Begin the study, or go on with it; variants may have been added since."""
+        """Begin or continue the study; variants may have been added since it was begun."""
         if self.files.record.exists():
             self._check_same(read_yaml(self.files.record))
         study = optuna.create_study(
@@ -140,8 +133,8 @@ class _Worker:
         if not self.files.record.exists():
             if study.trials:
                 raise TutelageError(
-                    f"{self.plan.storage}: has a study {self.plan.name!r} that {self.files.path} knows nothing "
-                    "of; go on in the directory where it was begun, or take another --name"
+                    f"{self.plan.storage}: has a study {self.plan.name!r} that was begun in another directory "
+                    f"than {self.files.path}; continue it there, or use another --name"
                 )
             write_text(self.files.record, yaml.safe_dump(self.plan.record(), sort_keys=False))
         self._enqueue(study)
@@ -154,7 +147,7 @@ class _Worker:
             if old.get(key) != new.get(key):
                 raise TutelageError(
                     f"{self.files.path}: this study was begun with {key}={old.get(key)!r}, not {new.get(key)!r}; "
-                    "put it back, or take another --name"
+                    "put it back, or use another --name"
                 )
 
     def _enqueue(self, study: optuna.Study) -> None:
@@ -170,10 +163,10 @@ class _Worker:
                     f"not {variant.overrides}; give the new one its own name"
                 )
 
-    # --- trial after trial
+    # --- the trials
 
     def work(self) -> None:
-        """All trials that are free, then what becomes free of those that others work on."""
+        """Run trials until none is left, also those that are released by other processes that die."""
         precision = self._precision()
         failures, waiting = 0, False
         while True:
@@ -195,7 +188,7 @@ class _Worker:
                 )
 
     def _precision(self) -> dict[str, Any]:
-        """The precision of all trials: measured once, so that none is ranked by a lucky measurement."""
+        """Choose the precision of all trials by one measurement, so that chance does not affect their ranking."""
         if self.plan.base.train.precision != "auto":
             return {}
         run = Run(self.files.base)
@@ -208,8 +201,8 @@ class _Worker:
         return {"train.precision": entry(run.preflight, "precision", "chosen")}
 
     def _next(self) -> tuple[Claim | None, int]:
-        """The next trial to work on, first one whose process died; and how many others are worked on."""
-        with self._alone():
+        """Claim the next trial, first of all one whose process died; also return how many others are worked on."""
+        with FileLock(self.files.lock):
             trials = self.study.get_trials(deepcopy=False)
             others = 0
             for frozen in trials:
@@ -217,30 +210,30 @@ class _Worker:
                     lock = self._lock(frozen.number)
                     if not _free(lock):
                         others += 1
-                    elif claim := self._take_up(frozen, lock):
+                    elif claim := self._take_over(frozen, lock):
                         return claim, others
             waiting = [t for t in trials if t.state == TrialState.WAITING]
             begun = len(trials) - len(waiting)
             if (self.plan.trials and begun >= self.plan.trials) or not (waiting or self.plan.space):
                 return None, others
             self.study.sampler = self._sampler(begun)
-            trial = self.study.ask()  # a waiting one first
+            trial = self.study.ask()  # waiting ones come first
             lock = self._lock(trial.number)
             lock.acquire()
             return self._claim(trial, lock), others
 
-    def _take_up(self, frozen: FrozenTrial, lock: FileLock) -> Claim | None:
+    def _take_over(self, frozen: FrozenTrial, lock: FileLock) -> Claim | None:
         trial = optuna.Trial(self.study, frozen._trial_id)
         deaths = len(frozen.user_attrs.get("claims", [])) - frozen.user_attrs.get("stops", 0)
         if deaths >= MAX_DEATHS:
-            self._fail(trial, f"{deaths} processes died at it")
+            self._fail(trial, f"{deaths} processes died in it")
             lock.release()
             return None
-        self.progress.say(f"trial {frozen.number} was left by its process; going on with it")
+        self.progress.say(f"trial {frozen.number} was left by a process that ended; resuming it")
         return self._claim(trial, lock)
 
     def _claim(self, trial: optuna.Trial, lock: FileLock) -> Claim:
-        """Note who works on a trial, and what it is."""
+        """Record the process that works on a trial, and return the trial with its overrides."""
         attrs = trial.user_attrs
         mark = {"host": platform.node(), "pid": os.getpid(), "at": time.time()}
         trial.set_user_attr("claims", [*attrs.get("claims", []), mark])
@@ -253,32 +246,34 @@ class _Worker:
         return FileLock(self.files.claims / f"{number:03d}.lock")
 
     def _sampler(self, number: int) -> BaseSampler:
-        """Seeded anew for each trial, so that it matters neither which process asks nor when it began."""
+        """Make a sampler seeded by the trial's number, so that samples do not depend on the process or its start."""
         seed = (self.plan.seed + number) % 2**32
         return RandomSampler(seed) if self.plan.sampler == "random" else TPESampler(seed=seed)
 
     def _run(self, claim: Claim, precision: dict[str, Any]) -> bool:
-        """Whether the trial came to its end."""
+        """Run a trial, record its result, and return whether it finished."""
         run = Run(self.files.trials / claim.directory)
-        words = ", ".join(f"{key}={value}" for key, value in claim.overrides.items()) or "as the base"
-        self.progress.say(f"trial {claim.trial.number} ({claim.name}): {words}")
+        settings = (
+            ", ".join(f"{key}={value}" for key, value in claim.overrides.items()) or "the same as the base"
+        )
+        self.progress.say(f"trial {claim.trial.number} ({claim.name}): {settings}")
         try:
             recipe = self.plan.recipe(precision | claim.overrides | {"name": claim.directory})
             describe(run, recipe, versions(self.command) | {"seeds": 1})
             distill(load_recipe(run.recipe), run, self.progress, self.files.shared)
-            merit = _kept(run)[self.plan.base.selection.metric]
+            merit = kept_candidate(run)["val"][self.plan.base.selection.metric]
         except (Interrupted, KeyboardInterrupt):
-            with self._alone():
+            with FileLock(self.files.lock):
                 claim.trial.set_user_attr("stops", claim.trial.user_attrs.get("stops", 0) + 1)
             raise
-        except Exception as error:  # one trial that fails is a result of the study, not its end
+        except Exception as error:  # a trial that fails does not end the study
             if not isinstance(error, TutelageError):
                 traceback.print_exc()
-            with self._alone():
-                self._fail(claim.trial, " ".join(f"{error or type(error).__name__}".split()))
+            with FileLock(self.files.lock):
+                self._fail(claim.trial, one_line(error))
             merit = None
         else:
-            with self._alone():
+            with FileLock(self.files.lock):
                 self.study.tell(claim.trial, merit)
         finally:
             claim.lock.release()
@@ -290,11 +285,11 @@ class _Worker:
         trial.set_user_attr("reason", reason)
         self.study.tell(trial, state=TrialState.FAIL)
 
-    # --- what came of it
+    # --- the results
 
     def summary(self) -> Ranking:
-        """Rank what is done so far, and write study.json and study.md."""
-        with self._alone():
+        """Rank the finished trials, and write study.json and study.md."""
+        with FileLock(self.files.lock):
             entries = [self._entry(t) for t in self.study.get_trials(deepcopy=False)]
             found = ranking(
                 self.plan.name, self.plan.base.selection.metric, [e for e in entries if e], self.figures
@@ -311,13 +306,13 @@ class _Worker:
         overrides = attrs.get("overrides") or {key: value_of(value) for key, value in trial.params.items()}
         run = Run(self.files.trials / _directory(trial.number, name))
         running = trial.state == TrialState.RUNNING
-        # a failed one may have been finished by hand since
+        # a failed trial may have been finished by hand since
         state: Reached = "running" if running else "done" if run.comparison.exists() else "failed"
         return Entry(trial.number, name, overrides, run, state, attrs.get("reason"))
 
 
 def _free(lock: FileLock) -> bool:
-    """Take a lock if nobody has it."""
+    """Acquire a lock if it is free; return whether it was."""
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -334,30 +329,24 @@ def _storage(plan: Plan, files: StudyFiles) -> BaseStorage:
         try:
             return RDBStorage(plan.storage)
         except Exception as error:  # SQLAlchemy's, the driver's or Optuna's own
-            raise TutelageError(f"storage {plan.storage!r}: cannot be opened ({_line(error)})") from None
-    _mend(files.journal)
+            raise TutelageError(
+                f"storage {plan.storage!r}: cannot be opened ({one_line(error)[:200]})"
+            ) from None
+    _drop_incomplete_line(files.journal)
     path = str(files.journal.resolve())
     return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _mend(journal: Path) -> None:
-    """Take away a line that a full disk or a power cut left half-written: Optuna would read no further."""
+def _drop_incomplete_line(journal: Path) -> None:
+    """Remove an incomplete line at the end, left by a full disk or a power cut: Optuna would stop reading there."""
     content = journal.read_bytes() if journal.exists() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(journal, whole)
 
 
-def _kept(run: Run) -> dict[str, float]:
-    return next(c["val"] for c in entry(run.candidates, "candidates") if c["kept"])
-
-
 def _suggest(trial: optuna.Trial, key: str, space: BaseDistribution) -> Any:
-    """The trial's value of a key: sampled once, then always the same."""
+    """Return the trial's value of a key; Optuna samples it once and then always returns the same one."""
     if isinstance(space, CategoricalDistribution):
         return trial.suggest_categorical(key, space.choices)
     if isinstance(space, IntDistribution):
