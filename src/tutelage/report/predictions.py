@@ -1,4 +1,4 @@
-"""What the models of a run said about the test images, and what changed between them."""
+"""The predictions of a run's models on the test images, and how they differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ LEAST = 5  # images in a bin that is drawn
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a model stands to the teacher; shares of the labelled images in percent, summing to 100."""
+    """How a model's predictions compare with the teacher's, in percent of the labelled images.
+
+    The five shares of correct and wrong predictions sum to 100; `agreement` is the share of equal predictions.
+    """
 
     role: str
     both_right: float
@@ -28,7 +31,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Reliability:
-    """(bins,) of one model: mean confidence and accuracy in percent, and the number of images."""
+    """Bins of one model's reliability diagram, (bins,) each: mean confidence and accuracy in percent, and images."""
 
     role: str
     confidence: np.ndarray
@@ -38,7 +41,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """A class's top-1 in percent before and after, over n images."""
+    """The top-1 of one class under two models in percent, over `n` images."""
 
     name: str
     n: int
@@ -47,13 +50,13 @@ class ClassChange:
 
     @property
     def change(self) -> float:
-        """In points."""
+        """The difference in points."""
         return self.after - self.before
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often images of class `true` were called `called`, by each role."""
+    """How often each role predicted class `called` for the `n` images of class `true`."""
 
     true: str
     called: str
@@ -62,7 +65,7 @@ class Confusion:
 
 
 def agreement(predictions: RunPredictions, role: str) -> Agreement:
-    """How the role's answers stand to the teacher's."""
+    """Compare the role's predictions with the teacher's."""
     known = predictions.labels >= 0
     ours, theirs = predictions.roles[role].first[known], predictions.roles["teacher"].first[known]
     right, taught = predictions.right(role)[known], predictions.right("teacher")[known]
@@ -83,7 +86,7 @@ def agreement(predictions: RunPredictions, role: str) -> Agreement:
 
 
 def reliability(predictions: RunPredictions, role: str) -> Reliability:
-    """Confidence against accuracy in `BINS` equally wide bins; those of fewer than `LEAST` images are left out."""
+    """Compute confidence and accuracy in `BINS` equally wide bins; those of fewer than `LEAST` images are left out."""
     known = predictions.labels >= 0
     confidence, right = predictions.roles[role].prob[known, 0], predictions.right(role)[known]
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
@@ -96,7 +99,7 @@ def reliability(predictions: RunPredictions, role: str) -> Reliability:
 
 
 def class_changes(predictions: RunPredictions, before: str, after: str) -> list[ClassChange]:
-    """Each class's top-1 under two models, greatest gain first; classes without an image are left out."""
+    """Return the top-1 of each class under two models, the greatest gain first; classes without images are left out."""
     known = predictions.labels >= 0
     labels, size = predictions.labels[known], len(predictions.classes)
     images = np.bincount(labels, minlength=size)
@@ -113,9 +116,9 @@ def class_changes(predictions: RunPredictions, before: str, after: str) -> list[
 
 
 def confusion_matrix(predictions: RunPredictions, role: str) -> csr_array:
-    """(C, C) counts, rows by label, columns by the most probable class.
+    """Count the images by label (rows) and most probable class (columns), (C, C).
 
-    It is sparse, since N images fill at most N cells: as an array, 21,841 classes would take 3.8 GB for each model.
+    It is sparse, since N images fill at most N cells: as an array, 21,841 classes would need 3.8 GB for each model.
     """
     size = len(predictions.classes)
     known = predictions.labels >= 0
@@ -126,7 +129,7 @@ def confusion_matrix(predictions: RunPredictions, role: str) -> csr_array:
 
 
 def confusions(predictions: RunPredictions, role: str, limit: int) -> list[Confusion]:
-    """The role's most frequent mistakes (made more than once), and how often the other models make them."""
+    """Return the role's most frequent mistakes (made more than once), and how often the other models make them."""
     matrices = {r: confusion_matrix(predictions, r) for r in predictions.roles}
     cells = matrices[role].tocoo()
     images = matrices[role].sum(1)
@@ -142,7 +145,7 @@ def confusions(predictions: RunPredictions, role: str, limit: int) -> list[Confu
 
 
 def hardest_classes(matrix: csr_array, limit: int) -> np.ndarray:
-    """Indices, in order, of the classes that are in the most mistakes, so that a big matrix can be read."""
+    """Return the indices, ascending, of the classes with the most mistakes, to show only a part of a big matrix."""
     mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
     return np.sort(np.argsort(-mistakes, kind="stable")[:limit])
 
@@ -150,7 +153,7 @@ def hardest_classes(matrix: csr_array, limit: int) -> np.ndarray:
 def greatest_changes(
     predictions: RunPredictions, before: str, after: str, limit: int
 ) -> dict[str, np.ndarray]:
-    """Positions of the images whose true class lost or gained the most probability.
+    """Find the positions of the images whose true class lost or gained the most probability.
 
     Returns:
         ``negative_flips`` (right before, wrong after) and ``corrections`` (the reverse), greatest first.

@@ -1,4 +1,4 @@
-"""Serves the page of a run while the run goes on, to browsers on this machine only."""
+"""A server that shows the page of a run during the run, to browsers on this machine only."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tutelage.report.page import encode, render_main, render_page
 from tutelage.report.run_records import fingerprint
 
 ADDRESS = "127.0.0.1"
-NAMES = {"127.0.0.1", "localhost"}  # what a browser on this machine calls it
-FRESH = "/main"  # where an open page asks for its newer content
+NAMES = {"127.0.0.1", "localhost"}  # host names that a browser on this machine uses
+FRESH = "/main"  # the path at which an open page fetches newer content
 
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
@@ -33,7 +33,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Content:
-    """What is served: the whole page, the part of it that changes, and a tag of that part."""
+    """The content that is served: the whole page, the part of it that changes, and an ETag of that part."""
 
     page: bytes
     main: bytes
@@ -41,7 +41,7 @@ class Content:
 
 
 class Page:
-    """The page of a run, of its seeds or of a study; it is made again when a file has been written since."""
+    """The page of a run, of its seeds or of a study; it is rendered again when a file has changed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,9 +50,9 @@ class Page:
         self._content: Content | None = None
 
     def content(self) -> Content:
-        """The page as of now."""
+        """Return the current page."""
         with self._lock:
-            # the directory itself too: of a run with several seeds it holds what sums them up
+            # the directory itself too: for several seeds it has their summary
             seen = [fingerprint(run) for run in (*find_runs([self.path]), Run(self.path))]
             if self._content is None or seen != self._seen:
                 self._content, self._seen = self._make(), seen
@@ -69,11 +69,11 @@ class Server(ThreadingHTTPServer):
     """Serves one page on the loopback address.
 
     Args:
-        path: of a run, or of a directory of them.
-        port: 0 takes any that is free.
+        path: of a run, or of a directory of runs.
+        port: 0 for any free port.
 
     Raises:
-        TutelageError: there is no run, or the port is taken.
+        TutelageError: there is no run, or the port is in use.
     """
 
     daemon_threads = True
@@ -85,7 +85,7 @@ class Server(ThreadingHTTPServer):
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
             raise TutelageError(
-                f"--port {port}: {error.strerror}; take another, or 0 for any free one"
+                f"--port {port}: {error.strerror}; use another one, or 0 for any free port"
             ) from None
         self.hosts = {f"{name}:{self.server_port}" for name in NAMES}
 
@@ -95,7 +95,7 @@ class Server(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a browser that closes its tab in the middle of an answer."""
+        """Ignore browsers that close the connection during a response."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -115,11 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
-        # A name that leads here by DNS (rebinding) is not one of ours: a foreign page must not read the run.
+        # Another host name can lead here by DNS rebinding, and a foreign page must not read the run.
         if self.headers.get("Host", "").lower() not in self.server.hosts:
-            return self._answer(HTTPStatus.FORBIDDEN, b"this server answers to localhost only\n")
+            return self._answer(HTTPStatus.FORBIDDEN, b"this server accepts requests to localhost only\n")
         if self.path not in {"/", FRESH}:
-            return self._answer(HTTPStatus.NOT_FOUND, b"there is only the page itself\n")
+            return self._answer(HTTPStatus.NOT_FOUND, b"there is no such page\n")
         content = self.server.page.content()
         if self.path == FRESH and self.headers.get("If-None-Match") == content.tag:
             return self._answer(HTTPStatus.NOT_MODIFIED, b"", content.tag)

@@ -1,4 +1,4 @@
-"""Pictures in the page: data URIs, the images that changed, and the views as the models saw them."""
+"""Pictures in the page as data URIs: thumbnails of images, and views as the models get them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy, view_seed
 
 SIDE = 128  # pixels of a thumbnail's longer side
-SMALL = 48  # a picture no larger is kept as it is, so that its pixels are seen
+SMALL = 48  # pictures up to this size are kept as they are, so that their pixels can be seen
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One image as it is on the disk, and its views: a tuple of pictures for each draw, one for each model."""
+    """One image, unchanged and in its views: for each draw a tuple with one picture for each model."""
 
     name: str
     label: str
@@ -44,7 +44,7 @@ class SheetRow:
 
 
 def picture(image: Image.Image, side: int = SIDE) -> Picture:
-    """A thumbnail: JPEG, or PNG where the image is small."""
+    """Make a thumbnail: JPEG, or PNG where the image is small."""
     image = image.convert("RGB")
     small = max(image.size) <= SMALL
     if not small:
@@ -59,14 +59,14 @@ def picture(image: Image.Image, side: int = SIDE) -> Picture:
 def contact_sheet(
     subset: Subset, recipe: Recipe, specs: Sequence[InputSpec], images: int = 6, draws: int = 4
 ) -> list[SheetRow]:
-    """Views of some training images, as each model is given them; mixed where the recipe mixes.
+    """Make views of some training images as each model gets them, mixed if the recipe mixes images.
 
     Args:
-        subset: the training part.
-        recipe: of the views and the seed.
+        subset: the training images.
+        recipe: has the settings of the views and the seed.
         specs: one for each model.
-        images: how many, spread over the part; those that cannot be decoded are left out.
-        draws: views of each.
+        images: number of images, spread over the subset; those that cannot be decoded are left out.
+        draws: number of views of each image.
     """
     found = _readable(subset, np.unique(np.linspace(0, len(subset) - 1, images).astype(int)).tolist())
     batches = [_drawn(subset, found, recipe, specs, draw) for draw in range(draws)]
@@ -92,7 +92,7 @@ def _readable(subset: Subset, positions: Sequence[int]) -> dict[int, Image.Image
 def _drawn(
     subset: Subset, images: Mapping[int, Image.Image], recipe: Recipe, specs: Sequence[InputSpec], draw: int
 ) -> list[np.ndarray]:
-    """One view of every image for every model: uint8 (images, height, width, 3) each."""
+    """Return one view of every image for every model: uint8 (images, height, width, 3) each."""
     policy = ViewPolicy(recipe.view)
     seeds = {position: view_seed(recipe.train.seed, subset.id(position), draw) for position in images}
     views = {position: policy.draw(images[position].size, seeds[position]) for position in images}
