@@ -1,9 +1,9 @@
-"""What grows with the number of images, and what does not: memory, and bytes on disk a view.
+"""Memory and disk space as the number of images grows.
 
     python -m benchmarks.growth
 
-Each size is a process of its own that decodes small JPEGs once, fills a cache of targets, and trains one epoch
-from both. Its own memory (Linux's RssAnon) is what counts: mapped files are the kernel's to drop.
+For each size, a new process decodes small JPEGs once, fills a cache of targets, and trains one epoch from both.
+The anonymous memory (Linux's RssAnon) is measured, since the kernel can drop mapped files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEYS = ("images", "own_memory_mb", "image_bytes_per_image", "target_bytes_per_im
 
 
 def small_photographs(place: Path, count: int) -> Path:
-    """JPEGs of 48 pixels: noise, so that they are quick to make and not quick to decode."""
+    """Write JPEGs of 48 pixels with noise, which are quick to make but not quick to decode."""
     rng = np.random.default_rng(0)
     for number in range(count):
         target = place / f"class-{number % CLASSES}" / f"{number:06d}.jpg"
@@ -44,13 +44,13 @@ def small_photographs(place: Path, count: int) -> Path:
 
 
 def own_memory_mb() -> float:
-    """Of this process, without mapped files."""
+    """Return the memory of this process without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 class Peak(threading.Thread):
-    """The highest `own_memory_mb`, looked at ten times a second."""
+    """Keeps the highest `own_memory_mb`, measured ten times a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -63,7 +63,7 @@ class Peak(threading.Thread):
 
 
 def one(count: int) -> dict[str, float]:
-    """One size, in this process."""
+    """Measure one size in this process."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         place = small_photographs(Path(directory) / "photographs", count)
@@ -83,7 +83,7 @@ def one(count: int) -> dict[str, float]:
 
 
 def measure(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Every size in a fresh process."""
+    """Measure every size in a new process."""
     rows = []
     for size in sizes:
         command = [sys.executable, "-m", "benchmarks.growth", "--one", str(size)]

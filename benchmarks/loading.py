@@ -28,7 +28,7 @@ BATCH = 32
 
 
 def rate(subset: Subset, workers: int, epoch: int) -> float:
-    """Images/s of one epoch."""
+    """Return the images/s of one epoch."""
     spec, clock = PAIRS["lite2-lite0"].load("student").input_spec, Clock()
     loader = train_loader(
         subset, ViewPolicy(RECIPE), [spec], batch_size=BATCH, seed=0, epoch=epoch, workers=workers
@@ -39,7 +39,7 @@ def rate(subset: Subset, workers: int, epoch: int) -> float:
 
 
 def measure(images: int, workers: list[int], rounds: int) -> list[dict[str, Any]]:
-    """Both sources with each number of workers, in turns."""
+    """Measure both sources with each number of workers, in turn."""
     with tempfile.TemporaryDirectory() as directory:
         files = whole(open_source(f"folder:{photographs(Path(directory) / 'photographs', images)}"))
         side = cache_side([PAIRS["lite2-lite0"].load("student").input_spec], RECIPE)

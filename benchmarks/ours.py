@@ -1,4 +1,4 @@
-"""tutelage's own training loop, live, cached and with labels only, and the student's bare step."""
+"""tutelage's training loop with live targets, cached targets and labels only, and the student's step alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 class Watch(Silent):
-    """Tells a clock of each step of a stage."""
+    """Progress that reports each step of a stage to a clock."""
 
     clock = Clock()
 
@@ -45,7 +45,7 @@ class Watch(Silent):
 
 @dataclass
 class Ours:
-    """What tutelage prepares once for a pair, as a run does: probed precisions, decoded images, targets."""
+    """Prepares a pair of networks as a run does: measured precisions, decoded images, targets."""
 
     pair: Pair
     photographs: Path
@@ -96,10 +96,8 @@ class Ours:
         return cached(files, side, self.place / "images", 20_000)
 
     def block(self, teacher: TargetSource | None) -> Callable[[], float]:
-        """An epoch of the loop; without a teacher, with labels only."""
-        one = Subset(
-            self.subset.images, self.subset.indices[:2], self.subset.classes
-        )  # to evaluate: not timed
+        """Return a function that runs an epoch and returns images/s; without a teacher, with labels only."""
+        val = Subset(self.subset.images, self.subset.indices[:2], self.subset.classes)  # not timed
         name = "distill" if teacher else "control"
 
         def run() -> float:
@@ -112,7 +110,7 @@ class Ours:
                 self.recipe.view,
                 Objective(terms_of(self.recipe.loss) if teacher else [CrossEntropy()]),
                 self.subset,
-                one,
+                val,
                 np.arange(CLASSES),
                 teacher=teacher,
                 val_targets=torch.zeros(2, self.student.num_classes),
@@ -123,7 +121,7 @@ class Ours:
         return run
 
     def bare(self) -> Callable[[], float]:
-        """The student's labels-only step on images that are there already."""
+        """Return a function that trains on labels with images in memory, and returns images/s."""
         student = self.pair.load("student")
         optimizer = torch.optim.AdamW(student.module.parameters(), LR, weight_decay=WEIGHT_DECAY)
         size = self.pair.batch

@@ -1,7 +1,7 @@
-"""The same distillation as a notebook, timm and torchdistill do it, each in its own loader and loop.
+"""The same distillation in a plain loop, in timm and in torchdistill, each with its own loader and loop.
 
-All: AdamW, half cross-entropy and half KL at T = 2, live teacher, random resized crops and flips, no worker
-processes. Each contender is made once; `block()` trains on all images once and returns images/s after its first step.
+All use AdamW, half cross-entropy and half KL at T = 2, a live teacher, random resized crops and flips, and no
+worker processes. `block()` trains on all images once and returns images/s after the first step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _folder(pair: Pair, place: Path) -> ImageFolder:
 
 
 class Plain:
-    """The loop that a notebook has: fp32, contiguous, DataLoader and torchvision."""
+    """A plain loop as in a notebook: fp32, contiguous, DataLoader and torchvision."""
 
     def __init__(self, pair: Pair, place: Path) -> None:
         self.teacher = pair.load("teacher").module.to(memory_format=torch.contiguous_format).eval()

@@ -1,4 +1,4 @@
-"""What all contenders share: a pair of networks, a folder of photographs, and how a block of steps is timed."""
+"""What all benchmarks share: pairs of networks, a folder of photographs, and the timing of a block of steps."""
 
 from __future__ import annotations
 
@@ -17,23 +17,28 @@ from tutelage.models.registry import load_model
 from tutelage.models.source import Model
 
 CLASSES = 10
-LR, WEIGHT_DECAY, TEMPERATURE, ALPHA = 1e-5, 0.05, 2.0, 0.5  # ALPHA: of the hard labels, the rest is KL
+LR, WEIGHT_DECAY, TEMPERATURE, ALPHA = (
+    1e-5,
+    0.05,
+    2.0,
+    0.5,
+)  # ALPHA: weight of the hard labels; that of KL is the rest
 CROP_SCALE = (0.35, 1.0)
 PHOTOGRAPHS = Path(__file__).parents[1] / "data" / "imagenet-sample"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Who teaches whom, at which resolution; both at the same, as the peers cannot do otherwise."""
+    """A teacher and a student at one resolution; the peers cannot give them different ones."""
 
     teacher: str
     student: str
     resolution: int
     batch: int = 16
 
-    def load(self, who: str) -> Model:
-        """A fresh network with random weights (they cost what trained ones cost)."""
-        model = load_model(f"{getattr(self, who)}@none")
+    def load(self, role: str) -> Model:
+        """Load a new `teacher` or `student` with random weights, which are as fast as trained ones."""
+        model = load_model(f"{getattr(self, role)}@none")
         return model.at(self.resolution)
 
 
@@ -45,14 +50,14 @@ PAIRS = {
 
 
 class Clock:
-    """Images/s between the end of a block's first step and the end of its last: what a long epoch has."""
+    """Measures images/s from the end of a block's first step to the end of its last, as in a long epoch."""
 
     def __init__(self) -> None:
         self.images = 0
         self.started = self.last = 0.0
 
     def tick(self, images: int) -> None:
-        """A step is done."""
+        """Count a finished step."""
         self.last = time.perf_counter()
         if self.started:
             self.images += images
@@ -61,12 +66,12 @@ class Clock:
 
     @property
     def rate(self) -> float:
-        """Images/s."""
+        """The images/s so far."""
         return self.images / (self.last - self.started)
 
 
 def photographs(place: Path, count: int) -> Path:
-    """A folder of so many JPEGs in ten classes: real photographs where they are, else noise of their size."""
+    """Write JPEGs in ten classes: copies of real photographs where available, or noise of the same size."""
     shutil.rmtree(place, ignore_errors=True)
     sources = sorted(PHOTOGRAPHS.rglob("*.JPEG"))
     for number in range(count):
@@ -81,7 +86,7 @@ def photographs(place: Path, count: int) -> Path:
 
 
 def alternate(blocks: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Images/s of each contender's blocks, taken in turns; the first round warms up and is not counted."""
+    """Measure images/s of each block in turn; the first round warms up and is not counted."""
     rates: dict[str, list[float]] = {name: [] for name in blocks}
     for number in range(rounds + 1):
         for name, block in blocks.items():
@@ -93,7 +98,7 @@ def alternate(blocks: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def summary(rates: dict[str, list[float]], against: str) -> dict[str, dict[str, float]]:
-    """Median, lowest and highest images/s, and the median's ratio to one contender's."""
+    """Compute the median, lowest and highest images/s, and the ratio of the median to that of `against`."""
     base = median(rates[against])
     return {
         name: {"median": median(v), "low": min(v), "high": max(v), "ratio": median(v) / base}
@@ -102,5 +107,5 @@ def summary(rates: dict[str, list[float]], against: str) -> dict[str, dict[str, 
 
 
 def mean_std(spec: InputSpec) -> tuple[list[float], list[float]]:
-    """As torchvision wants them."""
+    """Return mean and std as lists, for torchvision."""
     return list(spec.mean), list(spec.std)

@@ -1,4 +1,4 @@
-"""Side by side: one process, in turns, the same images, batch, optimizer and losses for all.
+"""Training speed of tutelage and other loops: in one process, in turn, with the same images, batch and losses.
 
 python -m benchmarks.speed --pair lite2-lite0
 """
@@ -26,7 +26,7 @@ BASE, LIMIT = "plain loop", "labels only"
 
 
 def contenders(pair: Pair, ours: Ours, place: Path) -> dict[str, Callable[[], float]]:
-    """In the order of the table."""
+    """Return what is compared, in the order of the table."""
     return {
         BASE: Plain(pair, place).block,
         "timm": Timm(pair, place).block,
@@ -40,7 +40,7 @@ def contenders(pair: Pair, ours: Ours, place: Path) -> dict[str, Callable[[], fl
 
 
 def measure(name: str, steps: int, rounds: int) -> dict[str, Any]:
-    """All contenders of a pair; a block is `steps` batches."""
+    """Measure all contenders on a pair; a block is `steps` batches."""
     pair = PAIRS[name]
     with tempfile.TemporaryDirectory() as directory:
         place = photographs(Path(directory) / "photographs", steps * pair.batch)
@@ -69,7 +69,7 @@ def measure(name: str, steps: int, rounds: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """For people."""
+    """Make the table for a terminal."""
     shown = Table(title=f"{result['teacher']} to {result['student']}, {result['resolution']} px")
     for column in ("contender", "images/s", "lowest", "highest", f"times {BASE}"):
         shown.add_column(column, justify="left" if column == "contender" else "right")
@@ -82,9 +82,7 @@ def main() -> None:
     """Measure one pair, print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pair", choices=PAIRS, default="lite2-lite0")
-    parser.add_argument(
-        "--steps", type=int, default=5, help="batches a block, the first of which is not timed"
-    )
+    parser.add_argument("--steps", type=int, default=5, help="batches in a block; the first is not timed")
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each contender that count")
     parser.add_argument("--json", type=Path, default=None)
     asked = parser.parse_args()

@@ -1,8 +1,8 @@
-"""A study of twelve trials that share targets, control and pre-flight, against twelve single runs with a live teacher.
+"""A study of twelve trials with shared targets, control and pre-flight, and twelve single runs with a live teacher.
 
     python -m benchmarks.study
 
-The same twelve recipes in both: temperatures and label weights of one pair on the bundled digits.
+Both have the same twelve recipes: temperatures and label weights of one pair on the bundled digits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TRIALS = [
 
 
 def singles(root: Path) -> float:
-    """Seconds of twelve runs, each by itself, with a live teacher."""
+    """Return the seconds of twelve single runs with a live teacher."""
     started = time.perf_counter()
     for trial in TRIALS:
         loss = {key.removeprefix("loss."): value for key, value in trial.items() if key != "name"}
@@ -49,7 +49,7 @@ def singles(root: Path) -> float:
 
 
 def together(root: Path) -> float:
-    """Seconds of the study."""
+    """Return the seconds of the study."""
     file = root / "twelve.yaml"
     base = BASE | {"targets": {"mode": "cached"}}
     file.write_text(yaml.safe_dump({"base": base, "variants": TRIALS}))
