@@ -321,12 +321,12 @@ def load_recipe(
 
 
 def _refuse_contradiction(option: str, key: str, value: Any, override: str) -> None:
-    """An override may say the same as an option, but nothing else."""
-    said: dict[str, Any] = {}
-    set_keys(said, [parse_override(override)])
-    both = copy.deepcopy(said)
+    """Refuse an override that gives a key another value than an option does."""
+    overridden: dict[str, Any] = {}
+    set_keys(overridden, [parse_override(override)])
+    both = copy.deepcopy(overridden)
     set_key(both, key, value)
-    if has_key(said, key) and parse_recipe(both) != parse_recipe(said):
+    if has_key(overridden, key) and parse_recipe(both) != parse_recipe(overridden):
         given = option if isinstance(value, bool) else f"{option} {value}"
         raise TutelageError(f"{given} and {override} disagree; give one of them")
 

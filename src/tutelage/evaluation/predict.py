@@ -21,11 +21,11 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of a part.
+    """The outputs of a model for a subset.
 
     Attributes:
         logits: (N, C) float32 on the CPU.
-        index: (N,) positions in the part; images that cannot be decoded are missing.
+        index: (N,) int64, positions in the subset; images that cannot be decoded are missing.
     """
 
     logits: Tensor
@@ -41,19 +41,22 @@ def predict_logits(
     runtime: Runtime,
     loading: Loading | None = None,
 ) -> Predictions:
-    """The logits of a part's un-augmented images, in the part's order.
+    """Compute the logits of a subset's images without augmentation, in the subset's order.
 
     Args:
         module: (B, 3, H, W) to (B, C); left in the mode it was in.
-        spec: how it wants its pictures.
+        spec: input of the module.
         subset: the images.
         runtime: device and processes.
         loading: workers, and how many images that cannot be decoded are left out; None: the first raises.
+
+    Raises:
+        TutelageError: no image can be decoded, or more than allowed cannot.
     """
     training = module.training
     module.eval()
-    mine: list[Tensor] = []
-    places: list[Tensor] = []
+    logits: list[Tensor] = []
+    index: list[Tensor] = []
     loading = loading or Loading()
     for batch in eval_loader(
         subset,
@@ -65,14 +68,14 @@ def predict_logits(
         bad=loading.bad,
     ):
         images = normalise(batch["images"][0], spec, runtime.device)
-        mine.append(module(images).float())
-        places.append(batch["index"])
+        logits.append(module(images).float())
+        index.append(batch["index"])
     module.train(training)
-    return _gather(mine, places, runtime)
+    return _gather(logits, index, runtime)
 
 
 def in_common(predictions: Sequence[Predictions]) -> list[Predictions]:
-    """Restricted to the images that could be decoded every time: one may turn unreadable in between."""
+    """Keep only the images that are in all predictions: an image can become unreadable in between."""
     shared = reduce(np.intersect1d, [one.index.numpy() for one in predictions])
     return [_restricted(one, shared) for one in predictions]
 
@@ -82,10 +85,11 @@ def _restricted(one: Predictions, index: np.ndarray) -> Predictions:
     return Predictions(one.logits[kept], one.index[kept])
 
 
-def _gather(mine: Sequence[Tensor], places: Sequence[Tensor], runtime: Runtime) -> Predictions:
-    if not mine:
-        raise TutelageError("none of the images can be decoded; look at the files of this data source")
-    logits, index = torch.cat(list(mine)), torch.cat(list(places)).to(runtime.device)
+def _gather(own: Sequence[Tensor], positions: Sequence[Tensor], runtime: Runtime) -> Predictions:
+    """Combine the outputs of all processes in the subset's order, on the CPU."""
+    if not own:
+        raise TutelageError("none of the images can be decoded; check the files of this data source")
+    logits, index = torch.cat(list(own)), torch.cat(list(positions)).to(runtime.device)
     if runtime.world_size > 1:
         accelerator = runtime.accelerator
         logits = accelerator.gather(accelerator.pad_across_processes(logits))

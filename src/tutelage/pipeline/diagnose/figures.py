@@ -117,7 +117,7 @@ class Figures:
         return (self.candidates.get("training") or {}).get(name) or {}
 
     def candidate(self, name: str) -> Mapping[str, Any] | None:
-        """One of the weighed students, by name."""
+        """Return one of the candidates by its name; None where there is none."""
         return next((c for c in self.candidates["candidates"] if c["name"] == name), None)
 
     def against(self, new: str, old: str) -> Paired | None:

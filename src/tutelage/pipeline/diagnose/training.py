@@ -115,10 +115,10 @@ def few_epochs(figures: Figures) -> Iterator[Finding]:
 def batchnorm_drift(figures: Figures) -> Iterator[Finding]:
     """BatchNorm's running statistics harm the trained student: recalibrated, it is better."""
     distance = figures.training("batchnorm").get("distance")
-    last, mended = figures.candidate("last"), figures.candidate("last-recalibrated")
-    if distance is None or last is None or mended is None:
+    last, recalibrated = figures.candidate("last"), figures.candidate("last-recalibrated")
+    if distance is None or last is None or recalibrated is None:
         return
-    gain = mended["val"]["top1"] - last["val"]["top1"]
+    gain = recalibrated["val"]["top1"] - last["val"]["top1"]
     if distance < DRIFT or gain < max(1.0, 2 * figures.still):
         return
     start = figures.start_val()["top1"]
@@ -127,11 +127,11 @@ def batchnorm_drift(figures: Figures) -> Iterator[Finding]:
         "problem" if figures.able and last["val"]["top1"] < start else "note",
         f"BatchNorm's running means moved by {distance:.2f} standard deviations from the start's, and do not suit "
         f"images without augmentation: recalibration raises the last epoch's val top-1 from {last['val']['top1']:.2f}% "
-        f"to {mended['val']['top1']:.2f}%.",
+        f"to {recalibrated['val']['top1']:.2f}%.",
         {
             "distance": distance,
             "last_top1": last["val"]["top1"],
-            "recalibrated_top1": mended["val"]["top1"],
+            "recalibrated_top1": recalibrated["val"]["top1"],
             "start_top1": start,
         },
         (
@@ -176,8 +176,11 @@ def _train_loss(row: dict[str, Any]) -> float:
 
 def _other_cause(figures: Figures) -> bool:
     """Whether BatchNorm's statistics or wrong labels explain the fall on val already."""
-    mended = figures.candidate("last-recalibrated")
-    whole = mended is not None and mended["val"]["top1"] >= figures.start_val()["top1"] - figures.still
+    recalibrated = figures.candidate("last-recalibrated")
+    whole = (
+        recalibrated is not None
+        and recalibrated["val"]["top1"] >= figures.start_val()["top1"] - figures.still
+    )
     return whole or any(finding.severity == "problem" for finding in contradicted_labels(figures))
 
 
