@@ -1,4 +1,4 @@
-# `make run` and `make test` set everything up by themselves; a second call installs nothing.
+# `make run` and `make test` install everything that they need; a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
