@@ -7,6 +7,7 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -156,6 +157,23 @@ def test_overrides_and_yaml_blocks_are_valid(page: Path) -> None:
         load_recipe(None, re.findall(r"(?<![\w./-])[a-z]+(?:\.[a-z_]+)+=[^\s`;,]+", line))
     for block in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         parse_recipe(yaml.safe_load(block))
+
+
+def test_the_training_step_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = PYTHON.findall(README.read_text(encoding="utf-8"))[1]
+    for text, smaller in (
+        ("vit_b1", "vit_b0@none"),
+        ("vit_b3", "vit_b1@none"),
+        ("(8, 3", "(2, 3"),
+        ("(8,)", "(2,)"),
+    ):
+        assert text in block
+        block = block.replace(text, smaller)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert {"loss", "logits", "kl", "cross_entropy", "feature_mse"} == names["losses"].keys()
+    assert (tmp_path / "student.pt").is_file()
 
 
 def test_the_terms_in_the_readme_are_those_of_its_python_code() -> None:
