@@ -35,7 +35,7 @@ from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint
 from tutelage.models.registry import load_model
 from tutelage.models.weights import save_weights
 from tutelage.pipeline.run import begin
-from tutelage.pipeline.verify import check
+from tutelage.pipeline.verify import verify
 
 SECONDS = 20  # after which a case counts as hanging
 COUNTS = {"recipe": 100, "weights": 50, "checkpoint": 30, "image": 60, "metrics": 20, "json": 20, "cache": 20}
@@ -212,7 +212,7 @@ class Bench:
     def json(self, chance: random.Random) -> None:
         path = self.mutated(chance.choice([self.run.preflight, self.run.digests]), chance)
         if path == self.run.digests:
-            list(check(self.run).lines())
+            list(verify(self.run).lines())
         else:
             entry(path, "precision", "chosen")
 
