@@ -71,7 +71,9 @@ class FitRecipe(Component):
 
 
 # YAML 1.1 reads a bare no as false
-Fit = Annotated[FitRecipe | Literal["auto", "no"], BeforeValidator(lambda fit: "no" if fit is False else fit)]
+Fit = Annotated[
+    FitRecipe | Literal["auto", "probe", "no"], BeforeValidator(lambda fit: "no" if fit is False else fit)
+]
 
 
 class TeacherRecipe(Component):
@@ -83,7 +85,9 @@ class TeacherRecipe(Component):
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = (
         None  # of the evaluation crop; null: the model's own
     )
-    fit: Fit = "auto"  # auto: fitted if its head does not match the classes of the data
+    fit: Fit = (
+        "auto"  # auto: where its head is new, a probe, then all layers; probe: that alone; or {epochs, lr...}
+    )
 
 
 class StudentRecipe(Component):
@@ -95,7 +99,9 @@ class StudentRecipe(Component):
         None  # of the evaluation crop; null: the model's own
     )
     dropout: Fraction | None = None  # in the head; null: the model's own
-    head_fit: Fit = "auto"  # training of a new head alone, before anything is compared
+    head_fit: Fit = (
+        "auto"  # auto: a new head is a linear probe; or {epochs, lr...} to train it further, alone
+    )
 
 
 class DataRecipe(Component):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, write_json
 from tutelage.core.recipe import FitRecipe, TrainRecipe
 from tutelage.core.runtime import Precision
+from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint, state_of
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective
+from tutelage.distillation.probe import Probe, can_be_probed, fit_probe
 from tutelage.distillation.stage import Stage
 from tutelage.models import precision
 from tutelage.models.digest import state_digest
@@ -34,19 +37,29 @@ class Fitted:
 
 
 def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
-    """Fit each teacher whose head does not match the data's classes, with hard labels."""
+    """Fit each teacher whose head does not match the data's classes, with hard labels.
+
+    A new head on pretrained weights begins as a linear probe. With ``auto`` all layers are trained from there, and what
+    has the lowest NLL on val is kept, be it the probe: a fit on few images can destroy what a probe keeps.
+    """
     recipe = prepared.recipe.teacher.fit
     teachers = []
     for place, model in enumerate(prepared.teachers):
-        wanted = recipe == "auto" and model.spec in prepared.class_mapping.new
-        settings = recipe if isinstance(recipe, FitRecipe) else FitRecipe() if wanted else None
+        name = "teacher-fit" if place == 0 else f"teacher-fit-{place + 1}"
+        new = model.spec in prepared.class_mapping.new
+        settings = (
+            recipe if isinstance(recipe, FitRecipe) else FitRecipe() if recipe == "auto" and new else None
+        )
+        probed = _probed(prepared, name, model) if recipe != "no" else None
+        if recipe == "probe" and new and probed is None:
+            raise _no_probe("teacher.fit", model)
+        fitted = probed or model
         if settings is not None and settings.epochs > 0:
-            model = _fit(
-                prepared, "teacher-fit" if place == 0 else f"teacher-fit-{place + 1}", model, settings
-            )
-            if place == 0:
-                prepared.save(model, prepared.run.teacher)
-        model.module.to(prepared.device)
+            fitted = _fit(prepared, name, fitted, settings, keep_start=probed is not None)
+        if place == 0 and fitted is not model:
+            prepared.save(fitted, prepared.run.teacher)
+        fitted.module.to(prepared.device)
+        model = fitted
         teachers.append(model)
     return tuple(teachers)
 
@@ -54,20 +67,77 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
 def fit_head(prepared: Prepared) -> Model:
     """Fit a new head of the student, with its body frozen, and return the starting student.
 
+    On pretrained weights it is a linear probe, trained further only where the recipe gives epochs.
+
     The start that the distilled student is compared with has then seen the data's classes.
     """
     recipe, student = prepared.recipe.student.head_fit, prepared.student
-    wanted = recipe == "auto" and student.spec in prepared.class_mapping.new and student.pretrained
-    settings = recipe if isinstance(recipe, FitRecipe) else FitRecipe(lr=3e-3) if wanted else None
+    new = student.spec in prepared.class_mapping.new and student.pretrained
+    probed = _probed(prepared, "head-fit", student) if recipe != "no" else None
+    if recipe == "probe" and new and probed is None:
+        raise _no_probe("student.head_fit", student)
+    settings = recipe if isinstance(recipe, FitRecipe) else None
+    if recipe == "auto" and new and probed is None:
+        settings = FitRecipe(lr=3e-3)
+    student = probed or student
     if settings is not None and settings.epochs > 0:
-        student = _fit(prepared, "head-fit", student, settings, head_only=True)
+        keep = probed is not None
+        student = _fit(prepared, "head-fit", student, settings, head_only=True, keep_start=keep)
     student.module.to(prepared.device)
     prepared.save(student, prepared.run.start)
     return student
 
 
-def _fit(prepared: Prepared, name: str, model: Model, fit: FitRecipe, head_only: bool = False) -> Model:
-    """Train a copy of a model, and give it the best of the fit's states on val.
+def _probed(prepared: Prepared, name: str, model: Model) -> Model | None:
+    """A copy of a model with a linear probe as its head.
+
+    None where its head is not new or its weights are random, where the head is no single linear layer, and where it
+    has classes that the data does not have.
+    """
+    mapping, context = prepared.class_mapping, prepared.context
+    new = model.spec in mapping.new and model.pretrained
+    if not new or len(mapping.index) != model.num_classes or not can_be_probed(model):
+        return None
+    splits, path = prepared.splits, context.run.checkpoints / f"{name}.probe.safetensors"
+
+    def key() -> dict[str, object]:
+        network = [state_digest(model.module.state_dict()), model.input_spec.to_dict()]
+        return {"network": network, "images": [splits.train.digest(), splits.val.digest()]}
+
+    with made_once(context, path, key):
+        if path.exists():
+            groups, meta = load_checkpoint(path)
+            head = groups["head"]
+            probe = Probe(head["weight"], head["bias"], meta["strength"], meta["top1"], meta["nll"])
+        else:
+            index = mapping.index
+            probe = fit_probe(model, splits.train, splits.val, index, context.runtime, context.loading)
+            if context.runtime.is_main:
+                figures = {"strength": probe.strength, "top1": probe.top1, "nll": probe.nll}
+                save_checkpoint(path, {"head": {"weight": probe.weight, "bias": probe.bias}}, figures)
+        context.runtime.wait()
+    context.progress.say(
+        f"{name}: a linear probe of {model.spec} has {probe.top1:.2f} top-1 and an NLL of {probe.nll:.3f} on val"
+    )
+    return probe.put_on(model)
+
+
+def _no_probe(key: str, model: Model) -> TutelageError:
+    return TutelageError(
+        f"{key}=probe: {model.spec} cannot have a linear probe, since its weights are random, or its head is not one "
+        f"linear layer for the data's classes; use {key}=auto"
+    )
+
+
+def _fit(
+    prepared: Prepared,
+    name: str,
+    model: Model,
+    fit: FitRecipe,
+    head_only: bool = False,
+    keep_start: bool = False,
+) -> Model:
+    """Train a copy of a model, and give it the best of the fit's states on val; with `keep_start` the start is one.
 
     The best is that with the lowest NLL: a teacher is used for its probabilities.
     """
@@ -100,6 +170,8 @@ def _fit(prepared: Prepared, name: str, model: Model, fit: FitRecipe, head_only:
     )
     context = prepared.context.in_precision(_precision(prepared, name, fitted))
     states = {key: state for key, state in train_once(stage, context).states.items() if state}
+    if keep_start:
+        states["start"] = state_of(model.module)
     nll = {key: evaluate_state(prepared, fitted, state)["nll"] for key, state in states.items()}
     fitted.module.load_state_dict(states[min(nll, key=nll.__getitem__)])
     fitted.module.eval().requires_grad_(True)  # a fit of the head has frozen the body
