@@ -134,6 +134,12 @@ def test_unknown_settings_name_what_there_is() -> None:
         make_term("feature_mse", {"student": "a", "teacher": "b", "projector": "curved"})
 
 
+def test_a_function_of_the_package_is_a_term_by_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._BUILT_IN, "near", cosine)
+    assert torch.equal(value(make_term("near", {"power": 2})), cosine(STUDENT, TEACHER, power=2))
+    assert "near" in names()
+
+
 @pytest.mark.usefixtures("third_party")
 def test_a_package_adds_a_loss() -> None:
     assert "cosine" in names()

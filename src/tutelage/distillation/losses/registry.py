@@ -10,8 +10,10 @@ option=default, ...)`` returns a scalar. A parameter ``labels`` means that the l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from torch import Tensor
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.plugins import load_plugin, plugin_names, plugin_title
@@ -22,7 +24,8 @@ from tutelage.distillation.losses.terms import LogitTerm, Term
 
 GROUP = "tutelage.losses"
 
-_BUILT_IN: dict[str, type[Term]] = {
+# a term, or a plain function of logits, which needs no class of its own
+_BUILT_IN: dict[str, type[Term] | Callable[..., Tensor]] = {
     "kl": terms.KL,
     "standardised_kl": terms.StandardisedKL,
     "dist": terms.DIST,
@@ -52,7 +55,7 @@ def make_term(name: str, settings: Mapping[str, Any], where: str = "loss.terms")
     Raises:
         TutelageError: there is no such term, it cannot be loaded, or a setting is unknown, missing or wrong.
     """
-    found = _BUILT_IN.get(name) or _from_package(name, where)
+    found = _built_in(name) or _from_package(name, where)
     if isinstance(found, LossFunction):
         own: dict[str, Any] = {"weight": 1.0, "temperature": found.temperature, **found.options}
         return LogitTerm(found, **_numbers(settings, own, f"{where}: {name}"))
@@ -71,6 +74,13 @@ def make_term(name: str, settings: Mapping[str, Any], where: str = "loss.terms")
         return found(**_numbers(settings, parameters, f"{where}: {name}"))
     except (TypeError, ValueError) as error:
         raise TutelageError(f"{where}: {name} cannot be made with {dict(settings)} ({error})") from None
+
+
+def _built_in(name: str) -> type[Term] | LossFunction | None:
+    found = _BUILT_IN.get(name)
+    if found is None or isinstance(found, type):
+        return cast("type[Term] | None", found)
+    return LossFunction(name, found)
 
 
 def _numbers(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
