@@ -165,7 +165,7 @@ def test_a_run_with_a_teacher_at_chance_stops_before_training(
 ) -> None:
     recipe = recipe_of(tmp_path_factory.getbasetemp(), tiny, preflight={})
     run = begin(recipe, tmp_path, "test")
-    with pytest.raises(TutelageError, match="pre-flight: not so: teacher above chance"):
+    with pytest.raises(TutelageError, match="pre-flight: failed: teacher above chance"):
         distill(recipe, run, Silent())
     assert not run.metrics.exists()
     assert not run.student.exists()

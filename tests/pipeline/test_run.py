@@ -126,7 +126,7 @@ def test_changed_images_are_noticed_on_resume(finished: Run, tmp_path: Path) -> 
     shutil.copytree(finished.path, copied)
     recipe = load_recipe(finished.recipe)
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": 200})})
-    with pytest.raises(TutelageError, match="images changed"):
+    with pytest.raises(TutelageError, match="images have changed since"):
         distill(other, Run.open(copied), Silent())
 
 

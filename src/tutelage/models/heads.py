@@ -9,7 +9,7 @@ from torch import nn
 
 
 def head_layers(module: nn.Module, num_classes: int) -> list[nn.Module]:
-    """The layers that make up the head of a network.
+    """Find the layers that make up the head of a network.
 
     Args:
         module: timm's networks name their heads (``get_classifier``). In others the head is the last linear layer or
@@ -36,10 +36,10 @@ def head_layers(module: nn.Module, num_classes: int) -> list[nn.Module]:
 
 
 def replace_head(module: nn.Module, num_classes: int, new_classes: int) -> nn.Module | None:
-    """Put a new head, drawn from torch's global generator, on a module in place.
+    """Replace the head of a module in place by a new one, drawn from torch's global generator.
 
     Args:
-        module: as in `head_layers`; timm's networks put on the head by themselves (``reset_classifier``).
+        module: as in `head_layers`; timm's networks replace the head by themselves (``reset_classifier``).
         num_classes: outputs of the present head.
         new_classes: outputs of the new one.
 
@@ -63,11 +63,11 @@ def replace_head(module: nn.Module, num_classes: int, new_classes: int) -> nn.Mo
 
 @torch.no_grad()
 def zero_head(module: nn.Module, num_classes: int) -> None:
-    """Set the weights of a head to zero, in place: it begins with the same logit for all classes.
+    """Set the weights of a head to zero, in place, so that it gives the same logit for all classes.
 
-    The loss then begins at ln(classes), that of a uniform guess. The initialisations of architectures are made for
-    training from scratch; on features of trained weights theirs open far above (8.4 in place of 1.6 in
-    EfficientNets with five classes), and the first epochs are spent on undoing that.
+    The loss then begins at ln(classes), that of a uniform guess. Architectures initialise their heads for training
+    from scratch; on the features of trained weights the loss begins far higher (8.4 instead of 1.6 in EfficientNets
+    with five classes), and the first epochs only undo that.
 
     Args:
         module: as in `head_layers`.
@@ -95,7 +95,7 @@ def _outputs(layer: nn.Module) -> int | None:
 
 
 def _with_outputs(layer: nn.Module, outputs: int) -> nn.Module:
-    """A new layer like this one, with another number of outputs."""
+    """Make a new layer like this one, with another number of outputs."""
     weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None) is not None
     if isinstance(layer, nn.Conv2d):
         new: nn.Module = nn.Conv2d(weight.shape[1], outputs, kernel_size=1, bias=bias)
@@ -105,10 +105,10 @@ def _with_outputs(layer: nn.Module, outputs: int) -> nn.Module:
 
 
 def parameters_of(layers: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """All parameters of some layers, each once."""
+    """Return all parameters of some layers, each once."""
     return list(dict.fromkeys(parameter for layer in layers for parameter in layer.parameters()))
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a network's tensors lie; the CPU where it has none."""
+    """Return the device of a network's tensors; the CPU where it has none."""
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))

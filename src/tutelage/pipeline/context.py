@@ -34,7 +34,7 @@ class Context:
     memo: Path | None = None
 
     def in_precision(self, precision: Precision) -> Context:
-        """The same context, in which students are trained in another precision."""
+        """Return the same context with another training precision."""
         return replace(self, runtime=replace(self.runtime, precision=precision))
 
     def train(self, stage: Stage) -> Trained:

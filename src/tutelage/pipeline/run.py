@@ -1,7 +1,7 @@
 """One run from start to end.
 
-The stages of a run follow each other in `distill`. Each takes the records of those before it, returns one of its own,
-and leaves its results in the run directory, so that a run that was stopped goes on where it was.
+`distill` calls the stages in order. Each takes the records of those before it, returns one of its own, and writes its
+results to the run directory, so that a run that was stopped can be resumed.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
 
 
 def describe(run: Run, recipe: Recipe, versions: Mapping[str, Any]) -> None:
-    """Write the recipe and the versions of a run that has none yet; the versions last: they show that it has begun."""
+    """Write the recipe of a run that has not begun, and then its versions, which show that it has begun."""
     if not run.versions.exists():
         write_text(run.recipe, dump_recipe(recipe))
         write_json(run.versions, versions)
 
 
 def _default_name(recipe: Recipe) -> str:
-    # a kind of model (KIND:WHERE) may have a path after its colon
+    # in KIND:WHERE, the part after the colon may be a path
     student, teacher = (re.sub(r"\W+", "_", architecture(m.model)) for m in (recipe.student, recipe.teacher))
     return f"{student}-from-{teacher}-{datetime.now():%Y%m%d-%H%M%S}"
 
@@ -69,12 +69,12 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     Args:
         recipe: of the run.
         run: its directory.
-        progress: where it reports to.
-        memo: where runs of a study keep what they would compute alike; None: a single run.
+        progress: receives reports.
+        memo: directory where the runs of a study keep results that all of them need; None: a single run.
 
     Raises:
-        TutelageError: bad input, or the pre-flight found nothing to teach.
-        Interrupted: the run was asked to stop; `distill` on the same run goes on.
+        TutelageError: the input is not valid, or the pre-flight refused the teacher.
+        Interrupted: the run was asked to stop; `distill` on the same run resumes it.
     """
     runtime = Runtime.start()
     with _opened(recipe, run, runtime) as tracker:
@@ -91,14 +91,14 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
             write_digests(run)
             page = write_report(run)
             tracker.on_end([page, run.recipe, run.comparison, run.diagnosis, run.student], distilled.model)
-            shutil.rmtree(run.cache, ignore_errors=True)  # it was for the next epoch
+            shutil.rmtree(run.cache, ignore_errors=True)  # only training needs it
         runtime.wait()
     return result
 
 
 @contextmanager
 def _opened(recipe: Recipe, run: Run, runtime: Runtime) -> Iterator[Tracker]:
-    """Hold the run and tell its trackers, in the first process; where that fails, every process raises the error."""
+    """Lock the run and open its trackers in the first process; where that fails, every process raises the error."""
     with ExitStack() as stack:
         tracker: Tracker = Trackers({})
 

@@ -1,4 +1,4 @@
-"""Fits before distilling: a teacher whose head does not match the classes of the data, and a student's new head."""
+"""Fits before the distillation: teachers whose head does not match the data's classes, and a student's new head."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tutelage.pipeline.stages.prepare import Prepared
 
 @dataclass(frozen=True)
 class Fitted:
-    """The models that distilling begins with, on the device.
+    """The models at the beginning of the distillation, on the device.
 
     Attributes:
-        prepared: what the run works on.
-        teachers: fitted to the data where they had to be.
+        prepared: the data, the recipe and the context of the run.
+        teachers: fitted to the data where necessary.
         student: the starting student.
     """
 
@@ -39,8 +39,8 @@ class Fitted:
 def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
     """Fit each teacher whose head does not match the data's classes, with hard labels.
 
-    A new head on pretrained weights begins as a linear probe. With ``auto`` all layers are trained from there, and what
-    has the lowest NLL on val is kept, be it the probe: a fit on few images can destroy what a probe keeps.
+    A new head on pretrained weights begins as a linear probe. With ``auto`` all layers are then trained, and the state
+    with the lowest NLL on val is kept, which may be the probe: a fit on few images can damage pretrained features.
     """
     recipe = prepared.recipe.teacher.fit
     teachers = []
@@ -59,8 +59,7 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
         if place == 0 and fitted is not model:
             prepared.save(fitted, prepared.run.teacher)
         fitted.module.to(prepared.device)
-        model = fitted
-        teachers.append(model)
+        teachers.append(fitted)
     return tuple(teachers)
 
 
@@ -69,7 +68,7 @@ def fit_head(prepared: Prepared) -> Model:
 
     On pretrained weights it is a linear probe, trained further only where the recipe gives epochs.
 
-    The start that the distilled student is compared with has then seen the data's classes.
+    So the start that the distilled student is compared with has already learnt the data's classes.
     """
     recipe, student = prepared.recipe.student.head_fit, prepared.student
     new = student.spec in prepared.class_mapping.new and student.pretrained
@@ -89,9 +88,9 @@ def fit_head(prepared: Prepared) -> Model:
 
 
 def _probed(prepared: Prepared, name: str, model: Model) -> Model | None:
-    """A copy of a model with a linear probe as its head.
+    """Return a copy of a model with a linear probe as its head.
 
-    None where its head is not new or its weights are random, where the head is no single linear layer, and where it
+    None where its head is not new or its weights are random, where the head is not a single linear layer, and where it
     has classes that the data does not have.
     """
     mapping, context = prepared.class_mapping, prepared.context
@@ -137,9 +136,9 @@ def _fit(
     head_only: bool = False,
     keep_start: bool = False,
 ) -> Model:
-    """Train a copy of a model, and give it the best of the fit's states on val; with `keep_start` the start is one.
+    """Train a copy of a model, and return the best of its states on val; with `keep_start` the start is one of them.
 
-    The best is that with the lowest NLL: a teacher is used for its probabilities.
+    The best is the one with the lowest NLL, since a teacher is used for its probabilities.
     """
     base = prepared.recipe.train
     settings = TrainRecipe(
@@ -166,7 +165,7 @@ def _fit(
         prepared.splits.val,
         prepared.class_mapping.index,
         head_only=head_only,
-        metric="nll",  # as for the choice below: a teacher is used for its probabilities
+        metric="nll",  # as for the selection below
     )
     context = prepared.context.in_precision(_precision(prepared, name, fitted))
     states = {key: state for key, state in train_once(stage, context).states.items() if state}
@@ -179,9 +178,9 @@ def _fit(
 
 
 def _precision(prepared: Prepared, name: str, model: Model) -> Precision:
-    """The precision of a fit: the recipe's, or the faster one of a few measured steps.
+    """Choose the precision of a fit: the recipe's, or the faster one in a few measured steps.
 
-    What was measured first is kept beside the fit's checkpoint, so that a resumed run goes on in the same arithmetic.
+    The choice is written beside the fit's checkpoint, so that a resumed run uses the same precision.
     """
     recipe, context = prepared.recipe.train, prepared.context
     if recipe.precision != "auto":

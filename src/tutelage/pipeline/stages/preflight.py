@@ -1,4 +1,4 @@
-"""The pre-flight: teacher and student are measured before the student is trained."""
+"""The pre-flight: checks of teacher and student before the student is trained."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from tutelage.pipeline.stages.evaluate import labels_of, predict_jointly, probe_
 from tutelage.pipeline.stages.fit import Fitted
 from tutelage.pipeline.stages.prepare import Prepared
 
-TRAIN_IMAGES = 500  # of which the teacher's predictions are compared with the labels
-NEAR_CHANCE = 2.0  # a teacher below so many times chance teaches noise
-CHECKPOINT_COPIES = 5  # model, EMA, best, and two moments of the optimizer
+TRAIN_IMAGES = 500  # on which the teacher's predictions are compared with the labels
+NEAR_CHANCE = 2.0  # a teacher with a top-1 below this many times chance is refused
+CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: model, EMA, best, and two moments of the optimizer
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Models that passed the pre-flight, as they are used from here on.
+    """The models that passed the pre-flight, as the following stages use them.
 
     Attributes:
-        prepared: what the run works on; its runtime has the precision that students are trained in.
-        teachers: at the resolution that is used, frozen and in eval mode.
+        prepared: the data, the recipe and the context of the run; its runtime has the precision of the training.
+        teachers: at the resolution of their targets, frozen and in eval mode.
         student: the starting student.
-        teacher_precision: that the teachers' targets are computed in.
+        teacher_precision: precision in which the teachers' targets are computed.
         teacher_on_val: the teachers' joint logits on val.
     """
 
@@ -63,7 +63,7 @@ class Checked:
 
     @cached_property
     def batchnorm_images(self) -> list[Tensor]:
-        """Training images that BatchNorm statistics are measured on, decoded once for all candidates of the run."""
+        """The training images for measuring BatchNorm statistics, decoded once for all candidates of the run."""
         prepared = self.prepared
         return decode_sample(prepared.splits.train, self.student.input_spec, prepared.context.loading)
 
@@ -71,10 +71,10 @@ class Checked:
 def preflight(fitted: Fitted) -> Checked:
     """Measure teacher and student on val, choose the precision, and estimate the time and the disk space.
 
-    A run that has `preflight.json` takes the choices from there.
+    Where `preflight.json` exists, the choices are read from there.
 
     Raises:
-        TutelageError: there is nothing to teach, or the disk is too small.
+        TutelageError: the teacher is too weak, or the disk is too small.
     """
     prepared = fitted.prepared
     path = prepared.run.preflight
@@ -112,12 +112,12 @@ def _key(fitted: Fitted) -> dict[str, Any]:
 
 
 def _probe_resolutions(fitted: Fitted) -> list[dict[str, Any]]:
-    """Measure at neighbouring resolutions: the teachers where their best is wanted, all models where asked for."""
+    """Evaluate at neighbouring resolutions: the teachers if their best one is wanted, all models if requested."""
     prepared = fitted.prepared
-    asked = prepared.recipe.preflight.probe_resolutions
-    teachers = fitted.teachers if asked or prepared.recipe.teacher.resolution == "best" else ()
+    probe_all = prepared.recipe.preflight.probe_resolutions
+    teachers = fitted.teachers if probe_all or prepared.recipe.teacher.resolution == "best" else ()
     models = [(_teacher_name(place), model) for place, model in enumerate(teachers)]
-    models += [("student", fitted.student)] if asked else []
+    models += [("student", fitted.student)] if probe_all else []
     return [row for name, model in models for row in probe_resolutions(prepared, name, model)]
 
 
@@ -138,7 +138,7 @@ def _teacher_name(place: int) -> str:
 def _rates(prepared: Prepared, teacher: Model, student: Model) -> dict[str, dict[Precision, float]]:
     """Measure images/s of one process: a training step of the student, and inference of the teacher.
 
-    Measured is what the run may use, on the batch that one process gets.
+    Only the precisions that the run may use are measured, with the batch of one process.
     """
     recipe, device = prepared.recipe.train, prepared.device
     precisions = precision.BOTH if recipe.precision == "auto" else (recipe.precision,)
@@ -157,7 +157,7 @@ def _choose_precision(
     chosen = [
         precision.faster(rates[model]) if wanted == "auto" else wanted for model in ("student", "teacher")
     ]
-    # clocks differ: every process takes what the first one found
+    # measurements differ: every process uses those of the first one
     student, teacher = prepared.context.runtime.from_main(chosen)
     return student, teacher
 
@@ -237,19 +237,19 @@ def _model_record(model: Model, figures: Quality, more: dict[str, float] | None 
 
 
 def structure(teachers: Sequence[Model], student: Model, class_mapping: ClassMapping) -> list[dict[str, Any]]:
-    """Check what must hold whatever the accuracies are: frozen teachers in eval mode, and one list of classes."""
+    """Check what does not depend on accuracies: frozen teachers in eval mode, and one list of classes."""
     frozen = all(not p.requires_grad for t in teachers for p in t.module.parameters())
-    still = all(not m.training for t in teachers for m in t.module.modules())
-    align_heads = all(m.num_classes == len(class_mapping.class_ids) for m in [*teachers, student])
+    in_eval = all(not m.training for t in teachers for m in t.module.modules())
+    aligned = all(m.num_classes == len(class_mapping.class_ids) for m in [*teachers, student])
     return [
         _check("teacher frozen", frozen, "no parameter of the teacher takes a gradient"),
-        _check("teacher in eval mode", still, "dropout off, BatchNorm statistics untouched"),
-        _check("heads agree", align_heads, f"{len(class_mapping.class_ids)} classes in one order"),
+        _check("teacher in eval mode", in_eval, "dropout off, BatchNorm statistics untouched"),
+        _check("heads agree", aligned, f"{len(class_mapping.class_ids)} classes in one order"),
     ]
 
 
 def strength(teacher: Quality, student: Quality, classes: int, allow_weak: bool) -> list[dict[str, Any]]:
-    """Check that the teacher has something to teach.
+    """Check that the teacher is above chance and better than the student.
 
     Raises:
         TutelageError: the teacher is near chance or worse than the student, and the recipe does not allow it.
@@ -270,7 +270,7 @@ def strength(teacher: Quality, student: Quality, classes: int, allow_weak: bool)
     for check in checks:
         if not check["ok"] and not allow_weak:
             raise TutelageError(
-                f"pre-flight: not so: {check['name']} ({check['detail']}); fit it with teacher.fit, check its "
+                f"pre-flight: failed: {check['name']} ({check['detail']}); fit it with teacher.fit, check its "
                 "classes and resolution, or set preflight.allow_weak_teacher=true"
             )
     return checks
@@ -282,27 +282,27 @@ def estimate(
     """Estimate the steps, the seconds and the disk space (MB of 10^6 bytes) that the run needs.
 
     Args:
-        recipe: says how long.
-        images: that control and student are trained on, unlabelled ones counted.
+        recipe: has the epochs and the batch size.
+        images: number of training images of control and student, unlabelled ones included.
         rates: images/s of `student` (a training step) and `teacher` (inference), of all processes together.
-        student: for the size of its checkpoints.
-        place: where the run is written.
+        student: decides the size of the checkpoints.
+        place: directory of the run.
 
     Raises:
-        TutelageError: the disk has less room than needed.
+        TutelageError: the disk has less space than needed.
     """
     epochs = recipe.train.epochs
     step = 1 / rates["student"]
-    looks = passes(recipe)  # of the teacher at each image
-    seconds = images * (epochs * step * (2 if recipe.control else 1) + looks / rates["teacher"])
+    teacher_passes = passes(recipe)
+    seconds = images * (epochs * step * (2 if recipe.control else 1) + teacher_passes / rates["teacher"])
     size = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
     disk = size * (CHECKPOINT_COPIES * (2 if recipe.control else 1) + 3) / 1e6
     if recipe.targets.mode == "cached":
-        disk += looks * Layout(images, student.num_classes, recipe.targets.top_k).view_bytes / 1e6
+        disk += teacher_passes * Layout(images, student.num_classes, recipe.targets.top_k).view_bytes / 1e6
     free = shutil.disk_usage(place).free / 1e6
     if disk > free:
         raise TutelageError(
-            f"{place}: the run needs about {disk:.0f} MB, the disk has {free:.0f} MB left; free some"
+            f"{place}: the run needs about {disk:.0f} MB, the disk has {free:.0f} MB left; free some space"
         )
     steps = images // recipe.train.batch_size * epochs * (2 if recipe.control else 1)
     return {"steps": steps, "estimated_seconds": seconds, "disk_mb": disk}

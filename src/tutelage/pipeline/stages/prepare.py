@@ -1,4 +1,4 @@
-"""The first stage: images and models, with heads that have the same classes in the same order."""
+"""The first stage: the images, and the models with heads that have the same classes in the same order."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tutelage.pipeline.context import Context
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run works on.
+    """The data and the models of a run.
 
     Attributes:
         recipe: of the run.
-        context: where the run is written, computes and reports.
+        context: the run's directory, runtime and progress.
         splits: its images.
         class_mapping: how the labels of the data map to the heads of all models.
         teachers: as loaded, with heads for the data's classes; the first one is `teacher.model`.
@@ -52,11 +52,11 @@ class Prepared:
 
     @property
     def device(self) -> torch.device:
-        """Where models and tensors go."""
+        """The device of models and tensors."""
         return self.context.runtime.device
 
     def save(self, model: Model, path: Path) -> None:
-        """Write a model's weights with what is needed to use them: its name, classes and input."""
+        """Write a model's weights with its name, classes and input."""
         if self.context.runtime.is_main:
             named = replace(model, class_ids=self.class_mapping.class_ids)
             save_weights(model.module, path, named.metadata())
@@ -68,13 +68,13 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     Args:
         recipe: of the run.
         run: its directory.
-        progress: where it reports to.
-        memo: where runs of a study keep what they would compute alike; None: a single run.
+        progress: receives reports.
+        memo: directory where the runs of a study keep results that all of them need; None: a single run.
 
     Raises:
-        TutelageError: data or models are missing or do not fit, or the images changed since the run began.
+        TutelageError: data or models are missing or do not fit, or the images have changed since the run began.
     """
-    torch.manual_seed(recipe.train.seed)  # new heads and students from scratch begin the same
+    torch.manual_seed(recipe.train.seed)  # for new heads and students from scratch
     splits = make_splits(recipe.data)
     loaded = [load_model(name) for name in (recipe.teacher.model, *recipe.teacher.others)]
     student = _load_student(recipe)
@@ -103,31 +103,31 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
 
 
 def _record_splits(splits: Splits, context: Context) -> None:
-    """Record which images the run works on, or check that they are still the same."""
+    """Record the images of the run, or check that they are still the same."""
     record, path = splits.record(), context.run.splits
     if path.exists():
         before = entry(path, "parts")
         changed = [role for role, subset in record["parts"].items() if subset != before.get(role)]
         if changed:
             raise TutelageError(
-                f"data.{changed[0]}: the images changed since the run began ({path}); "
-                "put them back, or begin a new run"
+                f"data.{changed[0]}: the images have changed since the run began ({path}); "
+                "restore them, or begin a new run"
             )
     elif context.runtime.is_main:
         write_json(path, record)
 
 
 def _inputs(recipe: Recipe, teachers: list[Model], student: Model) -> list[InputSpec]:
-    """Return the input of each model, at the highest resolution that it may be used at."""
+    """Return the input of each model at the highest resolution that may be used."""
     probed = recipe.preflight.probe_resolutions
-    taught = [model.input_spec for model in teachers]
+    specs = [model.input_spec for model in teachers]
     if probed or recipe.teacher.resolution == "best":
-        taught = [resolution.reach(spec) for spec in taught]
-    return [*taught, resolution.reach(student.input_spec) if probed else student.input_spec]
+        specs = [resolution.reach(spec) for spec in specs]
+    return [*specs, resolution.reach(student.input_spec) if probed else student.input_spec]
 
 
 def _decoded(recipe: Recipe, splits: Splits, specs: list[InputSpec], context: Context) -> Splits:
-    """Decode the images once, as far as they fit on the disk; a resumed run does as it did before."""
+    """Decode the images once, as far as they fit on the disk; a resumed run makes the same choice again."""
     path = context.run.splits
     with context.runtime.accelerator.main_process_first():
         record = read_json(path)
@@ -162,6 +162,6 @@ def _with_input(model: Model, wish: TeacherRecipe | StudentRecipe) -> Model:
 def _data_line(splits: Splits) -> str:
     extra = f" and {len(splits.unlabelled):,} unlabelled" if splits.unlabelled else ""
     return (
-        f"data: {len(splits.train):,} images to train on{extra}, {len(splits.val):,} to choose by, "
-        f"{len(splits.test):,} to report on, {len(splits.classes)} classes"
+        f"data: {len(splits.train):,} training images{extra}, {len(splits.val):,} for model selection, "
+        f"{len(splits.test):,} for final evaluation, {len(splits.classes)} classes"
     )
