@@ -129,8 +129,8 @@ def test_two_ways_of_saying_it_are_refused(loss: dict[str, Any], line: str) -> N
         ([{"kl": {}}, {"dkd": {"gamma": 1}}], r"loss\.terms\.1: dkd has no setting 'gamma'"),
         ([{"kl": {}, "dkd": {}}], r"loss\.terms\.0: write one term as"),
         ([{"feature_mse": {"student": "a"}}], r"loss\.terms\.0: feature_mse needs teacher"),
-        ([{"kl": {"weight": "much"}}], r"loss\.terms\.0: kl: weight is a number, not 'much'"),
-        ([{"dkd": {"beta": [1]}}], r"loss\.terms\.0: dkd: beta is a number, not \[1\]"),
+        ([{"kl": {"weight": "much"}}], r"loss\.terms\.0: kl: weight must be a number, not 'much'"),
+        ([{"dkd": {"beta": [1]}}], r"loss\.terms\.0: dkd: beta must be a number, not \[1\]"),
     ],
 )
 def test_a_faulty_term_is_named_by_its_place(terms: list[Any], line: str) -> None:

@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise TutelageError(f"{path}: missing; the run did not get this far") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise TutelageError(f"{path}: damaged ({error}); take it from a copy or run again") from None
+        raise TutelageError(f"{path}: damaged ({error}); restore it from a copy or run again") from None
 
 
 def entry(path: Path, *keys: str) -> Any:
@@ -103,7 +103,7 @@ def entry(path: Path, *keys: str) -> Any:
     value = read_json(path)
     for key in keys:
         if not isinstance(value, dict) or key not in value:
-            raise TutelageError(f"{path}: damaged (no {'.'.join(keys)}); take it from a copy or run again")
+            raise TutelageError(f"{path}: damaged (no {'.'.join(keys)}); restore it from a copy or run again")
         value = value[key]
     return value
 

@@ -143,7 +143,7 @@ def check_losses(recipe: Recipe) -> None:
     """Refuse losses that cannot be made or that lack what they need, before anything is computed.
 
     Raises:
-        TutelageError: a term or a setting of it is unknown, or a term on layers is to learn from cached targets.
+        TutelageError: a term or one of its settings is unknown, or a term on layers is combined with cached targets.
     """
     layers = Objective(terms_of(recipe.loss)).teacher_layers
     if layers and recipe.targets.mode == "cached":

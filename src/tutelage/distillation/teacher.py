@@ -203,7 +203,7 @@ def cached_teacher(
         recipe: of the run.
         directory: holds the caches of any number of runs.
         loading: how images are loaded.
-        progress: where it reports to.
+        progress: receives reports.
         on_batch: called after each batch; may raise to stop, and the targets so far are kept.
 
     Raises:

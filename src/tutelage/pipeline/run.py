@@ -127,4 +127,4 @@ def show(run: Run, progress: Progress) -> None:
     progress.say(result["verdict"]["sentence"])
     for line in lines(read_json(run.diagnosis)["findings"]):
         progress.say(line)
-    progress.say(f"everything is in {run.path}; the page to look at is {run.report}")
+    progress.say(f"the results are in {run.path}; the report is {run.report}")

@@ -66,7 +66,7 @@ def verify(run: Run) -> Verification:
 def _recorded(path: Path) -> dict[str, object]:
     recorded = read_json(path)
     if not isinstance(recorded, dict):
-        raise TutelageError(f"{path}: damaged (no list of files); take it from a copy")
+        raise TutelageError(f"{path}: damaged (no list of files); restore it from a copy")
     for name in recorded:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             raise TutelageError(f"{path}: {name!r} is refused, since it is outside the run directory")

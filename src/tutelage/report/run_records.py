@@ -214,7 +214,7 @@ def _watched(run: Run) -> list[Path]:
 def _read_mapping(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise TutelageError(f"{path}: damaged (not an object); take it from a copy or run again")
+        raise TutelageError(f"{path}: damaged (not an object); restore it from a copy or run again")
     return content
 
 

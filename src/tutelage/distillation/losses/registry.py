@@ -84,10 +84,10 @@ def _built_in(name: str) -> type[Term] | LossFunction | None:
 
 
 def _numbers(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings, with numbers where the default is one: YAML 1.1 reads ``1e-4`` as text.
+    """Convert settings to numbers where the default is a number: YAML 1.1 reads ``1e-4`` as text.
 
     Raises:
-        TutelageError: a setting is no number and should be one.
+        TutelageError: a setting that must be a number is not one.
     """
     found = dict(settings)
     for key, value in settings.items():
@@ -96,7 +96,7 @@ def _numbers(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: st
             try:
                 found[key] = float(value) if isinstance(value, str) else value + 0
             except (TypeError, ValueError):
-                raise TutelageError(f"{where}: {key} is a number, not {value!r}") from None
+                raise TutelageError(f"{where}: {key} must be a number, not {value!r}") from None
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a diagnosis needs to know of the distilled student's training, taken on val once it is over."""
+"""Evidence for the diagnosis about the distilled student's training, measured on val after it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def of_training(
     objective: Objective,
     targets: Tensor,
 ) -> dict[str, Any]:
-    """For candidates.json: the start's loss, what the best trained candidate lost and won, and BatchNorm's way.
+    """Return the start's loss, the answers that the best trained candidate lost and won, and BatchNorm's drift.
 
     Args:
         choice: made on val.

@@ -147,7 +147,7 @@ class _Worker:
             if old.get(key) != new.get(key):
                 raise TutelageError(
                     f"{self.files.path}: this study was begun with {key}={old.get(key)!r}, not {new.get(key)!r}; "
-                    "put it back, or use another --name"
+                    "restore it, or use another --name"
                 )
 
     def _enqueue(self, study: optuna.Study) -> None:
@@ -184,7 +184,7 @@ class _Worker:
             if failures == MAX_FAILURES:
                 raise TutelageError(
                     f"{self.files.path}: the last {failures} trials failed (see {self.files.markdown.name}); "
-                    "`tutelage resume` on one of them shows why; then go on with the same command"
+                    "`tutelage resume` on one of them shows why; then continue with the same command"
                 )
 
     def _precision(self) -> dict[str, Any]:
