@@ -52,7 +52,8 @@ def test_a_probe_is_the_regression_of_lowest_nll_on_val(splits: Splits) -> None:
     model = network("test_resnet", 0)
     probe = fit_probe(model, splits.train, splits.val, np.arange(10), Runtime.start(), LOADING)
     ours, theirs = features_by_hand(model, splits.train), features_by_hand(model, splits.val)
-    mean, std = ours.mean(0), ours.std(0).clamp_min(1e-6)
+    mean, std = ours.mean(0), ours.std(0)
+    std = std.clamp_min(std.square().mean().sqrt())
     nll = {}
     for strength in STRENGTHS:
         regression = LogisticRegression(C=strength, max_iter=200)
@@ -76,6 +77,27 @@ def test_its_head_gives_its_figures_and_the_model_stays(splits: Splits) -> None:
     assert not model.module.training
     changed = {name for name, tensor in probed.module.state_dict().items() if not tensor.equal(before[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
+
+
+class Pixels(nn.Module):
+    """64 grey values as features, half of which hardly vary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(64).index_fill(0, torch.arange(32), 1e-6))
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        grey = nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), 8)
+        return self.fc(grey.flatten(1) * self.scale)
+
+
+def test_a_feature_that_hardly_varies_gets_no_large_weight(splits: Splits) -> None:
+    """Standardised by its own deviation, its weight was so large that a fit from the probe opened at a loss of 61."""
+    model = Model.of(Pixels(), input_spec=InputSpec(32, 32, crop_pct=1.0))
+    probe = fit_probe(model, splits.train, splits.val, np.arange(10), Runtime.start(), LOADING)
+    assert probe.weight.abs().max() < 100
+    assert probe.top1 > 50
 
 
 def test_two_classes_and_a_class_without_an_image(splits: Splits) -> None:

@@ -18,7 +18,13 @@ from tutelage.evaluation.predict import predict_logits
 from tutelage.models.heads import head_layers
 from tutelage.models.source import Model
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, from the strongest regularisation to the weakest
+STRENGTHS = (
+    1e-3,
+    1e-2,
+    1e-1,
+    1.0,
+    10.0,
+)  # scikit-learn's C, from the strongest regularisation to the weakest
 IMAGES = 20_000  # at most; the features of more would change the head little and take minutes
 RARE = 20.0  # by so much the logit of a class without an image lies below the others
 STEPS = 200  # of L-BFGS, at most
@@ -89,7 +95,10 @@ def fit_probe(
 
 def _best(features: Tensor, labels: Tensor, val: Tensor, truth: Tensor, classes: int) -> Probe:
     best: Probe | None = None
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean, std = features.mean(0), features.std(0)
+    # A feature that hardly varies is not blown up to the size of the others: its weight would be so large that the
+    # first steps of a fit, which move the features, send the loss far above that of a guess.
+    std = std.clamp_min(std.square().mean().sqrt().clamp_min(1e-6))
     for strength, (coefficients, intercept) in zip(
         STRENGTHS, _regressions((features - mean) / std, labels, classes, STRENGTHS), strict=True
     ):
