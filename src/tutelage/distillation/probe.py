@@ -49,7 +49,7 @@ class Probe:
     nll: float
 
     def put_on(self, model: Model) -> Model:
-        """A copy of a model with this head."""
+        """Return a copy of a model with this head."""
         copy = model.copied()
         (head,) = head_layers(copy.module, copy.num_classes)
         with torch.no_grad():
@@ -60,7 +60,7 @@ class Probe:
 
 
 def can_be_probed(model: Model) -> bool:
-    """Whether the head is one linear layer with a bias, so that a probe is a head of the same network."""
+    """Tell whether the head is one linear layer with a bias, so that a probe can take its place."""
     layers = head_layers(model.module, model.num_classes)
     return (
         len(layers) == 1
@@ -82,7 +82,7 @@ def fit_probe(
     Args:
         model: pretrained; see `can_be_probed`. It stays as it is.
         train: images to fit on; those without a label are left out, and of very many a sample is taken.
-        val: images to choose by.
+        val: labelled images, by which the strength is chosen.
         head_index: (data classes,) index in the head of each class of the data; every class of the head is one of
             these.
         runtime: device and processes; the first process fits, and all get its probe.
@@ -116,7 +116,7 @@ def _best(features: Tensor, labels: Tensor, val: Tensor, truth: Tensor, classes:
 def _regressions(
     features: Tensor, labels: Tensor, classes: int, strengths: Sequence[float]
 ) -> list[tuple[Tensor, Tensor]]:
-    """(C, D) coefficients and (C,) intercepts for each strength; a class without an image is never predicted."""
+    """Fit (C, D) coefficients and (C,) intercepts for each strength; a class without an image is never predicted."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -142,7 +142,7 @@ def _regressions(
 def _features(
     model: Model, subset: Subset, head_index: np.ndarray, runtime: Runtime, loading: Loading
 ) -> tuple[Tensor, Tensor]:
-    """What the head gets of each labelled image (N, D), and the labels (N,) as classes of the head."""
+    """Compute the input of the head (N, D) for each labelled image; also return the labels (N,) as its classes."""
     network = _BelowHead(model).to(runtime.device)
     found = predict_logits(network, model.input_spec, subset, runtime, loading)
     labels = torch.from_numpy(subset.labels)[found.index]
@@ -151,7 +151,7 @@ def _features(
 
 
 class _BelowHead(nn.Module):
-    """A network that gives the input of its head (B, D) in place of the logits."""
+    """A network that returns the input of its head (B, D) in place of the logits."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()

@@ -66,9 +66,8 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
 def fit_head(prepared: Prepared) -> Model:
     """Fit a new head of the student, with its body frozen, and return the starting student.
 
-    On pretrained weights it is a linear probe, trained further only where the recipe gives epochs.
-
-    So the start that the distilled student is compared with has already learnt the data's classes.
+    On pretrained weights the head is a linear probe, which is trained further only where the recipe gives epochs. So
+    the start that the distilled student is compared with has already learnt the data's classes.
     """
     recipe, student = prepared.recipe.student.head_fit, prepared.student
     new = student.spec in prepared.class_mapping.new and student.pretrained
