@@ -162,6 +162,18 @@ def _choose_precision(
     return student, teacher
 
 
+def with_measured_precision(prepared: Prepared) -> Prepared:
+    """Replace ``train.precision=auto`` by the precision in which the student is trained faster, for fits too."""
+    runtime, train = prepared.context.runtime, prepared.recipe.train
+    student = prepared.student
+    size = max(1, train.batch_size // runtime.world_size)
+    module = student.module.to(prepared.device)
+    rates = precision.probe_training(module, student.input_spec, size, prepared.device)
+    (chosen,) = runtime.from_main([precision.faster(rates)])
+    recipe = prepared.recipe.model_copy(update={"train": train.model_copy(update={"precision": chosen})})
+    return _with_precision(replace(prepared, recipe=recipe), chosen)
+
+
 def _with_precision(prepared: Prepared, chosen: Precision) -> Prepared:
     return replace(prepared, context=prepared.context.in_precision(chosen))
 

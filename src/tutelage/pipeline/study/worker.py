@@ -38,7 +38,7 @@ from tutelage.core.run_dir import Run
 from tutelage.distillation.stop import Interrupted
 from tutelage.pipeline.run import describe, distill
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
-from tutelage.pipeline.stages.preflight import preflight
+from tutelage.pipeline.stages.preflight import preflight, with_measured_precision
 from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.study.plan import Plan, value_of
 from tutelage.pipeline.study.ranking import Entry, Figures, Ranking, Reached, kept_candidate, ranking
@@ -197,6 +197,7 @@ class _Worker:
                 describe(run, self.plan.base, versions(self.command) | {"seeds": 1})
                 with run.held():
                     prepared = prepare(self.plan.base, run, self.progress, self.files.shared)
+                    prepared = with_measured_precision(prepared)  # trials name it, and so share these fits
                     preflight(Fitted(prepared, fit_teachers(prepared), fit_head(prepared)))
         return {"train.precision": entry(run.preflight, "precision", "chosen")}
 
