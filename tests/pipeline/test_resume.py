@@ -188,6 +188,26 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in listed.read_text().split()] if listed.exists() else []
 
 
+def halted_workers(pid: int) -> list[int]:
+    """Halt a process, so that it ends none of its loader processes, and then these; those that are halted now."""
+    os.kill(pid, signal.SIGSTOP)
+    while state_of_process(pid) not in {"T", "Z"}:
+        time.sleep(0.01)
+    children = children_of(pid)
+    for child in children:
+        os.kill(child, signal.SIGSTOP)
+    time.sleep(0.1)
+    return [child for child in children if state_of_process(child) == "T"]
+
+
+def state_of_process(pid: int) -> str:
+    """``T`` halted, ``Z`` ended and not yet waited for, and so on; "" where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
 def test_a_run_whose_loader_processes_outlive_it_can_be_resumed_at_once(recipe: Path, tmp_path: Path) -> None:
     """They are forked and see some seconds later that their parent is gone; until then they held its lock."""
     command = [sys.executable, "-m", "tutelage"]
@@ -198,18 +218,18 @@ def test_a_run_whose_loader_processes_outlive_it_can_be_resumed_at_once(recipe: 
     run = Run(tmp_path / "run")
     deadline = time.monotonic() + 300
     workers: list[int] = []
-    while not (workers and workers == children_of(started.pid) and run.lock.exists()):
+    while not (workers and run.lock.exists()):
         assert time.monotonic() < deadline
         assert started.poll() is None
-        workers = children_of(started.pid)
-        time.sleep(0.2)  # as long as that they have been at work, so that they are past their beginning
-    for pid in workers:
-        os.kill(pid, signal.SIGSTOP)  # so that they live on for certain
+        for pid in (*workers, started.pid):
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.3)  # long enough for new workers to be past their beginning
+        workers = halted_workers(started.pid)
     started.kill()
     assert started.wait() == -signal.SIGKILL
     try:
-        assert all(Path(f"/proc/{pid}").exists() for pid in workers)
         again = subprocess.run([*command, "resume", run.path], **quietly, check=False)
+        assert [state_of_process(pid) for pid in workers] == ["T"] * len(workers)  # they did live on
     finally:
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
