@@ -77,8 +77,6 @@ def export_run(
     run: Run,
     out: Path | None = None,
     *,
-    student: Model | None = None,
-    teacher: Model | None = None,
     int8: bool | None = None,
     max_drop: float | None = None,
     say: Say = lambda line: None,
@@ -91,9 +89,6 @@ def export_run(
     Args:
         run: a finished run; the caller holds its lock.
         out: directory of the files; None: the run's own.
-        student: the architecture, where the recipe does not name it (a module of the caller's own); the weights are
-            read from the run.
-        teacher: likewise.
         int8: write quantised files too; None: as the recipe says.
         max_drop: points of top-1 that a file may lose; None: as the recipe says.
         say: called with a line before each step.
@@ -106,12 +101,12 @@ def export_run(
         raise TutelageError(f"{run.path}: has no student yet; go on with `tutelage resume {run.path}`")
     splits = make_splits(recipe.data)
     report = export_model(
-        student.reload(run.student) if student else _saved(recipe.student.model, run.student),
+        _saved(recipe.student.model, run.student),
         out or run.deploy,
         calibration=splits.train,
         validation=splits.val,
         test=splits.test,
-        teacher=_teacher(run, recipe, teacher, say),
+        teacher=_teacher(run, recipe, say),
         int8=recipe.export.int8 if int8 is None else int8,
         max_drop=recipe.export.max_drop if max_drop is None else max_drop,
         provenance=_provenance(run, recipe, splits),
@@ -159,13 +154,13 @@ def _saved(spec: str, file: Path) -> Model:
     return load_model(f"{architecture(spec)}@{file}")
 
 
-def _teacher(run: Run, recipe: Recipe, given: Model | None, say: Say) -> Model | None:
+def _teacher(run: Run, recipe: Recipe, say: Say) -> Model | None:
     """As it taught: fitted to the data, or as the recipe names it. None where its weights are gone."""
     wish = recipe.teacher
     try:
         if run.teacher.is_file():
-            return given.reload(run.teacher) if given else _saved(wish.model, run.teacher)
-        model = (given or load_model(wish.model)).at(int(entry(run.preflight, "teacher", "resolution")))
+            return _saved(wish.model, run.teacher)
+        model = load_model(wish.model).at(int(entry(run.preflight, "teacher", "resolution")))
     except TutelageError as error:
         say(f"continuing without the teacher: {error}")
         return None

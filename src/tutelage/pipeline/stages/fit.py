@@ -184,7 +184,7 @@ def _precision(prepared: Prepared, name: str, model: Model) -> Precision:
     recipe, context = prepared.recipe.train, prepared.context
     if recipe.precision != "auto":
         return recipe.precision
-    size = max(1, recipe.batch_size // context.runtime.world_size)
+    size = prepared.batch_per_process
     path = context.run.checkpoints / f"{name}.precision.json"
 
     def key() -> dict[str, object]:

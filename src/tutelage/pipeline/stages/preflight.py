@@ -142,7 +142,7 @@ def _rates(prepared: Prepared, teacher: Model, student: Model) -> dict[str, dict
     """
     recipe, device = prepared.recipe.train, prepared.device
     precisions = precision.BOTH if recipe.precision == "auto" else (recipe.precision,)
-    size = max(1, recipe.batch_size // prepared.context.runtime.world_size)
+    size = prepared.batch_per_process
     return {
         "student": precision.probe_training(student.module, student.input_spec, size, device, precisions),
         "teacher": precision.probe_inference(teacher.module, teacher.input_spec, size, device, precisions),
@@ -166,8 +166,8 @@ def with_measured_precision(prepared: Prepared) -> Prepared:
     """Replace ``train.precision=auto`` by the precision in which the student is trained faster, for fits too."""
     runtime, train = prepared.context.runtime, prepared.recipe.train
     student = prepared.student
-    size = max(1, train.batch_size // runtime.world_size)
     module = student.module.to(prepared.device)
+    size = prepared.batch_per_process
     rates = precision.probe_training(module, student.input_spec, size, prepared.device)
     (chosen,) = runtime.from_main([precision.faster(rates)])
     recipe = prepared.recipe.model_copy(update={"train": train.model_copy(update={"precision": chosen})})

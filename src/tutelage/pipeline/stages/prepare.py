@@ -55,6 +55,11 @@ class Prepared:
         """The device of models and tensors."""
         return self.context.runtime.device
 
+    @property
+    def batch_per_process(self) -> int:
+        """Images of a training batch that each process gets."""
+        return max(1, self.recipe.train.batch_size // self.context.runtime.world_size)
+
     def save(self, model: Model, path: Path) -> None:
         """Write a model's weights with its name, classes and input."""
         if self.context.runtime.is_main:
