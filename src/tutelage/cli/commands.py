@@ -1,14 +1,16 @@
-"""The command line: parse, call, print. Heavy imports are inside the commands, so that `--help` is instant."""
+"""The commands that start, deploy and continue, and the program that holds all of them."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tutelage.cli import look
+from tutelage.cli.options import ProgressOption, Runs, option
 from tutelage.core.errors import TutelageError
 
 if TYPE_CHECKING:
@@ -43,21 +45,6 @@ def _program(
     """Options that stand before a command."""
 
 
-def _option(text: str, default: str | bool, name: str = "", **limits: Any) -> Any:
-    """An option whose default is found elsewhere, described in words; False: there is none to show."""
-    names = [name] if name else []
-    return typer.Option(*names, help=text, show_default=default, **limits)
-
-
-Runs = Annotated[Path, typer.Option(help="Directory in which run directories are created.")]
-ProgressOption = Annotated[
-    str,
-    typer.Option(
-        "--progress", help="rich (progress bars), json (one object per line) or none; auto is rich."
-    ),
-]
-
-
 @app.command(rich_help_panel=START)
 def quickstart(
     name: Annotated[str, typer.Option(help="Name of the run directory.")] = "quickstart",
@@ -85,22 +72,22 @@ def distill(
         ),
     ] = None,
     teacher: Annotated[
-        str | None, _option("Teacher, as NAME@WEIGHTS.", "tf_efficientnet_lite2, or as in RECIPE")
+        str | None, option("Teacher, as NAME@WEIGHTS.", "tf_efficientnet_lite2, or as in RECIPE")
     ] = None,
     student: Annotated[
-        str | None, _option("Student, as NAME@WEIGHTS.", "tf_efficientnet_lite0, or as in RECIPE")
+        str | None, option("Student, as NAME@WEIGHTS.", "tf_efficientnet_lite0, or as in RECIPE")
     ] = None,
     data: Annotated[
-        str | None, _option("Training images, as KIND:WHERE or a path.", "digits, or as in RECIPE")
+        str | None, option("Training images, as KIND:WHERE or a path.", "digits, or as in RECIPE")
     ] = None,
-    epochs: Annotated[int | None, _option("Passes over the training images.", "10, or as in RECIPE")] = None,
-    lr: Annotated[float | None, _option("Learning rate after warm-up.", "3e-4, or as in RECIPE")] = None,
+    epochs: Annotated[int | None, option("Passes over the training images.", "10, or as in RECIPE")] = None,
+    lr: Annotated[float | None, option("Learning rate after warm-up.", "3e-4, or as in RECIPE")] = None,
     name: Annotated[
-        str | None, _option("Name of the run directory.", "as in RECIPE, or models and time")
+        str | None, option("Name of the run directory.", "as in RECIPE, or models and time")
     ] = None,
     control: Annotated[
         bool | None,
-        _option(
+        option(
             "Also train with labels only, to measure what the teacher adds.",
             "--control, or as in RECIPE",
             name="--control/--no-control",
@@ -108,7 +95,7 @@ def distill(
     ] = None,
     with_files: Annotated[
         bool,
-        _option(
+        option(
             "Also write deployment files and verify them; the exit code is 1 if one fails.",
             "off, or as in RECIPE",
             name="--export",
@@ -156,17 +143,17 @@ def compare(
         list[str], typer.Argument(help="Models, as NAME@WEIGHTS; the others are compared with the first.")
     ],
     data: Annotated[
-        str | None, _option("Labelled images, as KIND:WHERE or a path.", "none: no accuracy")
+        str | None, option("Labelled images, as KIND:WHERE or a path.", "none: no accuracy")
     ] = None,
-    json: Annotated[Path | None, _option("Write the table as JSON.", False, dir_okay=False)] = None,
-    csv: Annotated[Path | None, _option("Write the table as CSV.", False, dir_okay=False)] = None,
-    markdown: Annotated[Path | None, _option("Write the table as Markdown.", False, dir_okay=False)] = None,
+    json: Annotated[Path | None, option("Write the table as JSON.", False, dir_okay=False)] = None,
+    csv: Annotated[Path | None, option("Write the table as CSV.", False, dir_okay=False)] = None,
+    markdown: Annotated[Path | None, option("Write the table as Markdown.", False, dir_okay=False)] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images per batch when throughput is measured.")
     ] = 32,
-    threads: Annotated[int | None, _option("Number of CPU threads.", "PyTorch's choice", min=1)] = None,
+    threads: Annotated[int | None, option("Number of CPU threads.", "PyTorch's choice", min=1)] = None,
     device: Annotated[
-        str | None, _option("Device to measure on: cpu, cuda or mps.", "the fastest there is")
+        str | None, option("Device to measure on: cpu, cuda or mps.", "the fastest there is")
     ] = None,
     deploy: Annotated[
         bool, typer.Option("--deploy", help="Also measure each model as ONNX, OpenVINO and int8 files.")
@@ -194,55 +181,10 @@ def compare(
         write_text(markdown, table.markdown())
 
 
-@app.command(rich_help_panel=LOOK)
-def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="One run directory, several, or a directory of runs such as a study's.", metavar="RUN..."
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        _option("File for the page of several runs.", "report.html in the current directory", dir_okay=False),
-    ] = None,
-) -> None:
-    """Write the page of a run again, or one page that compares several runs."""
-    from tutelage.report.build import report as make_page
-
-    print(make_page(runs, out))
-
-
-@app.command(rich_help_panel=LOOK)
-def watch(
-    run: Annotated[Path, typer.Argument(help="Directory of a run or a study, finished or not.")],
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="TCP port of the server; 0 takes any free one.")
-    ] = 0,
-) -> None:
-    """Serve a page that follows a run, on this machine only. Stop it with Ctrl-C."""
-    from contextlib import suppress
-
-    from tutelage.report.server import Server
-
-    server = Server(run, port)
-    print(f"{server.url} follows {run}; stop it with Ctrl-C", flush=True)
-    with suppress(KeyboardInterrupt):
-        server.serve_forever()
-
-
-@app.command(rich_help_panel=LOOK)
-@app.command("check", hidden=True)  # the name of `verify` in earlier versions
-def verify(run: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
-    """Verify that no file of a run has changed since its end; the exit code is 1 if one has."""
-    from tutelage.core.run_dir import Run
-    from tutelage.pipeline.verify import verify as verify_files
-
-    found = verify_files(Run.open(run))
-    for line in found.lines():
-        print(line)
-    if not found.ok:
-        raise SystemExit(1)
+app.command(rich_help_panel=LOOK)(look.report)
+app.command(rich_help_panel=LOOK)(look.watch)
+app.command(rich_help_panel=LOOK)(look.verify)
+app.command("check", hidden=True)(look.verify)  # the name of `verify` in earlier versions
 
 
 @app.command(rich_help_panel=DEPLOY)
@@ -252,19 +194,19 @@ def export(
     ],
     int8: Annotated[
         bool | None,
-        _option(
+        option(
             "Also write files quantised to 8-bit integers.",
             "--int8, or as in RUN",
             name="--int8/--no-int8",
         ),
     ] = None,
     data: Annotated[
-        str | None, _option("Labelled images for MODEL, as KIND:WHERE or a path.", "as in RUN")
+        str | None, option("Labelled images for MODEL, as KIND:WHERE or a path.", "as in RUN")
     ] = None,
-    out: Annotated[Path | None, _option("Directory to write to.", "RUN/deploy, or MODEL-deploy")] = None,
+    out: Annotated[Path | None, option("Directory to write to.", "RUN/deploy, or MODEL-deploy")] = None,
     max_drop: Annotated[
         float | None,
-        _option("Largest accepted loss of top-1, in percentage points.", "1, or as in RUN", min=0),
+        option("Largest accepted loss of top-1, in percentage points.", "1, or as in RUN", min=0),
     ] = None,
 ) -> None:
     """Write a model as ONNX and OpenVINO files, and verify them; the exit code is 1 if one fails."""
@@ -326,9 +268,9 @@ def study(
         ),
     ],
     trials: Annotated[
-        int | None, _option("Number of trials, variants included.", "as in STUDY", min=1)
+        int | None, option("Number of trials, variants included.", "as in STUDY", min=1)
     ] = None,
-    name: Annotated[str | None, _option("Name of the study's directory.", "as in STUDY")] = None,
+    name: Annotated[str | None, option("Name of the study's directory.", "as in STUDY")] = None,
     studies: Annotated[Path, typer.Option(help="Directory in which study directories are created.")] = Path(
         "studies"
     ),
@@ -393,7 +335,3 @@ def main(arguments: list[str] | None = None) -> None:
     except TutelageError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,23 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def option(text: str, default: str | bool, name: str = "", **limits: Any) -> Any:
+    """An option whose default is found elsewhere, described in words; False: there is none to show."""
+    names = [name] if name else []
+    return typer.Option(*names, help=text, show_default=default, **limits)
+
+
+Runs = Annotated[Path, typer.Option(help="Directory in which run directories are created.")]
+ProgressOption = Annotated[
+    str,
+    typer.Option(
+        "--progress", help="rich (progress bars), json (one object per line) or none; auto is rich."
+    ),
+]
