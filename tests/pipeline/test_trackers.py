@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, WeakTeacher
 from tutelage.core.files import write_json, write_text
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
@@ -192,6 +192,7 @@ def test_an_unknown_tracker_is_refused(run: Run) -> None:
         (TutelageError("no headroom"), "FAILED"),
         (MemoryError(), "FAILED"),
         (Interrupted(), "KILLED"),
+        (WeakTeacher("nothing to teach"), "KILLED"),
         (KeyboardInterrupt(), "KILLED"),
     ],
 )

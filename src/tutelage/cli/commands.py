@@ -11,7 +11,7 @@ import typer
 
 from tutelage.cli import look
 from tutelage.cli.options import ProgressOption, Runs, option
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, WeakTeacher
 
 if TYPE_CHECKING:
     from tutelage.core.recipe import Recipe
@@ -85,6 +85,14 @@ def distill(
     name: Annotated[
         str | None, option("Name of the run directory.", "as in RECIPE, or models and time")
     ] = None,
+    allow_weak: Annotated[
+        bool,
+        option(
+            "Continue with a teacher that is not shown to be better than student or control.",
+            "off, or as in RECIPE",
+            name="--allow-weak-teacher",
+        ),
+    ] = False,
     control: Annotated[
         bool | None,
         option(
@@ -125,6 +133,7 @@ def distill(
         "--name": ("name", name),
         "--control" if control else "--no-control": ("control", control),
         "--export": ("export.enabled", with_files or None),
+        "--allow-weak-teacher": ("preflight.allow_weak_teacher", allow_weak or None),
     }
     recipe = load_recipe(path, words, options)
     run = begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds)
@@ -249,14 +258,23 @@ def predict(
 @app.command(rich_help_panel=FURTHER)
 def resume(
     run: Annotated[Path, typer.Argument(help="Directory of a run that was stopped.")],
+    allow_weak: Annotated[
+        bool,
+        typer.Option("--allow-weak-teacher", help="Continue although the teacher is not shown to be better."),
+    ] = False,
     progress: ProgressOption = "auto",
 ) -> None:
     """Continue a run that was stopped."""
     from tutelage.core.recipe import load_recipe
     from tutelage.core.run_dir import Run
+    from tutelage.core.runtime import Runtime
+    from tutelage.pipeline.stages.teacher_check import allow_weak_teacher
 
     opened = Run.open(run)
-    _distill(load_recipe(opened.recipe), opened, progress)
+    recipe = load_recipe(opened.recipe)
+    if allow_weak:
+        recipe = Runtime.start().on_main(lambda: allow_weak_teacher(recipe, opened))
+    _distill(recipe, opened, progress)
 
 
 @app.command(rich_help_panel=FURTHER)
@@ -318,6 +336,10 @@ def _distill(recipe: Recipe, run: Run, progress: str) -> None:
     except (Interrupted, KeyboardInterrupt):
         reporter.say(f"stopped; all results are kept: continue with `tutelage resume {run.path}`")
         raise SystemExit(130) from None
+    except WeakTeacher as stopped:
+        if Runtime.start().is_main:
+            print(f"{stopped} (`tutelage resume {run.path} --allow-weak-teacher`)", file=sys.stderr)
+        raise SystemExit(1) from None
     if seeds == 1:
         show(run, reporter)
     if any(place.exists() for place in [run.deploy / "rejected", *run.path.glob("seed-*/deploy/rejected")]):

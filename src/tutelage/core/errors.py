@@ -8,6 +8,14 @@ class TutelageError(Exception):
     """
 
 
+class WeakTeacher(TutelageError):  # noqa: N818 - the run is stopped and kept, it has not failed
+    """The teacher is not shown to be better than the labels-only control on val, so that the student is not trained.
+
+    Everything that was trained is kept, and the run can be resumed with ``preflight.allow_weak_teacher``. The command
+    line prints the message and exits with code 1.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of any exception as one line, or the name of its type where it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -161,9 +161,6 @@ class LossRecipe(Component):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the hard labels
     options: dict[str, float] = Field(default_factory=dict)  # the loss's own, e.g. {beta: 8} for dkd
     terms: tuple[dict[str, dict[str, Any] | None], ...] = ()  # in place of all of the above
-    two_heads: bool = (
-        False  # one head learns from the labels, one from the teacher; a mixture of both is kept
-    )
 
     @property
     def distils_with(self) -> tuple[str, ...]:
@@ -177,7 +174,7 @@ class LossRecipe(Component):
         also = [
             key
             for key in type(self).model_fields
-            if key not in {"terms", "two_heads"} and getattr(self, key) != getattr(plain, key)
+            if key != "terms" and getattr(self, key) != getattr(plain, key)
         ]
         if self.terms and also:
             raise ValueError(
@@ -226,7 +223,8 @@ class SelectionRecipe(Component):
 class PreflightRecipe(Component):
     """Checks before the first step."""
 
-    allow_weak_teacher: bool = False  # continue with a teacher that is near chance or worse than the student
+    # continue with a teacher that is near chance, worse than the student, or on val not better than the control
+    allow_weak_teacher: bool = False
     probe_resolutions: bool = False  # also measure both models at neighbouring resolutions
 
 

@@ -33,6 +33,7 @@ class Run:
         self.teacher = path / "teacher.safetensors"
         self.start = path / "start.safetensors"
         self.control = path / "control.safetensors"
+        self.teacher_check = path / "teacher_check.json"
         self.student = path / "student.safetensors"
         self.candidates = path / "candidates.json"
         self.speed = path / "speed.json"

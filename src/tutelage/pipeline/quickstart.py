@@ -17,6 +17,7 @@ SETTINGS = {
     "view": {"crop_scale": [0.6, 1.0], "flip": 0.0, "rotation": 10},
     "loss": {"temperature": 4.0, "label_weight": 0.1},
     "train": {"epochs": 6, "lr": 3e-3, "batch_size": 32},
+    "preflight": {"allow_weak_teacher": True},  # this teacher is no better than the control
 }
 
 

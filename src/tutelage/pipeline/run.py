@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tutelage.core.errors import WeakTeacher
 from tutelage.core.files import read_json, write_json, write_text
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe, dump_recipe
@@ -27,6 +28,7 @@ from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.measure import explain, measure
 from tutelage.pipeline.stages.preflight import preflight
 from tutelage.pipeline.stages.prepare import prepare
+from tutelage.pipeline.stages.teacher_check import check_teacher
 from tutelage.pipeline.stages.train import train_control, train_student
 from tutelage.pipeline.trackers import Tracked, Tracker, Trackers, tracking
 from tutelage.pipeline.versions import versions
@@ -73,6 +75,7 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         memo: directory where the runs of a study keep results that all of them need; None: a single run.
 
     Raises:
+        WeakTeacher: the teacher is not shown to be better than the control, which is kept.
         TutelageError: the input is not valid, or the pre-flight refused the teacher.
         Interrupted: the run was asked to stop; `distill` on the same run resumes it.
     """
@@ -82,6 +85,12 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         fitted = Fitted(prepared, fit_teachers(prepared), fit_head(prepared))
         checked = preflight(fitted)
         control = train_control(checked)
+        try:
+            check_teacher(checked, control)
+        except WeakTeacher:
+            if runtime.is_main:
+                write_report(run)
+            raise
         distilled = train_student(checked)
         result = measure(checked, control, distilled)
         if runtime.is_main:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tutelage.core.errors import TutelageError, one_line
+from tutelage.core.errors import TutelageError, WeakTeacher, one_line
 from tutelage.core.files import read_json, write_text
 from tutelage.core.progress import Progress, Tabular
 from tutelage.core.recipe_tree import flat
@@ -59,7 +59,8 @@ class Tracker(Protocol):
 def tracking(names: Sequence[str], run: Run, params: Mapping[str, Any]) -> Iterator[Tracker]:
     """Open the trackers that a recipe asks for, and close them however the run ends.
 
-    A run that ends with an error is marked as failed in them, one that is interrupted as killed.
+    A run that ends with an error is marked as failed in them; one that is interrupted, or stopped for its weak teacher,
+    is marked as killed.
 
     Args:
         names: as in `open_trackers`.
@@ -75,7 +76,7 @@ def tracking(names: Sequence[str], run: Run, params: Mapping[str, Any]) -> Itera
         tracker.on_start(params)
         yield tracker
         outcome = "FINISHED"
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt, WeakTeacher):
         outcome = "KILLED"
         raise
     finally:

@@ -54,6 +54,7 @@ class RunRecords:
     versions: dict[str, Any] | None
     splits: dict[str, Any] | None
     preflight: dict[str, Any] | None
+    teacher_check: dict[str, Any] | None
     metrics: list[dict[str, Any]]
     candidates: dict[str, Any] | None
     comparison: dict[str, Any] | None
@@ -136,8 +137,18 @@ class RunRecords:
         return all(s.state in {"done", "skipped"} for s in self.stages)
 
     @property
+    def stopped(self) -> str:
+        """Why the run stopped by itself before the distillation; empty where it did not, or has been continued."""
+        check = self.teacher_check or {}
+        allowed = (self.recipe.get("preflight") or {}).get("allow_weak_teacher")
+        begun = self.stage("distill") or self.candidates
+        return str(check.get("sentence", "")) if check.get("weak") and not allowed and not begun else ""
+
+    @property
     def reached(self) -> str:
         """How far the run has got, as a clause without a full stop."""
+        if self.stopped:
+            return "it stopped before the distillation, since the teacher is not shown to be better than the control"
         going = next((s for s in self.stages if s.state in {"going", "ahead"}), None)
         if going is None:
             return "all stages are finished"
@@ -183,6 +194,7 @@ def read_run_records(run: Run, predictions: bool = True) -> RunRecords:
         versions=read(run.versions, _read_mapping),
         splits=read(run.splits, _read_mapping),
         preflight=read(run.preflight, _read_mapping),
+        teacher_check=read(run.teacher_check, _read_mapping),
         metrics=read(run.metrics, lambda path: list(read_jsonl(path))) or [],
         candidates=read(run.candidates, _read_mapping),
         comparison=read(run.comparison, _read_mapping),
@@ -206,8 +218,8 @@ def fingerprint(run: Run) -> tuple[tuple[str, int, int], ...]:
 
 def _watched(run: Run) -> list[Path]:
     return [
-        run.recipe, run.versions, run.splits, run.preflight, run.metrics, run.candidates, run.comparison,
-        run.predictions, run.diagnosis, run.deploy, run.seeds,
+        run.recipe, run.versions, run.splits, run.preflight, run.teacher_check, run.metrics, run.candidates,
+        run.comparison, run.predictions, run.diagnosis, run.deploy, run.seeds,
     ]  # fmt: skip
 
 
