@@ -142,6 +142,29 @@ def test_two_processes_killed_and_resumed_end_as_two_that_were_not(recipe: Path,
     assert read_json(killed.candidates) == read_json(unbroken.candidates)
 
 
+def test_two_heads_learn_the_same_in_one_and_two_processes(recipe: Path, tmp_path: Path) -> None:
+    tree = yaml.safe_load(recipe.read_text())
+    tree["loss"] |= {"two_heads": True}
+    tree["teacher"] |= {"others": ["test_efficientnet@none"]}
+    tree["view"] |= {"mixup": 0.0}
+    tree["train"] |= {"epochs": 1}
+    tree |= {"targets": {"mode": "cached"}, "control": False}
+    tree["selection"] = {"interpolate": False, "soup": False}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    alone = tutelage("distill", path, "--name", "one", "--runs", tmp_path, log=tmp_path / "log")
+    assert alone.code == 0, alone.output
+    shared = launched("distill", path, "--name", "two", "--runs", tmp_path)
+    assert shared.returncode == 0, shared.stderr
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    for row_alone, row_shared in zip(losses(one), losses(two), strict=True):
+        assert row_shared[2:] == pytest.approx(row_alone[2:], abs=ROUNDING)
+    candidates = [{c["name"]: c for c in entry(run.candidates, "candidates")} for run in (one, two)]
+    for name in ("last", "ema"):
+        assert candidates[1][name]["share"] == candidates[0][name]["share"]
+        assert candidates[1][name]["val"]["nll"] == pytest.approx(candidates[0][name]["val"]["nll"], abs=1e-3)
+
+
 def test_bad_input_ends_all_processes_in_one_line(recipe: Path, tmp_path: Path) -> None:
     begun = ("distill", recipe, "train.batch_size=15", "--name", "run", "--runs", tmp_path)
     for ended in together(*begun, log=tmp_path / "log", port=free_port()):

@@ -338,3 +338,12 @@ def test_damaged_predictions_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a zip")
     with pytest.raises(TutelageError, match=r"predictions\.npz: damaged"):
         read_predictions(path)
+
+
+def test_the_table_of_candidates_has_the_share_of_two_heads_where_there_were_two() -> None:
+    plain = {"name": "start", "alpha": 0.0, "val": {"top1": 70.0, "nll": 1.0}}
+    two = {"name": "ema", "alpha": 1.0, "share": 0.75, "val": {"top1": 72.0, "nll": 0.9}, "kept": True}
+    assert len(tables.candidates([plain]).columns) == 4
+    sheet = tables.candidates([plain, two])
+    place = sheet.columns.index("Share of the teacher's head")
+    assert [row[place].text for row in sheet.rows] == [tables.ABSENT, "0.75"]

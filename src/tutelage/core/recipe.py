@@ -161,6 +161,9 @@ class LossRecipe(Component):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the hard labels
     options: dict[str, float] = Field(default_factory=dict)  # the loss's own, e.g. {beta: 8} for dkd
     terms: tuple[dict[str, dict[str, Any] | None], ...] = ()  # in place of all of the above
+    two_heads: bool = (
+        False  # one head learns from the labels, one from the teacher; a mixture of both is kept
+    )
 
     @property
     def distils_with(self) -> tuple[str, ...]:
@@ -174,7 +177,7 @@ class LossRecipe(Component):
         also = [
             key
             for key in type(self).model_fields
-            if key != "terms" and getattr(self, key) != getattr(plain, key)
+            if key not in {"terms", "two_heads"} and getattr(self, key) != getattr(plain, key)
         ]
         if self.terms and also:
             raise ValueError(

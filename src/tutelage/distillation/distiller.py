@@ -112,7 +112,7 @@ class Distiller(nn.Module):
         logits = logits.float()
         other_labels = labels if other_labels is None else other_labels
         batch = TermBatch(Outputs(logits, features), targets, labels, other_labels, lam)
-        return {"logits": logits, **self.objective(batch, self.student)}
+        return {"logits": self.objective.answers(logits), **self.objective(batch, self.student)}
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Return the parameters of the student and of the projectors that take a gradient."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import LossRecipe, Recipe
 from tutelage.distillation.losses import CrossEntropy, LogitTerm, Term, TermBatch, make_term
+from tutelage.distillation.two_heads import by_head, mixed
 from tutelage.models.features import Layer, NetworkInfo
 from tutelage.models.heads import device_of
 from tutelage.models.source import Model
@@ -25,6 +28,8 @@ class Objective(nn.Module):
         l2_sp: strength of the penalty on the distance from `start` (Li et al. 2018, "Explicit inductive bias for
             transfer learning with convolutional networks").
         start: the starting parameters of the student by name; parameters that are not in it have no penalty.
+        two_heads: the student's logits are (B, 2C), see `distillation.two_heads`; terms that need a teacher get those
+            of the teacher's head, the others those of the labels' head.
 
     Raises:
         TutelageError: there is no term.
@@ -36,6 +41,7 @@ class Objective(nn.Module):
         *,
         l2_sp: float = 0.0,
         start: Mapping[str, Tensor] | None = None,
+        two_heads: bool = False,
     ) -> None:
         super().__init__()
         if not terms:
@@ -44,6 +50,7 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict(dict(zip(_names(made), made, strict=True)))
         self.l2_sp = l2_sp
         self.start = dict(start or {})
+        self.two_heads = two_heads
 
     @property
     def needs_teacher(self) -> bool:
@@ -78,7 +85,7 @@ class Objective(nn.Module):
             batch: what the terms compare.
             student: needed for L2-SP only, which is on its parameters.
         """
-        parts = {name: term.weight * term(batch) for name, term in self._named()}
+        parts = {name: term.weight * term(self._seen_by(term, batch)) for name, term in self._named()}
         if self.l2_sp:
             assert student is not None
             parts["l2_sp"] = self.l2_sp / 2 * self._distance(student)
@@ -87,10 +94,29 @@ class Objective(nn.Module):
     def on_logits(self, batch: TermBatch) -> dict[str, Tensor]:
         """Compute by name the weighted terms that need no layers, as for stored logits on val."""
         return {
-            name: term.weight * term(batch)
+            name: term.weight * term(self._seen_by(term, batch))
             for name, term in self._named()
             if not (term.needs.student_layers or term.needs.teacher_layers)
         }
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return the student's logits (B, C): those that it has, or an equal mixture of two heads' (B, 2C)."""
+        return mixed(logits) if self.two_heads else logits
+
+    def with_one_head(self) -> Objective:
+        """Return the same objective, with the same terms, for students with one head."""
+        plain = copy.copy(self)
+        plain.two_heads = False
+        return plain
+
+    def _seen_by(self, term: Term, batch: TermBatch) -> TermBatch:
+        """Return the batch with the logits of the head that a term trains."""
+        logits = batch.student.logits
+        if not self.two_heads or not isinstance(logits, Tensor):
+            return batch
+        labels, teacher = by_head(logits)
+        logits = teacher if term.needs.teacher else labels
+        return replace(batch, student=replace(batch.student, logits=logits))
 
     def _named(self) -> list[tuple[str, Term]]:
         return [(name, term) for name, term in self.terms.items() if isinstance(term, Term)]
@@ -143,9 +169,17 @@ def check_losses(recipe: Recipe) -> None:
     """Refuse losses that cannot be made or that lack what they need, before anything is computed.
 
     Raises:
-        TutelageError: a term or one of its settings is unknown, or a term on layers is combined with cached targets.
+        TutelageError: a term or one of its settings is unknown, a term on layers is combined with cached targets, or
+            two heads have one source only.
     """
-    layers = Objective(terms_of(recipe.loss)).teacher_layers
+    terms = terms_of(recipe.loss)
+    if recipe.loss.two_heads and len({term.needs.teacher for term in terms}) < 2:
+        missing = "the labels" if terms[0].needs.teacher else "a teacher"
+        raise TutelageError(
+            f"loss.two_heads: one head learns from the labels and one from the teacher, and no term of the loss needs "
+            f"{missing}; add one, such as loss.label_weight=0.5, or use loss.two_heads=false"
+        )
+    layers = Objective(terms).teacher_layers
     if layers and recipe.targets.mode == "cached":
         raise TutelageError(
             f"targets.mode=cached: a cache holds logits only, and a term needs layer {layers[0]!r} of the teacher; "

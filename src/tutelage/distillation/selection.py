@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.core.recipe import SelectionRecipe
 from tutelage.distillation.checkpoint import State
+from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation.quality import merit
 
 COARSE = (0.25, 0.5, 0.75)
 FINE_STEP = 0.125
+
+SHARE = "share"
 
 Evaluate = Callable[[State], dict[str, float]]
 Recalibrate = Callable[[State], State]
@@ -34,6 +37,7 @@ class Candidate:
         val: figures on val, at least `top1` and `nll`.
         state: the weights.
         recalibrated: whether the BatchNorm statistics were measured again.
+        share: of the teacher's head in the mixture with the labels' head, the best on val; None with one head.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Candidate:
     val: dict[str, float]
     state: State
     recalibrated: bool = False
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Choice:
                     "source": c.source,
                     "alpha": c.alpha,
                     "recalibrated": c.recalibrated,
+                    **({} if c.share is None else {SHARE: c.share}),
                     "val": {name: _jsonable(value) for name, value in c.val.items()},
                     "kept": c is self.kept,
                 }
@@ -77,6 +83,7 @@ def choose(
     evaluate: Evaluate,
     recalibrate: Recalibrate,
     recipe: SelectionRecipe,
+    two_heads: TwoHeads | None = None,
 ) -> Choice:
     """Evaluate the start, the trained states, interpolations between them, and their soup; keep the best.
 
@@ -86,11 +93,15 @@ def choose(
     Args:
         start: the weights before training.
         trained: states by name (`last`, `best`, `ema`).
-        evaluate: returns the figures of a state on val.
+        evaluate: returns the figures of a state on val; where it has two heads, those of the best mixture of both,
+            whose `share` is among them.
         recalibrate: measures a state's BatchNorm statistics again; returns the same object where it has none.
         recipe: the metric, and which candidates are made.
+        two_heads: of the trained states, but not of the start. Interpolations and averages are made of both heads, and
+            each candidate is then folded into a state with one head.
     """
-    candidates = [Candidate("start", "start", 0.0, evaluate(start), start)]
+    before = two_heads.doubled(start) if two_heads else start
+    candidates = [Candidate("start", "start", 0.0, evaluate(start), before)]
     for name, state in _distinct(trained).items():
         ends = _evaluated(name, name, 1.0, state, evaluate, recalibrate)
         candidates += ends
@@ -99,6 +110,8 @@ def choose(
     if recipe.soup:
         whole = [c for c in candidates if c.alpha in (0.0, 1.0) and not c.recalibrated]
         candidates += _soup(whole, evaluate, recalibrate, recipe.metric)
+    if two_heads:
+        candidates = [replace(c, state=two_heads.folded(c.state, c.share or 0.0)) for c in candidates]
     return Choice(recipe.metric, best_of(candidates, recipe.metric), candidates)
 
 
@@ -140,9 +153,15 @@ def _evaluated(
     name: str, source: str, alpha: float | None, state: State, evaluate: Evaluate, recalibrate: Recalibrate
 ) -> list[Candidate]:
     """Make the candidates of a state: as it is and, where it has BatchNorm statistics, with these measured again."""
-    candidates = [Candidate(name, source, alpha, evaluate(state), state)]
+
+    def made(name: str, state: State, recalibrated: bool) -> Candidate:
+        val = dict(evaluate(state))
+        share = val.pop(SHARE, None)
+        return Candidate(name, source, alpha, val, state, recalibrated, share)
+
+    candidates = [made(name, state, False)]
     if (again := recalibrate(state)) is not state:
-        candidates.append(Candidate(f"{name}-recalibrated", source, alpha, evaluate(again), again, True))
+        candidates.append(made(f"{name}-recalibrated", again, True))
     return candidates
 
 

@@ -18,7 +18,8 @@ def validate(stage: Stage, module: nn.Module, runtime: Runtime, loading: Loading
     """Compute top-1 in percent, NLL in nats, and each term that needs logits only, with their sum as ``loss``.
 
     Args:
-        stage: has the images, the labels and the objective.
+        stage: has the images, the labels and the objective. Of a student with two heads, top-1 and NLL are those of
+            an equal mixture of both.
         module: the student, or its moving average.
         runtime: device and processes.
         loading: how images are loaded.
@@ -31,7 +32,7 @@ def validate(stage: Stage, module: nn.Module, runtime: Runtime, loading: Loading
         raise FloatingPointError("an output on val is not finite")
     labels = labels_in_head(torch.from_numpy(stage.val.labels), torch.from_numpy(stage.head_index))
     labels = labels[predictions.index]
-    figures = quality(predictions.logits, labels)
+    figures = quality(stage.objective.answers(predictions.logits), labels)
     targets = Outputs(stage.val_targets[predictions.index]) if stage.val_targets is not None else None
     batch = TermBatch(Outputs(predictions.logits), targets, labels, labels)
     parts = {name: value.item() for name, value in stage.objective.on_logits(batch).items()}

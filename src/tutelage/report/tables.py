@@ -110,18 +110,21 @@ def epochs(rows: Sequence[Mapping[str, Any]]) -> Sheet:
 
 
 def candidates(options: Sequence[Mapping[str, Any]]) -> Sheet:
-    """List each candidate's figures on the validation images."""
+    """List each candidate's figures on the validation images; of two heads also the share of the teacher's."""
+    shared = any("share" in option for option in options)
     lines = [
         [
             Cell(option["name"], option["name"], "kept" if option.get("kept") else ""),
             number(option.get("alpha"), 3),
+            *([number(option.get("share"), 2)] if shared else []),
             number(option["val"]["top1"], 2),
             number(option["val"]["nll"], 4),
         ]
         for option in options
     ]
     strong = frozenset(i for i, option in enumerate(options) if option.get("kept"))
-    return Sheet(["Candidate", "Trained share", "Val top-1, %", "Val NLL"], lines, strong=strong)
+    heads = ["Share of the teacher's head"] if shared else []
+    return Sheet(["Candidate", "Trained share", *heads, "Val top-1, %", "Val NLL"], lines, strong=strong)
 
 
 def resolutions(entries: Sequence[Mapping[str, Any]]) -> Sheet:

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from tutelage.data.splits import Subset, sample
 from tutelage.distillation.losses import mean_teacher_logits
+from tutelage.distillation.selection import SHARE
+from tutelage.distillation.two_heads import SHARES, mixed
 from tutelage.evaluation import resolution
 from tutelage.evaluation.predict import Predictions, in_common, predict_logits
-from tutelage.evaluation.quality import Quality, quality
+from tutelage.evaluation.quality import Quality, merit, quality
 from tutelage.models.source import Model, with_state
 from tutelage.pipeline.stages.prepare import Prepared
 
@@ -51,6 +53,21 @@ def evaluate_state(prepared: Prepared, model: Model, state: Mapping[str, Tensor]
     with with_state(model.module, state):
         figures = quality_on(prepared, model, prepared.splits.val)
     return {"top1": figures.top1, "nll": figures.nll}
+
+
+def evaluate_two_heads(prepared: Prepared, model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """Measure a student with two heads on val as `evaluate_state` does, and mix their logits in the best share.
+
+    The network runs once. The `share` of the teacher's head is that with the best figures by the recipe's metric.
+    """
+    with with_state(model.module, state):
+        found = predict(prepared, model, prepared.splits.val)
+    labels = labels_of(prepared, prepared.splits.val, found)
+    every = []
+    for share in SHARES:
+        figures = quality(mixed(found.logits, share), labels)
+        every.append({"top1": figures.top1, "nll": figures.nll, SHARE: share})
+    return max(every, key=lambda figures: merit(figures, prepared.recipe.selection.metric))
 
 
 def probe_resolutions(prepared: Prepared, name: str, model: Model) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from tutelage.data.decoded import decode_once
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Splits, make_splits
+from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation import resolution
 from tutelage.models.class_mapping import ClassMapping, align_heads
 from tutelage.models.registry import from_scratch, load_model
@@ -85,6 +86,8 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     student = _load_student(recipe)
     torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
     teachers, student, class_mapping = align_heads(loaded, student, splits.classes)
+    if recipe.loss.two_heads:
+        TwoHeads(student)  # raises an error where the student cannot have two, before any work
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
     student = _with_input(student, recipe.student)
     runtime = Runtime.start()

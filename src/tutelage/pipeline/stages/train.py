@@ -17,12 +17,13 @@ from tutelage.distillation.selection import Choice, choose
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
 from tutelage.distillation.teacher import TargetSource, Teacher, cached_teacher
+from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation.predict import Predictions
 from tutelage.models import batchnorm
 from tutelage.models.source import Model, with_state
 from tutelage.pipeline.diagnose.evidence import of_training
 from tutelage.pipeline.memo import made_once, stage_key, train_once
-from tutelage.pipeline.stages.evaluate import evaluate_state, predict, probe_resolutions
+from tutelage.pipeline.stages.evaluate import evaluate_state, evaluate_two_heads, predict, probe_resolutions
 from tutelage.pipeline.stages.preflight import Checked
 
 
@@ -77,8 +78,11 @@ def train_student(checked: Checked) -> Distilled:
     stage = replace(
         _stage(checked, "distill", subset), teacher=_targets(checked, subset), val_targets=val_targets
     )
+    two_heads = TwoHeads(student) if prepared.recipe.loss.two_heads else None
+    if two_heads:
+        stage = replace(stage, model=two_heads.model.copied())
     trained = prepared.context.train(stage)
-    choice = _choose(checked, trained)
+    choice = _choose(checked, trained, two_heads)
     evidence = _evidence(checked, stage, trained, choice)
     model = student.copied(choice.kept.state)
     prepared.save(model, run.student)
@@ -103,7 +107,8 @@ def _stage(checked: Checked, name: str, subset: Subset) -> Stage:
         terms_of(recipe.loss) if name == "distill" else [CrossEntropy(1.0, label_smoothing_of(recipe.loss))]
     )
     start = body_state(checked.student, checked.start, prepared.device) if recipe.train.l2_sp else {}
-    objective = Objective(terms, l2_sp=recipe.train.l2_sp, start=start)
+    two_heads = recipe.loss.two_heads and name == "distill"
+    objective = Objective(terms, l2_sp=recipe.train.l2_sp, start=start, two_heads=two_heads)
     return Stage(
         name,
         checked.student.copied(),
@@ -142,27 +147,36 @@ def _targets(checked: Checked, subset: Subset) -> TargetSource:
         )
 
 
-def _choose(checked: Checked, trained: Trained) -> Choice:
-    recipe, student = checked.prepared.recipe.selection, checked.student
+def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = None) -> Choice:
+    prepared, student = checked.prepared, checked.student
+    recipe = prepared.recipe.selection
+    model = two_heads.model if two_heads else student  # of the trained states
+
+    def evaluate(state: State) -> dict[str, float]:
+        if two_heads and state is not checked.start:
+            return evaluate_two_heads(prepared, model, state)
+        return evaluate_state(prepared, student, state)
+
     # networks between random and trained weights are no better than random
     interpolate = recipe.interpolate and student.pretrained
     return choose(
         checked.start,
         trained.states,
-        evaluate=lambda state: evaluate_state(checked.prepared, student, state),
-        recalibrate=lambda state: _recalibrated(checked, state),
+        evaluate,
+        recalibrate=lambda state: _recalibrated(checked, model, state),
         recipe=recipe.model_copy(update={"interpolate": interpolate}),
+        two_heads=two_heads,
     )
 
 
-def _recalibrated(checked: Checked, state: State) -> State:
+def _recalibrated(checked: Checked, model: Model, state: State) -> State:
     """Measure a state's BatchNorm statistics again; return the same state where there are none, or they are frozen."""
-    prepared, student = checked.prepared, checked.student
-    if prepared.recipe.train.frozen_batchnorm or not batchnorm.has_batchnorm(student.module):
+    prepared, module = checked.prepared, model.module
+    if prepared.recipe.train.frozen_batchnorm or not batchnorm.has_batchnorm(module):
         return state
-    with with_state(student.module, state):
-        batchnorm.recalibrate(student.module, student.input_spec, checked.batchnorm_images, prepared.device)
-        return state_of(student.module)
+    with with_state(module, state):
+        batchnorm.recalibrate(module, model.input_spec, checked.batchnorm_images, prepared.device)
+        return state_of(module)
 
 
 def _evidence(checked: Checked, stage: Stage, trained: Trained, choice: Choice) -> dict[str, Any]:
@@ -182,6 +196,6 @@ def _evidence(checked: Checked, stage: Stage, trained: Trained, choice: Choice) 
         predictions,
         mapping.labels(val.labels),
         mapping.class_ids,
-        stage.objective,
+        stage.objective.with_one_head(),  # as all candidates have by now
         stage.val_targets,
     )
