@@ -18,8 +18,9 @@ from optuna.distributions import (
 )
 from pydantic import Field, ValidationError
 
+from tutelage.core.components import Component, Seed, Text
 from tutelage.core.errors import TutelageError, one_line
-from tutelage.core.recipe import Component, Recipe, Seed, Text, first_error, parse_recipe
+from tutelage.core.recipe import Recipe, first_error, parse_recipe
 from tutelage.core.recipe_tree import parse_override, read_value, read_yaml, rename_keys, set_keys
 from tutelage.core.run_dir import NAME
 
