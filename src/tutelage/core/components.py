@@ -211,6 +211,10 @@ class TargetsRecipe(Component):
     top_k: Annotated[int, Field(ge=1)] | None = (
         None  # keep only the largest k probabilities, and the sum of the others
     )
+    flip: bool = False  # the teacher's answer is the mean over the view and its mirror image
+    resolutions: tuple[
+        Annotated[int, Field(ge=16)], ...
+    ] = ()  # pixels; and over the view at these, such as [160]
     directory: Text | None = None  # of targets and decoded images, shared between runs; null: the run's own
 
 

@@ -17,6 +17,7 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import Loading, normalise
 from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy
+from tutelage.distillation.looks import Looks
 from tutelage.distillation.losses import mean_teacher_logits
 from tutelage.distillation.objective import soft_temperature
 from tutelage.distillation.outputs import Outputs
@@ -66,6 +67,11 @@ class Teacher:
         device: where they run; None: the device of the first one.
         precision: bf16 runs them under autocast; the outputs are float32 in either case.
         layers: layers of the first network whose outputs are returned too. A network with tapped layers is not folded.
+        looks: the mirror image and further resolutions of a view over which each network's probabilities are averaged.
+            Tapped layers are those of the view itself.
+
+    Raises:
+        TutelageError: a network does not work at one of the resolutions.
     """
 
     def __init__(
@@ -74,31 +80,40 @@ class Teacher:
         device: torch.device | None = None,
         precision: Precision = "fp32",
         layers: Sequence[Layer] = (),
+        looks: Looks | None = None,
     ) -> None:
         several = models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
         self.models = [as_model(model) for model in several]
         self.device = device or device_of(self.models[0].module)
         self.precision = precision
         self.layers = tuple(layers)
+        self.looks = looks or Looks()
         for model in self.models:
             model.module.eval().requires_grad_(False).to(self.device)
-        self._networks = [self._network(model, place) for place, model in enumerate(self.models)]
+        groups = [self._at_inputs(model, place) for place, model in enumerate(self.models)]
+        self._networks = [network for group in groups for network in group]  # one for each of `input_specs`
+        self._models = [place for place, group in enumerate(groups) for _ in group]
 
     def tap(self, layers: Sequence[Layer]) -> None:
         """Also return the outputs of these layers from now on."""
         if missing := [layer for layer in layers if layer not in self.layers]:
             self.layers = (*self.layers, *missing)
-            self._networks[0] = self._network(self.models[0], 0)
+            first = self._at_inputs(self.models[0], 0)
+            self._networks[: len(first)] = first
 
-    def _network(self, model: Model, place: int) -> nn.Module:
-        if place == 0 and self.layers:
-            return model.module
-        return for_inference(model.module, model.input_spec, self.device, self.precision)
+    def _at_inputs(self, model: Model, place: int) -> list[nn.Module]:
+        """Return a network for each input of a model; one and the same where it does not depend on the resolution."""
+        ready = {model.module: model.module} if place == 0 and self.layers else {}
+        resized = self.looks.models(model)
+        for one in resized:
+            if one.module not in ready:
+                ready[one.module] = for_inference(one.module, one.input_spec, self.device, self.precision)
+        return [ready[one.module] for one in resized]
 
     @property
     def input_specs(self) -> list[InputSpec]:
-        """The input of each network."""
-        return [model.input_spec for model in self.models]
+        """The inputs of each network: its own, and those at further resolutions."""
+        return [spec for model in self.models for spec in self.looks.inputs(model.input_spec)]
 
     def info(self, layers: Sequence[Layer]) -> NetworkInfo:
         """Return the shapes of some layers of the first network."""
@@ -109,40 +124,48 @@ class Teacher:
     def outputs(self, images: Sequence[Tensor], index: Tensor | None = None, epoch: int = 0) -> Outputs:
         """Compute the logits (B, C) in float32 and the tapped layers of one batch.
 
-        The logits of several teachers are the logarithm of their mean probability.
+        The logits of several teachers, and of several looks at a view, are the logarithm of their mean probability.
 
         Args:
-            images: the batch (B, 3, H, W), normalised for each network.
+            images: the batch (B, 3, H, W), normalised for each of `input_specs`.
             index: not used; `CachedTeacher` needs it.
             epoch: not used, likewise.
         """
-        logits: list[Tensor] = []
+        logits: list[list[Tensor]] = [[] for _ in self.models]
         features: dict[Layer, Tensor] = {}
-        for place, (network, batch) in enumerate(zip(self._networks, images, strict=True)):
-            with autocast(self.device, self.precision):
-                layers = self.layers if place == 0 else ()
-                output, tapped = run_with_features(network, network, batch, layers)
-                logits.append(output.float())
+        for network, model, batch in zip(self._networks, self._models, images, strict=True):
+            for look in (batch, batch.flip(3)) if self.looks.flip else (batch,):
+                layers = self.layers if not logits[0] else ()  # of the first network's first look
+                with autocast(self.device, self.precision):
+                    output, tapped = run_with_features(network, network, look, layers)
+                logits[model].append(output.float())
                 features |= tapped
-        return Outputs(logits[0] if len(logits) == 1 else mean_teacher_logits(logits), features)
+        return Outputs(_mean([_mean(own) for own in logits]), features)
 
     def identity(self) -> list[dict[str, Any]]:
         """Return all that the targets of a view depend on, as plain JSON values."""
+        looks = {} if self.looks == Looks() else {"looks": [self.looks.flip, *self.looks.resolutions]}
         return [
             {
                 "name": model.name,
                 "weights": state_digest(model.module.state_dict()),
                 "input": model.input_spec.to_dict(),
+                **looks,
             }
             for model in self.models
         ]
 
     def logits(self, views: Sequence[Tensor]) -> Tensor:
-        """Compute the logits (B, C) of uint8 views from a loader, one tensor (B, 3, H, W) for each network."""
+        """Compute the logits (B, C) of uint8 views from a loader, one tensor (B, 3, H, W) for each input."""
         images = [normalise(x, spec, self.device) for x, spec in zip(views, self.input_specs, strict=True)]
         logits = self.outputs(images).logits
         assert isinstance(logits, Tensor)
         return logits
+
+
+def _mean(logits: list[Tensor]) -> Tensor:
+    """Return the logarithm of the mean probability, or the only logits as they are."""
+    return logits[0] if len(logits) == 1 else mean_teacher_logits(logits)
 
 
 class CachedTeacher:

@@ -306,7 +306,9 @@ def estimate(
     epochs = recipe.train.epochs
     step = 1 / rates["student"]
     teacher_passes = passes(recipe)
-    seconds = images * (epochs * step * (2 if recipe.control else 1) + teacher_passes / rates["teacher"])
+    looks = (1 + recipe.targets.flip) * (1 + len(recipe.targets.resolutions))
+    asked = teacher_passes * looks / rates["teacher"]
+    seconds = images * (epochs * step * (2 if recipe.control else 1) + asked)
     size = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
     disk = size * (CHECKPOINT_COPIES * (2 if recipe.control else 1) + 3) / 1e6
     if recipe.targets.mode == "cached":

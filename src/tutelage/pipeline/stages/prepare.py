@@ -17,6 +17,7 @@ from tutelage.data.decoded import decode_once
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Splits, make_splits
+from tutelage.distillation.looks import Looks
 from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation import resolution
 from tutelage.models.class_mapping import ClassMapping, align_heads
@@ -90,6 +91,8 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         TwoHeads(student)  # raises an error where the student cannot have two, before any work
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
     student = _with_input(student, recipe.student)
+    for teacher in teachers:
+        Looks(resolutions=recipe.targets.resolutions).check(teacher)
     runtime = Runtime.start()
     if (
         recipe.train.precision != "auto"
@@ -126,11 +129,12 @@ def _record_splits(splits: Splits, context: Context) -> None:
 
 
 def _inputs(recipe: Recipe, teachers: list[Model], student: Model) -> list[InputSpec]:
-    """Return the input of each model at the highest resolution that may be used."""
+    """Return the inputs of each model, with the highest resolution that may be used."""
     probed = recipe.preflight.probe_resolutions
     specs = [model.input_spec for model in teachers]
     if probed or recipe.teacher.resolution == "best":
         specs = [resolution.reach(spec) for spec in specs]
+    specs += [spec.at(pixels) for spec in specs for pixels in recipe.targets.resolutions]
     return [*specs, resolution.reach(student.input_spec) if probed else student.input_spec]
 
 

@@ -11,6 +11,7 @@ from tutelage.core.files import write_json
 from tutelage.data.joined import join
 from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.checkpoint import State, state_of
+from tutelage.distillation.looks import Looks
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective, body_state, label_smoothing_of, terms_of
 from tutelage.distillation.selection import Choice, choose
@@ -127,7 +128,8 @@ def _targets(checked: Checked, subset: Subset) -> TargetSource:
     """Return the teachers, or their cached targets for the run's views."""
     prepared = checked.prepared
     recipe, context = prepared.recipe, prepared.context
-    teacher = Teacher(checked.teachers, prepared.device, checked.teacher_precision)
+    looks = Looks(recipe.targets.flip, recipe.targets.resolutions)
+    teacher = Teacher(checked.teachers, prepared.device, checked.teacher_precision, looks=looks)
     if recipe.targets.mode == "live":
         return teacher
     with stop_requests() as stop:
