@@ -13,7 +13,7 @@ from PIL import Image
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import ViewRecipe
 from tutelage.data.input_spec import InputSpec, eval_pixels, normalised
-from tutelage.data.loading import BadImages, epoch_order, eval_loader, normalise, train_loader, worker_count
+from tutelage.data.loading import BadImages, eval_loader, normalise, train_loader, worker_count
 from tutelage.data.sources.base import ImageSet, open_source
 from tutelage.data.splits import Subset, whole
 from tutelage.data.views import ViewPolicy
@@ -61,7 +61,7 @@ def test_batches_are_as_the_contract_says():
         len(batches) == len(train_loader(part, POLICY, SPECS, batch_size=8, seed=1, epoch=0, workers=0)) == 6
     )
     for batch in batches:
-        assert set(batch) == {"index", "label", "images"}
+        assert set(batch) == {"index", "label", "view", "images"}
         assert [tuple(images.shape) for images in batch["images"]] == [(8, 3, 16, 16), (8, 3, 24, 24)]
         assert all(i.is_contiguous(memory_format=torch.channels_last) for i in batch["images"])
         assert batch["label"].tolist() == part.labels[batch["index"]].tolist()
@@ -121,12 +121,6 @@ def test_epochs_differ_in_order_and_view_and_views_come_round():
     assert by_index(first) == by_index(third)
     assert by_index(first) != by_index(second)
     assert by_index(train(digits(48), epoch=2)) != by_index(first)
-
-
-def test_the_order_is_pinned():
-    """Resuming a run of an earlier version rests on it."""
-    assert epoch_order(10, 0, 0).tolist() == [8, 0, 3, 7, 6, 4, 1, 5, 2, 9]
-    assert sorted(epoch_order(100, 3, 1).tolist()) == list(range(100))
 
 
 # --- evaluation -----------------------------------------------------------------------------------------

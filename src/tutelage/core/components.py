@@ -163,6 +163,7 @@ class TrainRecipe(Component):
 
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=2)] = 64  # over all processes
+    labelled_share: Share | None = None  # of each batch, where some images have no label; null: as they come
     optimizer: Text = "adamw"  # any of timm's
     lr: Positive = 3e-4
     min_lr: NonNegative = 0.0

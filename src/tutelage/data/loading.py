@@ -19,12 +19,14 @@ from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.runtime import has_gpu
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.input_spec import InputSpec, eval_pixels
+from tutelage.data.order import order_epoch
 from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy, view_seed
 
 log = logging.getLogger(__name__)
 Workers = int | Literal["auto"]
 Batch = dict[str, Any]
+Wanted = tuple[np.ndarray, np.ndarray]  # positions and views of a batch
 
 
 class BadImages:
@@ -92,7 +94,8 @@ class Batches:
     """An iterable of batches: a torch DataLoader, with unreadable images counted and dead workers named.
 
     Each batch is a dict: ``index`` int64 (B,), positions in the subset; ``label`` int64 (B,), -1 where there
-    is none; ``images``, for each `InputSpec` a uint8 (B, 3, H, W) tensor, channels last in memory.
+    is none; ``view`` int64 (B,), index of the view (0 in an evaluation); ``images``, for each `InputSpec` a uint8
+    (B, 3, H, W) tensor, channels last in memory.
     """
 
     def __init__(self, loader: DataLoader[Batch], bad: BadImages) -> None:
@@ -122,6 +125,8 @@ def train_loader(
     seed: int,
     epoch: int,
     views: int | None = None,
+    steps: int | None = None,
+    labelled_share: float | None = None,
     workers: Workers = "auto",
     start_step: int = 0,
     rank: int = 0,
@@ -140,7 +145,10 @@ def train_loader(
         batch_size: images over all processes; images that do not fill a batch are left out of the epoch.
         seed: of the run.
         epoch: counted from 0.
-        views: number of different views of an image; epoch e takes view e mod `views`. None: a new view each epoch.
+        views: number of different views of an image, which then come round again. None: a new view each time.
+        steps: number of batches of the epoch, for which images are used several times or not at all; see `order_epoch`.
+            None: as many as the images fill, each image once.
+        labelled_share: share of each batch that is labelled; None: images are taken as they come.
         workers: number of loader processes.
         start_step: number of batches to skip, without decoding them, when an epoch is resumed.
         rank: of this process, which gets its slice of every batch.
@@ -148,22 +156,24 @@ def train_loader(
         bad: counts unreadable images; None: the first stops the run.
 
     Raises:
-        TutelageError: the subset does not fill one batch, or the batch size is no multiple of the processes.
+        TutelageError: the subset does not fill one batch (unless `steps` is given), or the batch size is no multiple of
+            the processes, or there are no images of both kinds for `labelled_share`.
     """
-    if len(subset) < batch_size:
+    if steps is None and len(subset) < batch_size:
         raise TutelageError(
             f"train.batch_size={batch_size}: there are {len(subset)} training images in {subset.images.name}; "
             "use a smaller batch size"
         )
     if batch_size % world_size:
         raise TutelageError(f"train.batch_size={batch_size}: must be a multiple of {world_size} processes")
-    order = epoch_order(len(subset), seed, epoch)[: len(subset) // batch_size * batch_size]
-    batches = order.reshape(-1, batch_size)[start_step:]
-    own = np.array_split(batches, world_size, axis=1)[rank]
-    view_index = epoch if views is None else epoch % views
-    images = _Views(subset, specs, policy, seed, view_index)
+    order = order_epoch(subset.labels, batch_size, seed, epoch, steps=steps, labelled_share=labelled_share)
+    own = order.part(start_step, rank, world_size)
+    shown = own.views if views is None else own.views % views
+    images = _Views(subset, specs, policy, seed)
     bad = bad or BadImages(0)
-    return _batches(_Rendered(images, tries=bad.limit + 1), list(own), workers, bad)
+    return _batches(
+        _Rendered(images, tries=bad.limit + 1), list(zip(own.positions, shown, strict=True)), workers, bad
+    )
 
 
 def eval_loader(
@@ -181,7 +191,7 @@ def eval_loader(
     With several processes, each gets a contiguous slice of the subset; slices differ by at most one image.
     """
     own = np.array_split(np.arange(len(subset)), world_size)[rank]
-    batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+    batches = [_in_view(own[i : i + batch_size], 0) for i in range(0, len(own), batch_size)]
     return _batches(_Rendered(_Crops(subset, specs), tries=1), batches, workers, bad or BadImages(0))
 
 
@@ -208,13 +218,8 @@ def view_loader(
         workers: loader processes.
         bad: counts unreadable images; None: the first stops the run.
     """
-    rendered = _Rendered(_Views(subset, specs, policy, seed, view), tries=1)
-    return _batches(rendered, batches, workers, bad or BadImages(0))
-
-
-def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the images in an epoch: an int64 permutation, a pure function of the arguments."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(size)
+    rendered = _Rendered(_Views(subset, specs, policy, seed), tries=1)
+    return _batches(rendered, (_in_view(batch, view) for batch in batches), workers, bad or BadImages(0))
 
 
 def normalise(
@@ -243,7 +248,7 @@ class _Crops:
     subset: Subset
     specs: Sequence[InputSpec]
 
-    def render(self, position: int) -> list[np.ndarray]:
+    def render(self, position: int, view: int) -> list[np.ndarray]:
         """One image for each spec, uint8 (H, W, 3); raises `UnreadableImage`."""
         image = self.subset.image(position)
         return [eval_pixels(image, spec) for spec in self.specs]
@@ -251,19 +256,17 @@ class _Crops:
 
 @dataclass(frozen=True)
 class _Views(_Crops):
-    """Views of a subset, all with one view index."""
+    """Views of a subset."""
 
     policy: ViewPolicy
     seed: int
-    view_index: int
 
-    def render(self, position: int) -> list[np.ndarray]:
+    def render(self, position: int, view: int) -> list[np.ndarray]:
         image = self.subset.image(position)
-        seed = view_seed(self.seed, self.subset.id(position), self.view_index)
-        view = self.policy.draw(image.size, seed)
-        looks = [(s.height, s.width, s.interpolation, s.mean if view.cutout else None) for s in self.specs]
+        drawn = self.policy.draw(image.size, view_seed(self.seed, self.subset.id(position), view))
+        looks = [(s.height, s.width, s.interpolation, s.mean if drawn.cutout else None) for s in self.specs]
         rendered = {
-            look: view.pixels(image, s) for look, s in dict(zip(looks, self.specs, strict=True)).items()
+            look: drawn.pixels(image, s) for look, s in dict(zip(looks, self.specs, strict=True)).items()
         }
         return [rendered[look] for look in looks]  # models with the same input share one rendering
 
@@ -274,47 +277,57 @@ def as_it_is(batch: Any) -> Any:
 
 
 class _Rendered(Dataset[Batch]):
-    """Makes a batch of positions in one step, in its final memory: without collating or copies."""
+    """Makes a batch in one step, in its final memory: without collating or copies."""
 
     def __init__(self, crops: _Crops, tries: int) -> None:
         self._crops = crops
         self._part = crops.subset
         self._tries = tries
 
-    def __getitem__(self, positions: np.ndarray) -> Batch:
+    def __getitem__(self, wanted: Wanted) -> Batch:
+        positions, views = (array.tolist() for array in wanted)
         count = len(positions)
         images = [torch.empty((count, s.height, s.width, 3), dtype=torch.uint8) for s in self._crops.specs]
         arrays = [tensor.numpy() for tensor in images]
         index: list[int] = []
+        shown: list[int] = []
         bad: list[tuple[str, str]] = []
-        for position in positions.tolist():
+        for position, view in zip(positions, views, strict=True):
             try:
-                found = self._readable(position, bad)
+                found = self._readable(position, view, bad)
             except TutelageError as error:  # raised in a worker, it would lose its class and gain a traceback
                 return {"error": str(error)}
             if found is not None:
                 for array, pixels in zip(arrays, found[1], strict=True):
                     array[len(index)] = pixels
                 index.append(found[0])
+                shown.append(view)
         return {
             "index": torch.tensor(index, dtype=torch.int64),
+            "view": torch.tensor(shown, dtype=torch.int64),
             "label": torch.from_numpy(self._part.labels[index]),
             "images": [tensor[: len(index)].permute(0, 3, 1, 2) for tensor in images],
             "bad": bad,
         }
 
-    def _readable(self, position: int, bad: list[tuple[str, str]]) -> tuple[int, list[np.ndarray]] | None:
+    def _readable(
+        self, position: int, view: int, bad: list[tuple[str, str]]
+    ) -> tuple[int, list[np.ndarray]] | None:
         """The image at a position, or else the first of the next `tries` - 1 images that can be decoded."""
         for step in range(min(self._tries, len(self._part))):
             candidate = (position + step) % len(self._part)
             try:
-                return candidate, self._crops.render(candidate)
+                return candidate, self._crops.render(candidate, view)
             except UnreadableImage as error:
                 bad.append((error.image_id, error.reason))
         return None
 
 
-def _batches(dataset: _Rendered, batches: Iterable[np.ndarray], workers: Workers, bad: BadImages) -> Batches:
+def _in_view(positions: np.ndarray, view: int) -> Wanted:
+    return positions, np.full(len(positions), view)
+
+
+def _batches(dataset: _Rendered, batches: Iterable[Wanted], workers: Workers, bad: BadImages) -> Batches:
     count = worker_count(workers)
     if isinstance(batches, list):
         count = min(count, math.ceil(len(batches) / 2))

@@ -98,7 +98,7 @@ class Trainer:
         settings = stage.settings
         self.stage, self.settings, self.runtime = stage, settings, runtime
         self.path, self.loading, self.progress, self.on_epoch = path, loading, progress, on_epoch
-        self.steps = len(stage.train) // settings.batch_size
+        self.steps = stage.steps or len(stage.train) // settings.batch_size
         if self.steps == 0:
             raise TutelageError(
                 f"train.batch_size: {settings.batch_size} is more than the {len(stage.train)} training images"
@@ -154,6 +154,8 @@ class Trainer:
             seed=settings.seed,
             epoch=at.epoch,
             views=self.stage.views,
+            steps=self.stage.steps,
+            labelled_share=settings.labelled_share,
             start_step=at.step,
             workers=self.loading.workers,
             rank=self.runtime.rank,
@@ -185,7 +187,7 @@ class Trainer:
             views = [mix.images(x) for x in views]
             other_labels, lam = labels[mix.permutation.to(device)], mix.lam
         teacher = self.stage.teacher
-        targets = teacher.outputs(views[1:], batch["index"], at.epoch) if teacher else None
+        targets = teacher.outputs(views[1:], batch["index"], batch["view"]) if teacher else None
         self.schedule.step_update(at.updates)
         _copy(self.student.buffers(), self.buffers_before)
         with self.runtime.autocast(), quick_depthwise(device):

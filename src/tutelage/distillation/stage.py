@@ -30,7 +30,8 @@ class Stage:
         val: validation images.
         head_index: (data classes,) head index of each class of the data.
         teacher: gives the targets; None: labels only.
-        views: distinct views of each image; None: a new one in each epoch.
+        views: distinct views of each image; None: a new one each time.
+        steps: of an epoch, for which training images are repeated or left out; None: each image is used once.
         val_targets: (N, C) teacher's logits on val, for the loss there.
         head_only: the body is frozen and in eval mode.
         metric: by which the best epoch on val is chosen: ``top1`` or ``nll``.
@@ -46,6 +47,7 @@ class Stage:
     head_index: np.ndarray
     teacher: TargetSource | None = None
     views: int | None = None
+    steps: int | None = None
     val_targets: Tensor | None = None
     head_only: bool = False
     metric: str = "top1"

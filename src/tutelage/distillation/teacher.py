@@ -48,13 +48,13 @@ class TargetSource(Protocol):
             TutelageError: it does not have one of the layers, or none at all.
         """
 
-    def outputs(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Outputs:
+    def outputs(self, images: Sequence[Tensor], index: Tensor, views: Tensor) -> Outputs:
         """Return the outputs for a batch, on the device.
 
         Args:
             images: one tensor (B, 3, H, W) for each of `input_specs`, normalised.
             index: (B,) int64, positions in the subset.
-            epoch: from 0.
+            views: (B,) int64, index of each image's view.
         """
 
 
@@ -121,7 +121,9 @@ class Teacher:
         return network_info(self.models[0].module, layers, spec.height, spec.width, self.device)
 
     @torch.no_grad()
-    def outputs(self, images: Sequence[Tensor], index: Tensor | None = None, epoch: int = 0) -> Outputs:
+    def outputs(
+        self, images: Sequence[Tensor], index: Tensor | None = None, views: Tensor | None = None
+    ) -> Outputs:
         """Compute the logits (B, C) in float32 and the tapped layers of one batch.
 
         The logits of several teachers, and of several looks at a view, are the logarithm of their mean probability.
@@ -129,7 +131,7 @@ class Teacher:
         Args:
             images: the batch (B, 3, H, W), normalised for each of `input_specs`.
             index: not used; `CachedTeacher` needs it.
-            epoch: not used, likewise.
+            views: not used, likewise.
         """
         logits: list[list[Tensor]] = [[] for _ in self.models]
         features: dict[Layer, Tensor] = {}
@@ -173,7 +175,7 @@ class CachedTeacher:
 
     Args:
         cache: of the student's training images.
-        views: number of views in it; epoch e reads view e mod `views`.
+        views: number of views in it, which come round: view v is read as v mod `views`.
         device: where the targets go.
     """
 
@@ -195,9 +197,9 @@ class CachedTeacher:
             )
         return NetworkInfo()
 
-    def outputs(self, images: Sequence[Tensor], index: Tensor, epoch: int) -> Outputs:
-        """Read the targets of the images at `index` (B,), in the view of an epoch."""
-        return Outputs(self.cache.read(epoch % self.views, index.numpy()).to(self.device))
+    def outputs(self, images: Sequence[Tensor], index: Tensor, views: Tensor) -> Outputs:
+        """Read the targets of the images at `index` (B,), each in its view (B,)."""
+        return Outputs(self.cache.read(views.numpy() % self.views, index.numpy()).to(self.device))
 
 
 def passes(recipe: Recipe) -> int:

@@ -83,7 +83,7 @@ def stage_key(stage: Stage, context: Context) -> dict[str, Any]:
     return {
         "stage": stage.name,
         "settings": stage.settings.model_dump(mode="json", exclude=INCIDENTAL),
-        "view": [stage.view.model_dump(mode="json"), stage.views],
+        "view": [stage.view.model_dump(mode="json"), stage.views, stage.steps],
         "objective": [repr(stage.objective), stage.objective.l2_sp],
         "network": [stage.model.name, repr(module), repr(getattr(module, "drop_rate", None))],
         "state": state_digest(module.state_dict()),

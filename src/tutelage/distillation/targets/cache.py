@@ -56,46 +56,52 @@ class Cache:
         }
         text = json.dumps(self.identity, sort_keys=True)
         self.place = directory / f"targets-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-        self._open: tuple[int, np.ndarray, np.ndarray] | None = (
-            None  # view, its rows, blocks whose checksum was verified
-        )
+        # of each view that was read: its rows, and which blocks' checksums were verified
+        self._open: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     # --- reading
 
-    def read(self, view: int, positions: np.ndarray) -> Targets:
-        """Read the targets of some images in one view.
+    def read(self, views: int | np.ndarray, positions: np.ndarray) -> Targets:
+        """Read the targets of some images.
 
         Args:
-            view: number of the view.
+            views: number of the view, of all images or (B,) of each.
             positions: (B,) positions in the subset.
 
         Raises:
             TutelageError: a block was changed since it was written, or an image had no target.
         """
+        each = np.broadcast_to(views, positions.shape)
+        found = np.empty(len(positions), self.layout.dtype)
+        for view in np.unique(each).tolist():
+            found[each == view] = self._read(view, positions[each == view])
+        return self.layout.decode(found)
+
+    def _read(self, view: int, positions: np.ndarray) -> np.ndarray:
         rows, whole = self._mapped(view)
         for block in np.unique(positions // self.layout.block).tolist():
             if not whole[block]:
                 self._check(view, block, rows)
                 whole[block] = True
-        found = rows[positions]
+        found: np.ndarray = rows[positions]
         if np.isnan(found["values"][:, 0]).any():
             raise TutelageError(
                 f"{self._rows(view)}: an image could not be decoded when the targets were made, and now can; "
                 "delete this file and resume"
             )
-        return self.layout.decode(found)
+        return found
 
     def _mapped(self, view: int) -> tuple[np.ndarray, np.ndarray]:
-        """Map the rows of a view into memory; one view at a time, since an epoch has one."""
-        if self._open is None or self._open[0] != view:
+        """Map the rows of a view into memory."""
+        if view not in self._open:
             try:
                 rows = np.memmap(self._rows(view), self.layout.dtype, "r", shape=(self.layout.rows,))
             except (OSError, ValueError) as error:
                 raise TutelageError(
                     f"{self._rows(view)}: cannot be read ({error}); resume the run to compute it again"
                 ) from None
-            self._open = view, rows, np.zeros(self.layout.blocks, bool)
-        return self._open[1], self._open[2]
+            self._open[view] = rows, np.zeros(self.layout.blocks, bool)
+        return self._open[view]
 
     def _check(self, view: int, block: int, rows: np.ndarray) -> None:
         span, entry = self.layout.span(block), self._sums(view)[block]
