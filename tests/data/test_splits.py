@@ -177,6 +177,70 @@ def test_unlabelled_images_are_distilled_on(tmp_path):
     assert only.train.labels.tolist() == [-1] * 7
 
 
+def test_the_labels_of_further_images_are_not_used(tmp_path):
+    labelled, more = (tree(tmp_path / name, {"cat": 10, "dog": 10}) for name in "ab")
+    Image.new("RGB", (5, 5)).save(tmp_path / "b/cat/other.png")
+    splits = make_splits(DataRecipe(train=labelled, unlabelled=more))
+    assert set(splits.unlabelled.labels.tolist()) == {-1}
+    assert splits.record()["parts"]["unlabelled"]["labelled"] == 0
+
+
+def test_few_labels_are_so_many_of_each_class_and_no_image_is_lost():
+    full = make_splits(DataRecipe(train="digits"))
+    few, more = (make_splits(DataRecipe(train="digits", labels_per_class=n)) for n in (5, 9))
+    for count, splits in ((5, few), (9, more)):
+        assert np.bincount(splits.train.labels).tolist() == [count] * 10
+        assert ids(splits.train) | ids(splits.unlabelled) == ids(full.train)
+        assert not ids(splits.train) & ids(splits.unlabelled)
+        assert set(splits.unlabelled.labels.tolist()) == {-1}
+        assert (ids(splits.val), ids(splits.test)) == (ids(full.val), ids(full.test))
+    assert ids(few.train) < ids(more.train)
+    other = make_splits(DataRecipe(train="digits", labels_per_class=5, split_seed=1))
+    assert ids(other.train) != ids(few.train)
+    assert few.train.digest() != make_splits(DataRecipe(train="digits")).train.digest()
+
+
+def test_few_labels_and_further_images_are_unlabelled_together(tmp_path):
+    spec = tree(tmp_path / "a", {"cat": 20, "dog": 4})
+    flat = tree(tmp_path / "b", {".": 7})
+    splits = make_splits(DataRecipe(train=spec, unlabelled=flat, labels_per_class=5))
+    assert np.bincount(splits.train.labels).tolist() == [5, 2]  # a class that has fewer keeps what it has
+    assert len(splits.unlabelled) == 24 - len(splits.val) - len(splits.test) - 7 + 7
+    assert set(splits.unlabelled.labels.tolist()) == {-1}
+
+
+def test_all_labels_used_change_nothing():
+    full, plenty = (make_splits(DataRecipe(train="digits", labels_per_class=n)) for n in (None, 10_000))
+    assert full.record() == plenty.record()
+    assert plenty.unlabelled is None
+
+
+class Partly(Fake):
+    """Every fourth image has no label."""
+
+    def __init__(self) -> None:
+        super().__init__([(-1, 0, 1, 1)[i % 4] for i in range(80)])
+
+    def place(self, index: int) -> str:
+        return f"{index}"
+
+
+def test_images_without_a_label_are_all_for_training(monkeypatch):
+    images = Partly()
+    monkeypatch.setattr("tutelage.data.splits.open_source", lambda *_: images)
+    monkeypatch.setattr("tutelage.data.splits.parts_of", lambda *_: ())
+    splits = make_splits(DataRecipe(train="fake", val_fraction=0.1, test_fraction=0.2))
+    assert (len(splits.val), len(splits.test)) == (6, 12)  # of the 60 that have labels
+    assert all(part.labels.min() >= 0 for part in (splits.train, splits.val, splits.test))
+    assert splits.unlabelled.ids == [f"image-{i}" for i in range(0, 80, 4)]
+
+
+def test_few_labels_of_images_without_any(tmp_path):
+    flat, labelled = tree(tmp_path / "a", {".": 9}), tree(tmp_path / "b", {"cat": 9, "dog": 9})
+    line = refusal(train=flat, val=labelled, test=labelled, labels_per_class=5)
+    assert "data.labels_per_class=5: no image of" in line
+
+
 def test_limit_keeps_the_classes_in_proportion():
     splits = make_splits(DataRecipe(train="digits", limit=50))
     for part in (splits.train, splits.val, splits.test):

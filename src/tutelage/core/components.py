@@ -87,6 +87,9 @@ class DataRecipe(Component):
         None  # for the final evaluation; null: its own test or val part, else test_fraction of train
     )
     unlabelled: Text | None = None  # further images, used for the teacher's targets only
+    labels_per_class: Annotated[int, Field(ge=1)] | None = (
+        None  # training images of each class whose labels are used; the others count as unlabelled; null: all
+    )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # stratified
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # stratified
     split_seed: Seed = 0

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tutelage.data.sources.base import ImageSet
-from tutelage.data.splits import Subset
+from tutelage.data.subset import Subset
 
 
 class Joined(ImageSet):
@@ -51,4 +51,6 @@ class Joined(ImageSet):
 def join(*parts: Subset) -> Subset:
     """All images of several subsets, in order, with the classes of the first one."""
     joined = Joined(list(parts))
-    return Subset(joined, np.arange(len(joined)), parts[0].classes, split="all")
+    return Subset(
+        joined, np.arange(len(joined)), parts[0].classes, split=" + ".join(one.split for one in parts)
+    )

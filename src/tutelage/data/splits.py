@@ -6,80 +6,32 @@ import difflib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import DataRecipe
+from tutelage.data.joined import join
 from tutelage.data.sources.base import ImageSet, open_source, parts_of
+from tutelage.data.subset import Subset, sample, whole
 
-
-@dataclass(frozen=True)
-class Subset:
-    """Some images of a set.
-
-    Attributes:
-        images: the set.
-        indices: int64, ascending, which of its images.
-        classes: class names in the order of `labels`, the same for every subset of a run.
-        relabel: int64, index into `classes` for each of the set's own labels; None where they are the same.
-        split: how the subset was made, in words.
-    """
-
-    images: ImageSet
-    indices: np.ndarray
-    classes: tuple[str, ...] = ()
-    relabel: np.ndarray | None = None
-    split: str = "all"
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """int64 (n,), index into `classes`; -1 where an image has no label."""
-        if self.images.labels is None or not self.classes:
-            return np.full(len(self), -1, np.int64)
-        labels = self.images.labels[self.indices]
-        return labels if self.relabel is None else np.append(self.relabel, -1)[labels]
-
-    @property
-    def ids(self) -> list[str]:
-        """The id of each image, as a new list."""
-        return [self.id(position) for position in range(len(self))]
-
-    def id(self, position: int) -> str:
-        """The id of one image."""
-        return self.images.ids[int(self.indices[position])]
-
-    def image(self, position: int) -> Image.Image:
-        """Decode one image to RGB; raises `UnreadableImage`."""
-        return self.images.image(int(self.indices[position]))
-
-    def digest(self) -> str:
-        """A hash of the set, of which of its images are in the subset, and of their labels."""
-        digest = hashlib.sha256(self.images.digest().encode())
-        digest.update(np.ascontiguousarray(self.indices, np.int64).tobytes())
-        digest.update(self.labels.tobytes())
-        return digest.hexdigest()
-
-    def record(self) -> dict[str, Any]:
-        """What is recorded in the run directory."""
-        return {
-            "source": self.images.name,
-            "split": self.split,
-            "size": len(self),
-            "labelled": int((self.labels >= 0).sum()),
-            "digest": self.digest(),
-        }
+__all__ = ["Splits", "Subset", "make_splits", "sample", "stratified", "whole"]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The subsets of a run. `val` selects, `test` evaluates; no image is in two of them."""
+    """The subsets of a run. `val` selects, `test` evaluates; no image is in two of them.
+
+    Attributes:
+        train: labelled training images; where no training image has a label, all of them.
+        val: images for model selection; labelled, unless no training image has a label.
+        test: images for the final evaluation; labelled, unless no training image has a label.
+        unlabelled: the other training images: of ``data.unlabelled``, and of ``data.train`` those without a label and
+            those whose label is not used.
+        classes: names in label order; () where no image has a label.
+        seed: of the splits.
+    """
 
     train: Subset
     val: Subset
@@ -98,17 +50,6 @@ class Splits:
         }
 
 
-def whole(images: ImageSet) -> Subset:
-    """All images of a set as one subset."""
-    return Subset(images, np.arange(len(images)), images.classes or ())
-
-
-def sample(part: Subset, images: int) -> Subset:
-    """At most this many images, evenly spaced in the subset, so that all classes occur where it is sorted by class."""
-    places = np.linspace(0, len(part) - 1, min(images, len(part))).round().astype(int)
-    return replace(part, indices=part.indices[places])
-
-
 def make_splits(recipe: DataRecipe) -> Splits:
     """Open the sources of a recipe and split them into training, validation and test images.
 
@@ -116,19 +57,23 @@ def make_splits(recipe: DataRecipe) -> Splits:
     (if ``val`` is null too); else ``test_fraction`` of the training images. Where ``val`` is null, the validation
     images are the training source's own val part, unless it is the test already; else ``val_fraction`` of the
     training images. Roles that name the same images share them: val gets ``val_fraction``, test gets
-    ``test_fraction``, and the rest is for training, or for test where these images are not trained on.
+    ``test_fraction``, and the rest is for training, or for test where these images are not trained on. Where some
+    of the shared images have labels, fractions are of these, and all others are for training.
 
     Raises:
-        TutelageError: a source does not exist; a class of val or test is not in train; there are fewer than two
-            classes; a subset is empty; an image would be in two subsets.
+        TutelageError: a source does not exist; a class of val or test is not in train; there is only one class; a
+            subset is empty; val or test has no labels, but train has; an image would be in two subsets.
     """
     sets = _open_roles(recipe)
     classes = _classes(sets)
     parts = {role: part for group in _groups(sets).values() for role, part in _share(group, recipe).items()}
     parts = {role: _limited(_with_classes(part, classes), recipe) for role, part in parts.items()}
+    if "unlabelled" in parts:  # its folders may be no classes at all
+        parts["unlabelled"] = replace(parts["unlabelled"], labels_hidden=True)
     for role, part in parts.items():
-        _check(role, part)
+        _check(role, part, parts["train"].labelled)
     _check_disjoint(parts)
+    parts |= _labelled_apart(parts["train"], parts.get("unlabelled"), recipe)
     unlabelled = parts.get("unlabelled")
     return Splits(parts["train"], parts["val"], parts["test"], unlabelled, classes, recipe.split_seed)
 
@@ -202,8 +147,9 @@ def _share(group: dict[str, ImageSet], recipe: DataRecipe) -> dict[str, Subset]:
     shares: dict[str, Subset] = {}
     for role, fraction in fractions.items():
         if role in group and role != keeper:
-            wanted = round(fraction * len(images))
-            taken = stratified(images, rest, wanted, recipe.split_seed, spare=True)
+            labelled = rest if images.labels is None else rest[images.labels[rest] >= 0]
+            wanted = round(fraction * (len(images) if images.labels is None else np.sum(images.labels >= 0)))
+            taken = stratified(images, labelled, wanted, recipe.split_seed, spare=True)
             rest = np.setdiff1d(rest, taken)
             split = f"{fraction:g} of {images.name}, stratified, seed {recipe.split_seed}"
             shares[role] = Subset(images, taken, split=split)
@@ -230,15 +176,20 @@ def stratified(
         int64, ascending: `wanted` of `indices`, or all where there are fewer.
     """
     labels = images.labels[indices] if images.labels is not None else np.zeros(len(indices), np.int64)
-    keys = np.array([_hash(seed, images.ids[int(i)]) for i in indices], np.uint64)
-    order = np.lexsort((keys, labels))
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-2))  # of each class in the order
-    counts = np.diff(starts, append=len(order))
+    order, counts, ranks = _ranked(labels, [images.ids[int(i)] for i in indices], seed)
     free = counts - 1 if spare else counts
     ends = np.cumsum(free)
     quotas = np.diff(ends * min(wanted, ends[-1]) // max(1, ends[-1]), prepend=0)
-    ranks = np.arange(len(order)) - np.repeat(starts, counts)
     return np.sort(indices[order[ranks < np.repeat(quotas, counts)]])
+
+
+def _ranked(labels: np.ndarray, ids: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order images by label and hashed id; also count the images of each label, and number those of one label."""
+    keys = np.array([_hash(seed, name) for name in ids], np.uint64)
+    order = np.lexsort((keys, labels))
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-2))
+    counts = np.diff(starts, append=len(order))
+    return order, counts, np.arange(len(order)) - np.repeat(starts, counts)
 
 
 def _hash(seed: int, name: str) -> int:
@@ -261,13 +212,43 @@ def _limited(part: Subset, recipe: DataRecipe) -> Subset:
     return replace(part, indices=kept, split=f"{part.split}; {recipe.limit} of these, stratified")
 
 
-def _check(role: str, part: Subset) -> None:
+def _labelled_apart(train: Subset, unlabelled: Subset | None, recipe: DataRecipe) -> dict[str, Subset]:
+    """Keep the labelled training images in train, and add the others to the unlabelled images.
+
+    ``data.labels_per_class`` keeps the labels of so many images of each class; as in `stratified`, these are the ones
+    whose hashed ids come first, so that a larger number keeps the same images and more.
+    """
+    most = recipe.labels_per_class
+    if not train.labelled:
+        if most is not None:
+            raise TutelageError(f"data.labels_per_class={most}: no image of {train.images.name} has a label")
+        return {}
+    used = train.labels >= 0
+    if most is not None:
+        order, _, ranks = _ranked(train.labels, train.ids, recipe.split_seed)
+        used[order[ranks >= most]] = False
+    if used.all():
+        return {}
+    split = (
+        train.split if most is None else f"{train.split}; the labels of {most} images of each class are used"
+    )
+    rest = replace(
+        train, indices=train.indices[~used], labels_hidden=True, split=f"{train.split}; those without a label"
+    )
+    return {
+        "train": replace(train, indices=train.indices[used], split=split),
+        "unlabelled": join(rest, unlabelled) if unlabelled else rest,
+    }
+
+
+def _check(role: str, part: Subset, labelled: bool) -> None:
+    """Refuse an empty subset, and a val or test without labels where the training images have some."""
     if len(part) == 0:
         raise TutelageError(
             f"data.{role}: no image of {part.images.name} is left for it ({part.split}); add images or "
             "change data.val_fraction and data.test_fraction"
         )
-    if role in {"val", "test"} and not (part.labels >= 0).any():
+    if role in {"val", "test"} and labelled and not part.labelled:
         raise TutelageError(
             f"data.{role}={part.images.name}: its images have no labels, which {role} needs; put them into a "
             "folder for each class"

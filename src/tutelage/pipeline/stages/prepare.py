@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tutelage.core.errors import TutelageError
@@ -16,6 +17,7 @@ from tutelage.core.runtime import Runtime
 from tutelage.data.decoded import decode_once
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import BadImages, Loading
+from tutelage.data.order import check_share, labelled_in_batch
 from tutelage.data.splits import Splits, make_splits
 from tutelage.distillation.looks import Looks
 from tutelage.distillation.two_heads import TwoHeads
@@ -83,6 +85,10 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     """
     torch.manual_seed(recipe.train.seed)  # for new heads and students from scratch
     splits = make_splits(recipe.data)
+    if recipe.train.labelled_share is not None:
+        labelled = len(splits.train) if splits.train.labelled else 0
+        images = len(splits.train) + len(splits.unlabelled or ())
+        check_share(recipe.train.labelled_share, labelled, images - labelled)
     loaded = [load_model(name) for name in (recipe.teacher.model, *recipe.teacher.others)]
     student = _load_student(recipe)
     torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
@@ -106,7 +112,8 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         memo,
     )
     _record_splits(splits, context)
-    context.progress.say(_data_line(splits))
+    for line in _data_lines(splits, recipe):
+        context.progress.say(line)
     for name, model in [*(("teacher", t) for t in teachers), ("student", student)]:
         context.progress.say(f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px")
     splits = _decoded(recipe, splits, _inputs(recipe, teachers, student), context)
@@ -171,9 +178,25 @@ def _with_input(model: Model, wish: TeacherRecipe | StudentRecipe) -> Model:
     return model
 
 
-def _data_line(splits: Splits) -> str:
+def _data_lines(splits: Splits, recipe: Recipe) -> list[str]:
+    """Describe the images of a run, and how the labelled ones are used."""
     extra = f" and {len(splits.unlabelled):,} unlabelled" if splits.unlabelled else ""
-    return (
+    lines = [
         f"data: {len(splits.train):,} training images{extra}, {len(splits.val):,} for model selection, "
         f"{len(splits.test):,} for final evaluation, {len(splits.classes)} classes"
-    )
+    ]
+    if not splits.train.labelled:
+        measured = "is measured" if splits.test.labelled else "is claimed"
+        lines.append(
+            f"data: no training image of {splits.train.images.name} has a label: the student learns from the teacher "
+            f"alone, there is no labels-only control, and {'' if splits.test.labelled else 'no '}accuracy {measured}"
+        )
+    if (most := recipe.data.labels_per_class) is not None:
+        fewer = int((np.bincount(splits.train.labels, minlength=len(splits.classes)) < most).sum())
+        less = f"; {fewer} classes have fewer" if fewer else ""
+        lines.append(f"data: the labels of {most} training images of each class are used{less}")
+    if (share := recipe.train.labelled_share) is not None:
+        batch = recipe.train.batch_size
+        labelled = labelled_in_batch(share, batch)
+        lines.append(f"data: {labelled} of the {batch} images in each of the student's batches are labelled")
+    return lines
