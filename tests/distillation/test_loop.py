@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from tutelage.core.files import read_jsonl
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import LossRecipe
 from tutelage.data.decode import UnreadableImage
+from tutelage.data.joined import join
 from tutelage.data.sources.base import ImageSet
 from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.checkpoint import load_checkpoint, state_of
@@ -110,6 +112,25 @@ def test_a_polite_kill_at_any_step_changes_nothing(tmp_path: Path, reference: Tr
         ("distill", 1),
         ("distill", 2),
     ]
+
+
+@pytest.mark.parametrize("step", [1, 9])
+def test_a_polite_kill_changes_nothing_with_a_share_of_labels(tmp_path: Path, step: int) -> None:
+    splits = small_splits()
+    few, rest = np.split(splits.train.indices, [20])
+    some = replace(splits.train, indices=few)
+    mixed = replace(splits, train=join(some, replace(splits.train, indices=rest, labels_hidden=True)))
+
+    def share() -> Stage:
+        return small_stage(splits=mixed, labelled_share=0.25)
+
+    reference = train(share(), small_context(tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        train(share(), small_context(tmp_path / "run", At(step, ask_to_stop)))
+    resumed = train(share(), small_context(tmp_path / "run"))
+    assert all(same(resumed.states[name], state) for name, state in reference.states.items())
+    other = train(small_stage(splits=mixed), small_context(tmp_path / "other"))
+    assert not same(other.states["last"], reference.states["last"])
 
 
 def test_a_request_during_the_last_figures_is_not_lost(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from tutelage.core.progress import Silent
 from tutelage.core.recipe import Recipe, load_recipe, parse_recipe
 from tutelage.core.records import read_predictions
 from tutelage.core.run_dir import Run
+from tutelage.data.loading import train_loader
+from tutelage.data.views import ViewPolicy
+from tutelage.distillation.loop import Trainer
 from tutelage.models.registry import load_model
 from tutelage.pipeline.run import begin, distill
 from tutelage.pipeline.stages.evaluate import predict_jointly
@@ -196,10 +199,64 @@ def test_unlabelled_images_are_distilled_on_too(tiny: dict, tmp_path: Path) -> N
     parts = read_json(run.splits)["parts"]
     images = parts["train"]["size"] + parts["unlabelled"]["size"]
     assert parts["unlabelled"]["size"] == 40
-    for stage in ("control", "distill"):  # the control has the same budget
+    for stage in ("control", "distill"):  # the control has as many steps, of labelled images alone
         rows = [row for row in read_jsonl(run.metrics) if row["stage"] == stage]
         assert rows[-1]["step"] == 2 * (images // 32)
     assert read_json(run.preflight)["steps"] == 2 * 2 * (images // 32)
+
+
+def test_the_control_of_few_labels_has_the_students_steps_and_labelled_images_alone(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny["data"]["labels_per_class"] = 2  # 20 images, fewer than a batch
+    tiny["train"] |= {"labelled_share": 0.25}
+    tiny["teacher"]["fit"] = "no"
+    tiny["targets"] = {"mode": "cached", "views": 2}
+    batches: dict[str, list] = {"control": [], "distill": []}
+    original = Trainer.train_step
+
+    def seen(self: Trainer, batch: dict) -> bool:
+        batches[self.stage.name].append(
+            (batch["label"].tolist(), list(zip(batch["index"].tolist(), batch["view"].tolist(), strict=True)))
+        )
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", seen)
+    run = run_tiny(tiny, tmp_path, "few")
+    parts = read_json(run.splits)["parts"]
+    assert (parts["train"]["size"], parts["train"]["size"] + parts["unlabelled"]["size"]) == (20, 240)
+    assert {stage: len(found) for stage, found in batches.items()} == {"control": 14, "distill": 14}
+    for labels, images in batches["control"]:
+        assert len(labels) == 32
+        assert min(labels) >= 0
+        assert max(view for _, view in images) <= 1  # targets.views
+    for labels, images in batches["distill"]:
+        assert sum(label >= 0 for label in labels) == 8
+        assert max(view for _, view in images) <= 1
+    used = np.bincount([position for _, images in batches["control"] for position, _ in images])
+    assert used.max() - used.min() <= 1
+
+
+def test_views_of_repeated_images_are_new_without_a_limit(tiny: dict, tmp_path: Path) -> None:
+    tiny["data"]["labels_per_class"] = 2
+    tiny["teacher"]["fit"] = "no"
+    recipe = parse_recipe(tiny | {"name": "few"})
+    prepared = prepare(recipe, begin(recipe, tmp_path, "test"), Silent())
+    shown: list[tuple[int, int]] = []
+    for batch in train_loader(
+        prepared.splits.train,
+        ViewPolicy(recipe.view),
+        [prepared.student.input_spec],
+        batch_size=32,
+        seed=0,
+        epoch=1,
+        steps=3,
+        workers=0,
+    ):
+        images = batch["images"][0]
+        assert len({images[row].numpy().tobytes() for row in range(32)}) == 32
+        shown += zip(batch["index"].tolist(), batch["view"].tolist(), strict=True)
+    assert len(set(shown)) == 96
 
 
 def test_versions_name_what_ran(finished: Run) -> None:

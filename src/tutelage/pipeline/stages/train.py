@@ -17,7 +17,7 @@ from tutelage.distillation.objective import Objective, body_state, label_smoothi
 from tutelage.distillation.selection import Choice, choose
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
-from tutelage.distillation.teacher import TargetSource, Teacher, cached_teacher
+from tutelage.distillation.teacher import TargetSource, Teacher, cached_teacher, passes
 from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation.predict import Predictions
 from tutelage.models import batchnorm
@@ -44,16 +44,22 @@ class Distilled:
 
 
 def train_control(checked: Checked) -> Model | None:
-    """Train the same student on the same views with hard labels only, and select on val in the same way.
+    """Train the same student with hard labels only, and select on val in the same way.
 
-    Its batches have the unlabelled images too, with a loss of zero: control and student have the same order of images,
-    the same views and the same number of steps, and differ only in their targets.
+    Where all training images have labels, control and student have the same order of images, the same views and the
+    same steps, and differ only in their targets. Where some have none, the control has the labelled images alone, for
+    as many steps as the student and with full batches: it sees each of them more often, always in a new view. That
+    makes it stronger than a control whose batches are shared with images it cannot learn from.
     """
     prepared, student = checked.prepared, checked.student
     recipe, run = prepared.recipe, prepared.run
     if not recipe.control:
         return None
-    stage = _stage(checked, "control", _images(prepared.splits))
+    stage = _stage(checked, "control", prepared.splits.train)
+    if prepared.splits.unlabelled:
+        steps = len(_images(prepared.splits)) // recipe.train.batch_size
+        settings = recipe.train.model_copy(update={"labelled_share": None})
+        stage = replace(stage, steps=steps, settings=settings)
     key = {
         "stage": stage_key(stage, prepared.context),
         "choose": recipe.selection.model_dump(mode="json"),
@@ -79,6 +85,8 @@ def train_student(checked: Checked) -> Distilled:
     stage = replace(
         _stage(checked, "distill", subset), teacher=_targets(checked, subset), val_targets=val_targets
     )
+    if prepared.recipe.targets.mode == "cached":
+        stage = replace(stage, views=passes(prepared.recipe))  # no other views have targets
     two_heads = TwoHeads(student) if prepared.recipe.loss.two_heads else None
     if two_heads:
         stage = replace(stage, model=two_heads.model.copied())
@@ -96,7 +104,7 @@ def train_student(checked: Checked) -> Distilled:
 
 
 def _images(splits: Splits) -> Subset:
-    """Return the training images of control and student: the labelled ones, followed by the unlabelled ones."""
+    """Return the training images of the student: the labelled ones, followed by the unlabelled ones."""
     return join(splits.train, splits.unlabelled) if splits.unlabelled else splits.train
 
 
