@@ -283,9 +283,26 @@ def test_a_class_that_train_does_not_know(tmp_path):
     assert "did you mean 'zebra'?" in line
 
 
+def test_without_any_label_the_classes_are_the_teachers(tmp_path):
+    for part, count in (("train", 8), ("val", 3), ("test", 2)):
+        tree(tmp_path / "parts" / part, {".": count})
+    flat = tree(tmp_path / "flat", {".": 20})
+    assert [len(s) for s in parts_of_splits(flat)] == [14, 2, 4]
+    assert [len(s) for s in parts_of_splits(f"folder:{tmp_path}/parts")] == [8, 3, 2]
+    splits = make_splits(DataRecipe(train=flat)).with_classes(("a", "b"))
+    assert splits.classes == splits.train.classes == splits.test.classes == ("a", "b")
+    assert not any(part.labelled for part in (splits.train, splits.val, splits.test))
+
+
+def parts_of_splits(train: str) -> list:
+    splits = make_splits(DataRecipe(train=train))
+    assert splits.classes == ()
+    assert splits.unlabelled is None
+    return [splits.train, splits.val, splits.test]
+
+
 def test_no_labels_where_they_are_needed(tmp_path):
     flat = tree(tmp_path / "a", {".": 9})
-    assert "no image has a label" in refusal(train=flat)
     line = refusal(train=tree(tmp_path / "b", {"cat": 9, "dog": 9}), val=flat)
     assert "data.val" in line
     assert "have no labels" in line

@@ -40,6 +40,12 @@ class Splits:
     classes: tuple[str, ...]
     seed: int
 
+    def with_classes(self, classes: tuple[str, ...]) -> Splits:
+        """Give names of classes to images that have no labels."""
+        parts = {role: getattr(self, role) for role in ("train", "val", "test", "unlabelled")}
+        named = {role: replace(part, classes=classes) for role, part in parts.items() if part is not None}
+        return replace(self, classes=classes, **named)
+
     def record(self) -> dict[str, Any]:
         """Sources, sizes and digests as JSON values."""
         parts = {"train": self.train, "val": self.val, "test": self.test, "unlabelled": self.unlabelled}
@@ -84,7 +90,8 @@ def _open_roles(recipe: DataRecipe) -> dict[str, ImageSet]:
     own = {
         part: open_source(recipe.train, part) for part in parts_of(recipe.train) if part in {"val", "test"}
     }
-    own = {part: images for part, images in own.items() if images.labels is not None}
+    labelled = {part: images for part, images in own.items() if images.labels is not None}
+    own = labelled or ({} if train.labels is not None else own)
     test = _open(recipe.test, "test", "val") if recipe.test else own.get("test")
     if test is None and recipe.val is None:
         test = own.get("val")
@@ -104,13 +111,10 @@ def _open(spec: str, *preferred: str) -> ImageSet:
 
 
 def _classes(sets: dict[str, ImageSet]) -> tuple[str, ...]:
-    """The classes of the run in order: those of train, or of val where the training images have no labels."""
+    """The classes of the run in order: those of train, or of val or test where the images before have no labels."""
     labelled = [sets[role] for role in ("train", "val", "test") if sets[role].classes]
     if not labelled:
-        raise TutelageError(
-            f"data.train={sets['train'].name}: no image has a label; put the images into a folder for each "
-            "class, or give labelled data.val and data.test"
-        )
+        return ()
     first = labelled[0]
     classes = first.classes or ()
     if len(classes) < 2:

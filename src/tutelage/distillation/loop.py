@@ -293,7 +293,7 @@ class Trainer:
         if at.epoch < self.settings.epochs:
             self.save()
 
-    def _validate(self, module: nn.Module) -> dict[str, float]:
+    def _validate(self, module: nn.Module) -> dict[str, float | None]:
         try:
             return validate(self.stage, module, self.runtime, self.loading)
         except FloatingPointError:

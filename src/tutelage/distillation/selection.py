@@ -34,7 +34,7 @@ class Candidate:
         name: e.g. `ema@0.5`, half way from the start to the moving average.
         source: the trained state that it was made from.
         alpha: 0 is the start, 1 the trained state; None where the weights are not interpolated between them.
-        val: figures on val, at least `top1` and `nll`.
+        val: figures on val: `top1` and `nll`, or `agreement` and `fidelity` where it has no labels.
         state: the weights.
         recalibrated: whether the BatchNorm statistics were measured again.
         share: of the teacher's head in the mixture with the labels' head, the best on val; None with one head.
@@ -69,7 +69,8 @@ class Choice:
                     "alpha": c.alpha,
                     "recalibrated": c.recalibrated,
                     **({} if c.share is None else {SHARE: c.share}),
-                    "val": {name: _jsonable(value) for name, value in c.val.items()},
+                    "val": {"top1": None, "nll": None}
+                    | {name: _jsonable(value) for name, value in c.val.items()},
                     "kept": c is self.kept,
                 }
                 for c in self.candidates

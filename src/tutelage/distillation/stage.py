@@ -34,7 +34,7 @@ class Stage:
         steps: of an epoch, for which training images are repeated or left out; None: each image is used once.
         val_targets: (N, C) teacher's logits on val, for the loss there.
         head_only: the body is frozen and in eval mode.
-        metric: by which the best epoch on val is chosen: ``top1`` or ``nll``.
+        metric: by which the best epoch on val is chosen: ``top1``, ``nll``, or ``fidelity`` where val has no labels.
     """
 
     name: str

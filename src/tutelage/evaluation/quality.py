@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+from tutelage.evaluation.fidelity import FIDELITY
 
 BINS = 15
 
@@ -73,7 +76,12 @@ def over_classes(logits: Tensor, head_index: Tensor) -> Tensor:
     return torch.index_select(logits, 1, head_index)
 
 
-def merit(val: Mapping[str, float], metric: str) -> tuple[float, float]:
-    """The key by which students are ranked on val, higher is better; NaN is worst."""
+def merit(val: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    """The key by which students are ranked on val by ``top1``, ``nll`` or ``fidelity``, higher is better; NaN is worst.
+
+    The fidelity to the teacher is for a val without labels, which has neither of the others.
+    """
+    if metric == FIDELITY:
+        return -val[FIDELITY], val["agreement"]
     top1, nll = (-math.inf if math.isnan(value) else value for value in (val["top1"], -val["nll"]))
     return (top1, nll) if metric == "top1" else (nll, top1)

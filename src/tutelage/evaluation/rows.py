@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutelage.evaluation.fidelity import Fidelity
 from tutelage.evaluation.latency import Call, alternating_latency
 from tutelage.evaluation.quality import over_classes, quality
 from tutelage.evaluation.size import gmacs, params_m, size_mb
@@ -85,6 +86,18 @@ def graded(row: Row, logits: Tensor, labels: Tensor, head_index: Tensor) -> Row:
         over_data = quality(over_classes(logits, head_index), labels)
         figures |= {"top1_data": over_data.top1, "top5_data": over_data.top5}
     return replace(row, n=over_head.n, **figures)
+
+
+def likened(row: Row, close: Fidelity, why: str) -> Row:
+    """Add how closely a model follows the teacher, in place of its accuracy.
+
+    Args:
+        row: of the model.
+        close: its comparison with the teacher.
+        why: its accuracy is not known.
+    """
+    found = replace(row, n=close.n, agreement=close.agreement, fidelity=close.kl)
+    return without(found, QUALITY, why)
 
 
 def without(row: Row, figures: Sequence[str], why: str) -> Row:

@@ -43,7 +43,9 @@ class Row:
         ece: percent, over all of the head's classes.
         top1_data: percent, over the data set's classes only; None, without a why, where these are the head's.
         top5_data: percent, over the data set's classes only.
-        n: number of labelled images that quality was measured on.
+        agreement: percent of the images on which it and the teacher give the same class; where there are no labels.
+        fidelity: mean KL from the teacher's probabilities to its own, in nats; where there are no labels.
+        n: number of images that quality was measured on: the labelled ones, or all where there are no labels.
         paired: comparison with the first row on the same images.
         like: factors of a deployed file against the first model in the same runtime and precision, by figure:
             the gain of a smaller network, without that of the runtime.
@@ -68,6 +70,8 @@ class Row:
     ece: float | None = None
     top1_data: float | None = None
     top5_data: float | None = None
+    agreement: float | None = None
+    fidelity: float | None = None
     n: int | None = None
     paired: Paired | None = None
     like: Mapping[str, float] = field(default_factory=dict)
@@ -110,6 +114,8 @@ FIGURES = (
     Figure("top5_data", "top-5, data only, %", 2, "difference"),
     Figure("nll", "NLL", 3, "difference"),
     Figure("ece", "ECE, %", 2, "difference"),
+    Figure("agreement", "agreement with the teacher, %", 2, "difference"),
+    Figure("fidelity", "KL from the teacher, nats", 3, "difference"),
 )
 
 

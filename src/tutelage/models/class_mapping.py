@@ -31,6 +31,21 @@ class ClassMapping:
         return np.where(of_data >= 0, self.index[of_data], -1)
 
 
+def own_classes(teacher: Model) -> tuple[str, ...]:
+    """Name the classes of a teacher's head, for data that has none; numbers where the head has no names.
+
+    Raises:
+        TutelageError: the teacher does not know any class.
+    """
+    if not teacher.pretrained or teacher.num_classes < 2:
+        reason = "it has no head" if teacher.pretrained else "its weights are random"
+        raise TutelageError(
+            f"teacher.model={teacher.spec}: no image has a label, so that the teacher must know the classes itself, "
+            f"but {reason}; name a teacher that was trained for them, or put the images of each class into a folder"
+        )
+    return teacher.class_ids or tuple(str(number) for number in range(teacher.num_classes))
+
+
 def align_heads(
     teachers: Sequence[Model], student: Model, classes: Sequence[str]
 ) -> tuple[list[Model], Model, ClassMapping]:

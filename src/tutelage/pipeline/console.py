@@ -110,11 +110,12 @@ class Bars:
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the epoch's figures in a line above the bar."""
         terms = "  ".join(f"{name} {value:.3f}" for name, value in row["loss"].items() if value is not None)
-        ema = f" (EMA {row['ema_val']['top1']:.2f})" if row["ema_val"] else ""
+        title, key = ("top-1", "top1") if row["val"]["top1"] is not None else ("agreement", "agreement")
+        ema = f" (EMA {row['ema_val'][key]:.2f})" if row["ema_val"] else ""
         words = STAGE_WORDS.get(row["stage"], row["stage"])
         self.say(
             f"  {words}: epoch {row['epoch']}/{row['epochs']}  {terms}  "
-            f"val top-1 {row['val']['top1']:.2f}{ema}  {row['images_per_s']:.0f} images/s"
+            f"val {title} {row['val'][key]:.2f}{ema}  {row['images_per_s']:.0f} images/s"
         )
 
     def end(self) -> None:

@@ -66,6 +66,8 @@ def summary(runs: list[Run]) -> dict[str, Any]:
         runs: finished runs with the same test images.
     """
     tables = [read_json(run.comparison) for run in runs]
+    if tables[0]["rows"][0]["top1"] is None:
+        return _without_labels(runs, tables)
     correct = [_correct(run.predictions) for run in runs]
     # only some of the runs may have the student at another resolution
     roles = [row["role"] for row in tables[0]["rows"] if all(row["role"] in found for found in correct)]
@@ -87,6 +89,23 @@ def summary(runs: list[Run]) -> dict[str, Any]:
         "pairs": pairs,
         "n": tables[0]["test"]["n"],
         "sentence": _sentence(pairs, len(runs)),
+    }
+
+
+def _without_labels(runs: list[Run], tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compute the mean agreement of the student with the teacher, where the test images have no labels."""
+    student = [next(row for row in table["rows"] if row["role"] == Role.DISTILLED) for table in tables]
+    agreement, close = ([row[name] for row in student] for name in ("agreement", "fidelity"))
+    return {
+        "runs": [run.path.name for run in runs],
+        "agreement": agreement,
+        "fidelity": close,
+        "pairs": [],
+        "n": tables[0]["test"]["n"],
+        "sentence": (
+            f"No labels: nothing is claimed about accuracy. Over {len(runs)} seeds the kept student agrees with the "
+            f"teacher on {mean(agreement):.2f}% of the test images, with a mean KL of {mean(close):.3f} nats."
+        ),
     }
 
 

@@ -32,6 +32,8 @@ FIGURES = (
     "top5",
     "nll",
     "ece",
+    "agreement",
+    "fidelity",
 )  # logged for each model on test
 BATCH = 100  # most parameters in one MLflow request
 LONGEST = 6000  # most characters in an MLflow parameter

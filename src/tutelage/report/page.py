@@ -19,6 +19,10 @@ from plotly.offline import get_plotlyjs
 
 from tutelage.report.style import colour, loss_name, role_name
 
+UNLABELLED = (
+    "The test images have no labels, so that no accuracy is known. The comparison table shows how far each model "
+    "agrees with the teacher."
+)
 TEMPLATES = Path(__file__).parent / "templates"
 
 

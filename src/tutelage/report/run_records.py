@@ -107,14 +107,20 @@ class RunRecords:
             return "start"
         return "teacher" if self.recipe.get("control") is False else "control"
 
+    @property
+    def labelled_test(self) -> bool:
+        """Whether there are labels of test images, so that accuracies are known."""
+        return self.predictions is None or bool((self.predictions.labels >= 0).any())
+
     def pair(self, old: str) -> dict[str, Any] | None:
         """The paired difference between the student and another role."""
         return next((p for p in self.verdict.get("pairs") or [] if p["old"] == old), None)
 
     @property
     def metric(self) -> str:
-        """The metric by which weights are selected: ``top1`` or ``nll``."""
-        return (self.recipe.get("selection") or {}).get("metric") or "top1"
+        """The metric by which weights are selected: ``top1``, ``nll``, or ``fidelity`` where val has no labels."""
+        stated = (self.candidates or {}).get("metric")
+        return stated or (self.recipe.get("selection") or {}).get("metric") or "top1"
 
     def predictions_of(self, *roles: str) -> RunPredictions | None:
         """The predictions for the test images, where those of all these roles are among them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.core.recipe_tree import flat
+from tutelage.evaluation.quality import merit
 from tutelage.evaluation.verdict import OPPONENTS
 from tutelage.report import plots
 from tutelage.report.headline import headline, sentence
@@ -78,8 +79,7 @@ def _rank(records: RunRecords) -> tuple[bool, float]:
     """Sort key: the best on the validation images by the recipe's metric comes first, an unfinished run last."""
     if records.kept is None:
         return True, 0.0
-    nll = (records.candidates or {}).get("metric") == "nll"
-    return False, records.kept["val"]["nll"] if nll else -records.kept["val"]["top1"]
+    return False, -merit(records.kept["val"], records.metric)[0]
 
 
 def _val(records: RunRecords, metric: str) -> float | None:
@@ -149,7 +149,7 @@ def _line(records: RunRecords, name: str, folder: Path) -> list[Cell]:
     report = records.run.report.resolve()
     link = Path(os.path.relpath(report, folder.resolve())).as_posix() if report.exists() else ""
     comparisons = headline(records)
-    state = comparisons[0].words if comparisons else "unfinished"
+    state = comparisons[0].words if comparisons else "no labels" if records.verdict else "unfinished"
     return [
         Cell(name, name, link=link),
         Cell(state, state),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
@@ -67,6 +68,16 @@ def stage_name(stage: str) -> str:
     """Give the readable name of a training stage: ``teacher-fit-2`` becomes ``fit of the teacher 2``."""
     kind, number = (stage[:-2], stage[-2:].replace("-", " ")) if stage[-2:-1] == "-" else (stage, "")
     return f"{STAGE_NAMES[kind]}{number}" if kind in STAGE_NAMES else stage
+
+
+def accuracy_key(val: Mapping[str, Any]) -> str:
+    """Give the key of the accuracy in validation figures; that of the agreement where there are no labels."""
+    return "agreement" if val.get("top1") is None and "agreement" in val else "top1"
+
+
+def accuracy_name(val: Mapping[str, Any]) -> str:
+    """Give the name of the figure that `accuracy_key` finds: ``top-1`` or ``agreement with the teacher``."""
+    return {"top1": "top-1", "agreement": "agreement with the teacher"}[accuracy_key(val)]
 
 
 def loss_name(term: str) -> str:

@@ -11,7 +11,7 @@ from tutelage.core.recipe_tree import flat
 from tutelage.evaluation.table import FIGURES, Figure, Row, Table
 from tutelage.report.predictions import ClassChange, Confusion
 from tutelage.report.run_records import RunRecords
-from tutelage.report.style import NAMES, loss_name, role_name, stage_name
+from tutelage.report.style import NAMES, accuracy_key, loss_name, role_name, stage_name
 
 ABSENT = "–"
 
@@ -83,12 +83,12 @@ def pairs(records: RunRecords) -> Sheet:
 def epochs(rows: Sequence[Mapping[str, Any]]) -> Sheet:
     """List the metrics of every epoch."""
     terms = list(dict.fromkeys(term for row in rows for term in row["loss"]))
+    val = _val_columns(rows[0]["val"])
     columns = ["Stage", "Epoch", *(_heading(loss_name(t)) for t in terms)]
     columns += [
         "Train top-1, %",
-        "Val top-1, %",
-        "Val NLL",
-        "Val top-1 of EMA, %",
+        *val.values(),
+        f"{next(iter(val.values())).partition(',')[0]} of EMA, %",
         "Learning rate",
         "Images/s",
     ]
@@ -98,9 +98,8 @@ def epochs(rows: Sequence[Mapping[str, Any]]) -> Sheet:
             number(row["epoch"], 0),
             *(number(row["loss"].get(term), 4) for term in terms),
             number(row.get("train_top1"), 2),
-            number(row["val"]["top1"], 2),
-            number(row["val"]["nll"], 3),
-            number((row.get("ema_val") or {}).get("top1"), 2),
+            *(number(row["val"][key], digits) for key, digits in zip(val, (2, 3), strict=True)),
+            number((row.get("ema_val") or {}).get(accuracy_key(row["val"])), 2),
             Cell(f"{row['lr']:.3g}", row["lr"]),
             number(row.get("images_per_s"), 0),
         ]
@@ -112,19 +111,26 @@ def epochs(rows: Sequence[Mapping[str, Any]]) -> Sheet:
 def candidates(options: Sequence[Mapping[str, Any]]) -> Sheet:
     """List each candidate's figures on the validation images; of two heads also the share of the teacher's."""
     shared = any("share" in option for option in options)
+    val = _val_columns(options[0]["val"])
     lines = [
         [
             Cell(option["name"], option["name"], "kept" if option.get("kept") else ""),
             number(option.get("alpha"), 3),
             *([number(option.get("share"), 2)] if shared else []),
-            number(option["val"]["top1"], 2),
-            number(option["val"]["nll"], 4),
+            *(number(option["val"][key], digits) for key, digits in zip(val, (2, 4), strict=True)),
         ]
         for option in options
     ]
     strong = frozenset(i for i, option in enumerate(options) if option.get("kept"))
     heads = ["Share of the teacher's head"] if shared else []
-    return Sheet(["Candidate", "Trained share", *heads, "Val top-1, %", "Val NLL"], lines, strong=strong)
+    return Sheet(["Candidate", "Trained share", *heads, *val.values()], lines, strong=strong)
+
+
+def _val_columns(val: Mapping[str, Any]) -> dict[str, str]:
+    """Give the keys and the titles of the two figures that the validation images have."""
+    if accuracy_key(val) == "top1":
+        return {"top1": "Val top-1, %", "nll": "Val NLL"}
+    return {"agreement": "Val agreement, %", "fidelity": "Val KL"}
 
 
 def resolutions(entries: Sequence[Mapping[str, Any]]) -> Sheet:

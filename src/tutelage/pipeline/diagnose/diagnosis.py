@@ -37,10 +37,18 @@ def diagnose(figures: Figures) -> list[Finding]:
 
     A pure function: it reads no file, and the same figures give the same findings.
     """
-    found = [finding for check in CHECKS for finding in check(figures)]
-    found += outcome.unexplained(figures, found)
+    found = [finding for check in _checks(figures) for finding in check(figures)]
+    if figures.labelled_val and figures.labelled_test:
+        found += outcome.unexplained(figures, found)
     present = flat(figures.recipe.model_dump(mode="json"))
     return sorted((_without(f, present) for f in found), key=lambda finding: ORDER[finding.severity])
+
+
+def _checks(figures: Figures) -> Iterable[Callable[[Figures], Iterable[Finding]]]:
+    """Return the checks for which there are figures: without labels on val or test, there are few."""
+    if figures.labelled_val and figures.labelled_test:
+        return CHECKS
+    return (outcome.gain, training.skipped_steps) if figures.labelled_test else (training.skipped_steps,)
 
 
 def _without(finding: Finding, present: Mapping[str, Any]) -> Finding:

@@ -99,6 +99,16 @@ class Figures:
             predictions=read_predictions(run.predictions),
         )
 
+    @property
+    def labelled_val(self) -> bool:
+        """Whether there are accuracies on val."""
+        return self.preflight["teacher"]["val"]["top1"] is not None
+
+    @property
+    def labelled_test(self) -> bool:
+        """Whether there are accuracies on test."""
+        return bool((self.predictions.labels >= 0).any())
+
     def stage(self, name: str) -> list[dict[str, Any]]:
         """The epochs of a stage, in order."""
         return [row for row in self.rows if row["stage"] == name]

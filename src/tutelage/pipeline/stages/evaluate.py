@@ -13,6 +13,7 @@ from tutelage.distillation.losses import mean_teacher_logits
 from tutelage.distillation.selection import SHARE
 from tutelage.distillation.two_heads import SHARES, mixed
 from tutelage.evaluation import resolution
+from tutelage.evaluation.fidelity import FIDELITY, fidelity
 from tutelage.evaluation.predict import Predictions, in_common, predict_logits
 from tutelage.evaluation.quality import Quality, merit, quality
 from tutelage.models.source import Model, with_state
@@ -68,6 +69,16 @@ def evaluate_two_heads(prepared: Prepared, model: Model, state: Mapping[str, Ten
         figures = quality(mixed(found.logits, share), labels)
         every.append({"top1": figures.top1, "nll": figures.nll, SHARE: share})
     return max(every, key=lambda figures: merit(figures, prepared.recipe.selection.metric))
+
+
+def fidelity_of_state(
+    prepared: Prepared, model: Model, state: Mapping[str, Tensor], teacher: Predictions
+) -> dict[str, float]:
+    """Compare a model with other weights with the teacher's predictions on val; the model keeps its own weights."""
+    with with_state(model.module, state):
+        ours, theirs = in_common([predict(prepared, model, prepared.splits.val), teacher])
+    close = fidelity(ours.logits, theirs.logits)
+    return {"agreement": close.agreement, FIDELITY: close.kl}
 
 
 def probe_resolutions(prepared: Prepared, name: str, model: Model) -> list[dict[str, Any]]:

@@ -43,6 +43,8 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
     with the lowest NLL on val is kept, which may be the probe: a fit on few images can damage pretrained features.
     """
     recipe = prepared.recipe.teacher.fit
+    if not prepared.splits.train.labelled:
+        return _known_teachers(prepared)
     teachers = []
     for place, model in enumerate(prepared.teachers):
         name = "teacher-fit" if place == 0 else f"teacher-fit-{place + 1}"
@@ -63,6 +65,25 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
     return tuple(teachers)
 
 
+def _known_teachers(prepared: Prepared) -> tuple[Model, ...]:
+    """Return the teachers as they are, since no training image has a label to fit them with.
+
+    Raises:
+        TutelageError: one of them needs a fit, or the recipe asks for one.
+    """
+    why = "no training image has a label to fit it with"
+    for model in prepared.teachers:
+        if model.spec in prepared.class_mapping.new:
+            raise TutelageError(
+                f"teacher.model={model.spec}: its head does not have the classes of the data, and {why}; name a "
+                "teacher that was trained for these classes, or label some images"
+            )
+        model.module.to(prepared.device)
+    if prepared.recipe.teacher.fit not in ("auto", "no"):
+        raise TutelageError(f"teacher.fit: {why}; leave it out")
+    return prepared.teachers
+
+
 def fit_head(prepared: Prepared) -> Model:
     """Fit a new head of the student, with its body frozen, and return the starting student.
 
@@ -71,6 +92,18 @@ def fit_head(prepared: Prepared) -> Model:
     """
     recipe, student = prepared.recipe.student.head_fit, prepared.student
     new = student.spec in prepared.class_mapping.new and student.pretrained
+    if not prepared.splits.train.labelled:
+        if recipe not in ("auto", "no"):
+            raise TutelageError(
+                "student.head_fit: no training image has a label to fit it with; leave it out"
+            )
+        if new:
+            prepared.context.progress.say(
+                f"head-fit: no training image has a label, so that the new head of {student.spec} begins at zero"
+            )
+        student.module.to(prepared.device)
+        prepared.save(student, prepared.run.start)
+        return student
     probed = _probed(prepared, "head-fit", student) if recipe != "no" else None
     if recipe == "probe" and new and probed is None:
         raise _no_probe("student.head_fit", student)

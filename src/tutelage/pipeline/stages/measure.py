@@ -16,11 +16,12 @@ from tutelage.core.records import RunPredictions, TopClasses, write_predictions
 from tutelage.core.run_dir import Run
 from tutelage.data.input_spec import InputSpec
 from tutelage.evaluation import resolution
+from tutelage.evaluation.fidelity import NO_LABELS, fidelity, unlabelled_verdict
 from tutelage.evaluation.latency import forward_call
 from tutelage.evaluation.paired import Paired, paired
 from tutelage.evaluation.predict import in_common
 from tutelage.evaluation.roles import Role
-from tutelage.evaluation.rows import graded, sized, timed
+from tutelage.evaluation.rows import graded, likened, sized, timed
 from tutelage.evaluation.table import Row, Table
 from tutelage.evaluation.verdict import verdict
 from tutelage.models.source import Model
@@ -73,14 +74,19 @@ def measure(checked: Checked, control: Model | None, distilled: Distilled) -> di
     logits = {one.role: found.logits for one, found in zip(entries, predictions, strict=True)}
     index = predictions[0].index
     labels = torch.from_numpy(subset.labels)[index]
-    head_index = torch.from_numpy(mapping.index)
-    rows = [graded(row, found, labels, head_index) for row, found in zip(rows, logits.values(), strict=True)]
     head_labels = mapping.labels(subset.labels[index.numpy()])
+    kept = distilled.choice.kept.name
+    if subset.labelled:
+        classes = torch.from_numpy(mapping.index)
+        rows = [graded(row, found, labels, classes) for row, found in zip(rows, logits.values(), strict=True)]
+        found_verdict = verdict(_pairs(logits, head_labels), kept, prepared.recipe.random_start)
+    else:
+        close = {role: fidelity(found, logits[Role.TEACHER]) for role, found in logits.items()}
+        rows = [likened(row, close[row.role], NO_LABELS) for row in rows]
+        found_verdict = unlabelled_verdict(close, kept)
     result = {
         "rows": Table(rows).records(),
-        "verdict": verdict(
-            _pairs(logits, head_labels), distilled.choice.kept.name, prepared.recipe.random_start
-        ),
+        "verdict": found_verdict,
         "test": {"source": subset.images.name, "split": subset.split, "n": len(index)},
     }
     if context.runtime.is_main:

@@ -21,7 +21,8 @@ from tutelage.distillation.objective import soft_temperature
 from tutelage.distillation.targets.layout import Layout
 from tutelage.distillation.teacher import Teacher, passes
 from tutelage.evaluation import calibration, resolution
-from tutelage.evaluation.predict import Predictions
+from tutelage.evaluation.fidelity import FIDELITY, fidelity
+from tutelage.evaluation.predict import Predictions, in_common
 from tutelage.evaluation.quality import Quality, quality
 from tutelage.models import precision
 from tutelage.models.batchnorm import decode_sample
@@ -35,6 +36,7 @@ from tutelage.pipeline.stages.prepare import Prepared
 
 TRAIN_IMAGES = 500  # on which the teacher's predictions are compared with the labels
 NEAR_CHANCE = 2.0  # a teacher with a top-1 below this many times chance is refused
+ACCURACY = ("top1", "nll", "ece")  # figures on val in preflight.json; null where val has no labels
 CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: model, EMA, best, and two moments of the optimizer
 
 
@@ -185,14 +187,11 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
     processes = prepared.context.runtime.world_size
     classes = len(prepared.class_mapping.class_ids)
     checks = structure(teachers, checked.student, prepared.class_mapping)
-    labels = labels_of(prepared, prepared.splits.val, on_val)
-    teacher = quality(on_val.logits, labels)
-    student = quality_on(prepared, checked.student, prepared.splits.val)
-    progress.say(
-        f"pre-flight: on val the teacher has {teacher.top1:.2f} top-1, the student {student.top1:.2f}: "
-        f"an advantage of {teacher.top1 - student.top1:+.2f} points"
-    )
-    checks += strength(teacher, student, classes, recipe.preflight.allow_weak_teacher)
+    if prepared.splits.val.labelled:
+        figures, more = _accuracies(checked, classes)
+        checks += more
+    else:
+        figures = _likeness(checked)
     ahead = estimate(
         recipe,
         len(prepared.splits.train) + len(prepared.splits.unlabelled or ()),
@@ -205,17 +204,13 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
         f"pre-flight: {ahead['steps']:,} steps in {chosen} (teacher in {checked.teacher_precision}), "
         f"about {ahead['estimated_seconds'] / 60:.1f} minutes and {ahead['disk_mb']:.0f} MB"
     )
-    confidence = {
-        "confidence": calibration.confidence(on_val.logits),
-        "best_temperature": calibration.best_temperature(on_val.logits, labels),
-    }
     return {
-        "teacher": _model_record(teachers[0], teacher, confidence)
+        "teacher": _model_record(teachers[0], figures["teacher"])
         | {"precision": checked.teacher_precision, "train": _teacher_on_train(checked)},
-        "student": _model_record(checked.student, student),
-        "val": {"n": student.n},
+        "student": _model_record(checked.student, figures["student"]),
+        "val": {"n": figures["n"]},
         "chance_top1": 100 / classes,
-        "advantage": teacher.top1 - student.top1,
+        "advantage": figures["advantage"],
         "target_entropy": calibration.entropy(on_val.logits, soft_temperature(recipe.loss)),
         "precision": {
             "chosen": chosen,
@@ -225,6 +220,49 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
         },
         "checks": checks,
         **ahead,
+    }
+
+
+def _accuracies(checked: Checked, classes: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure teacher and student against the labels of val, and check that the teacher is strong enough."""
+    prepared, on_val = checked.prepared, checked.teacher_on_val
+    labels = labels_of(prepared, prepared.splits.val, on_val)
+    teacher = quality(on_val.logits, labels)
+    student = quality_on(prepared, checked.student, prepared.splits.val)
+    advantage = teacher.top1 - student.top1
+    prepared.context.progress.say(
+        f"pre-flight: on val the teacher has {teacher.top1:.2f} top-1, the student {student.top1:.2f}: "
+        f"an advantage of {advantage:+.2f} points"
+    )
+    figures = {
+        "teacher": {
+            **{name: getattr(teacher, name) for name in ACCURACY},
+            "confidence": calibration.confidence(on_val.logits),
+            "best_temperature": calibration.best_temperature(on_val.logits, labels),
+        },
+        "student": {name: getattr(student, name) for name in ACCURACY},
+        "n": student.n,
+        "advantage": advantage,
+    }
+    return figures, strength(teacher, student, classes, prepared.recipe.preflight.allow_weak_teacher)
+
+
+def _likeness(checked: Checked) -> dict[str, Any]:
+    """Compare the starting student with the teacher on a val without labels, where no accuracy is known."""
+    prepared, on_val = checked.prepared, checked.teacher_on_val
+    found = predict_jointly(prepared, [checked.student], prepared.splits.val)
+    ours, theirs = in_common([found, on_val])
+    close = fidelity(ours.logits, theirs.logits)
+    prepared.context.progress.say(
+        f"pre-flight: val has no labels; before training the student agrees with the teacher on {close.agreement:.2f}% "
+        f"of it, and the mean KL is {close.kl:.3f} nats"
+    )
+    unknown = dict.fromkeys(ACCURACY)
+    return {
+        "teacher": {**unknown, "confidence": calibration.confidence(on_val.logits), "best_temperature": None},
+        "student": {**unknown, "agreement": close.agreement, FIDELITY: close.kl},
+        "n": close.n,
+        "advantage": None,
     }
 
 
@@ -238,13 +276,13 @@ def _teacher_on_train(checked: Checked) -> dict[str, float] | None:
     return {"top1": figures.top1, "nll": figures.nll, "n": figures.n}
 
 
-def _model_record(model: Model, figures: Quality, more: dict[str, float] | None = None) -> dict[str, Any]:
+def _model_record(model: Model, val: dict[str, float | None]) -> dict[str, Any]:
     return {
         "model": model.spec,
         "origin": model.origin,
         "resolution": model.input_spec.height,
         "input": model.input_spec.to_dict(),
-        "val": {"top1": figures.top1, "nll": figures.nll, "ece": figures.ece, **(more or {})},
+        "val": val,
     }
 
 

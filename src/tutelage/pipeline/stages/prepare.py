@@ -22,7 +22,7 @@ from tutelage.data.splits import Splits, make_splits
 from tutelage.distillation.looks import Looks
 from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation import resolution
-from tutelage.models.class_mapping import ClassMapping, align_heads
+from tutelage.models.class_mapping import ClassMapping, align_heads, own_classes
 from tutelage.models.registry import from_scratch, load_model
 from tutelage.models.source import Model
 from tutelage.models.weights import save_weights
@@ -34,7 +34,7 @@ class Prepared:
     """The data and the models of a run.
 
     Attributes:
-        recipe: of the run.
+        recipe: of the run; without a control where no training image has a label.
         context: the run's directory, runtime and progress.
         splits: its images.
         class_mapping: how the labels of the data map to the heads of all models.
@@ -90,6 +90,9 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         images = len(splits.train) + len(splits.unlabelled or ())
         check_share(recipe.train.labelled_share, labelled, images - labelled)
     loaded = [load_model(name) for name in (recipe.teacher.model, *recipe.teacher.others)]
+    recipe = _without_labels(recipe, splits)
+    if not splits.classes:
+        splits = splits.with_classes(own_classes(loaded[0]))
     student = _load_student(recipe)
     torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
     teachers, student, class_mapping = align_heads(loaded, student, splits.classes)
@@ -118,6 +121,33 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         context.progress.say(f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px")
     splits = _decoded(recipe, splits, _inputs(recipe, teachers, student), context)
     return Prepared(recipe, context, splits, class_mapping, tuple(teachers), student)
+
+
+def _without_labels(recipe: Recipe, splits: Splits) -> Recipe:
+    """Take out of a recipe what needs labels that the images do not have.
+
+    Raises:
+        TutelageError: the recipe asks for something that cannot be had without them.
+    """
+    if not splits.val.labelled:
+        for key, asked in (
+            ("teacher.resolution=best", recipe.teacher.resolution == "best"),
+            ("preflight.probe_resolutions=true", recipe.preflight.probe_resolutions),
+        ):
+            if asked:
+                raise TutelageError(f"{key}: the images for model selection have no labels; leave it out")
+    if splits.train.labelled:
+        return recipe
+    if not recipe.loss.distils_with:
+        raise TutelageError(
+            "loss: no training image has a label, so that there is nothing to learn from but the teacher; "
+            "use loss.name=kl loss.weight=1"
+        )
+    if recipe.loss.two_heads:
+        raise TutelageError(
+            "loss.two_heads=true: no training image has a label for the first head; leave it out"
+        )
+    return recipe.model_copy(update={"control": False})
 
 
 def _record_splits(splits: Splits, context: Context) -> None:

@@ -19,13 +19,21 @@ from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
 from tutelage.distillation.teacher import TargetSource, Teacher, cached_teacher, passes
 from tutelage.distillation.two_heads import TwoHeads
+from tutelage.evaluation.fidelity import FIDELITY
 from tutelage.evaluation.predict import Predictions
 from tutelage.models import batchnorm
 from tutelage.models.source import Model, with_state
 from tutelage.pipeline.diagnose.evidence import of_training
 from tutelage.pipeline.memo import made_once, stage_key, train_once
-from tutelage.pipeline.stages.evaluate import evaluate_state, evaluate_two_heads, predict, probe_resolutions
+from tutelage.pipeline.stages.evaluate import (
+    evaluate_state,
+    evaluate_two_heads,
+    fidelity_of_state,
+    predict,
+    probe_resolutions,
+)
 from tutelage.pipeline.stages.preflight import Checked
+from tutelage.pipeline.stages.prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ def _stage(checked: Checked, name: str, subset: Subset) -> Stage:
         prepared.splits.val,
         prepared.class_mapping.index,
         views=recipe.targets.views,
-        metric=recipe.selection.metric,
+        metric=_metric(prepared),
     )
 
 
@@ -163,6 +171,8 @@ def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = Non
     model = two_heads.model if two_heads else student  # of the trained states
 
     def evaluate(state: State) -> dict[str, float]:
+        if not prepared.splits.val.labelled:
+            return fidelity_of_state(prepared, student, state, checked.teacher_on_val)
         if two_heads and state is not checked.start:
             return evaluate_two_heads(prepared, model, state)
         return evaluate_state(prepared, student, state)
@@ -174,9 +184,14 @@ def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = Non
         trained.states,
         evaluate,
         recalibrate=lambda state: _recalibrated(checked, model, state),
-        recipe=recipe.model_copy(update={"interpolate": interpolate}),
+        recipe=recipe.model_copy(update={"interpolate": interpolate, "metric": _metric(prepared)}),
         two_heads=two_heads,
     )
+
+
+def _metric(prepared: Prepared) -> str:
+    """Return the metric of model selection: the recipe's, or the fidelity to the teacher where val has no labels."""
+    return prepared.recipe.selection.metric if prepared.splits.val.labelled else FIDELITY
 
 
 def _recalibrated(checked: Checked, model: Model, state: State) -> State:
@@ -194,6 +209,8 @@ def _evidence(checked: Checked, stage: Stage, trained: Trained, choice: Choice) 
     prepared, student = checked.prepared, checked.student
     mapping, val = prepared.class_mapping, prepared.splits.val
     assert stage.val_targets is not None
+    if not val.labelled:
+        return {}  # all of it is about correct and wrong answers
 
     def predictions(state: State) -> Predictions:
         with with_state(student.module, state):

@@ -8,14 +8,24 @@ from typing import Any
 import plotly.graph_objects as go
 
 from tutelage.report.plots.training import DASHES
-from tutelage.report.style import BLUE, GREEN, GREY, PURPLE, VERMILION, figure, text
+from tutelage.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    VERMILION,
+    accuracy_key,
+    accuracy_name,
+    figure,
+    text,
+)
 
 FEW = 5  # runs that have a colour each
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, GREY)
 
 
 def val_curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], best: str | None) -> go.Figure:
-    """Plot the validation top-1 of the student by epoch in each run.
+    """Plot the validation top-1 of the student by epoch in each run; without labels, its agreement with the teacher.
 
     Args:
         rows: of the stage ``distill``, by the run's name.
@@ -34,7 +44,7 @@ def val_curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], best: str | None
         fig.add_trace(
             go.Scatter(
                 x=[r["epoch"] for r in rows[name]],
-                y=[r["val"]["top1"] for r in rows[name]],
+                y=[r["val"][accuracy_key(r["val"])] for r in rows[name]],
                 mode="lines+markers",
                 marker={"size": 5},
                 line=line,
@@ -46,5 +56,6 @@ def val_curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], best: str | None
         )
     epochs = max(r["epoch"] for lines in rows.values() for r in lines)
     fig.update_xaxes(title="epoch", range=[0.7, epochs + 0.3], dtick=max(1, round(epochs / 8)), tick0=0)
-    fig.update_yaxes(title="val top-1, %")
+    some = next(iter(rows.values()))[0]["val"]
+    fig.update_yaxes(title=f"val {accuracy_name(some)}, %")
     return fig

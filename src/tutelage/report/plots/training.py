@@ -7,7 +7,16 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tutelage.report.style import BLUE, PURPLE, colour, figure, loss_name, text
+from tutelage.report.style import (
+    BLUE,
+    PURPLE,
+    accuracy_key,
+    accuracy_name,
+    colour,
+    figure,
+    loss_name,
+    text,
+)
 
 Row = Mapping[str, Any]
 Stages = Mapping[str, Sequence[Row]]
@@ -18,7 +27,19 @@ FIRST, LAST = (
     ("total", "kd", "kl"),
     ("cross_entropy", "label", "l2_sp"),
 )  # loss terms; the others are between them
-NO_TERMS = {"top1", "nll", "ece", "loss"}  # other figures that a row has of the validation images
+NO_TERMS = {
+    "top1",
+    "nll",
+    "ece",
+    "agreement",
+    "fidelity",
+    "loss",
+}  # other figures that a row has of the validation images
+METRICS = {
+    "top1": "val top-1, %",
+    "nll": "val NLL, nats",
+    "fidelity": "val KL from the teacher, nats",
+}
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross")
 
@@ -69,19 +90,17 @@ def role_of(stage: str) -> str:
 def _accuracy(stages: Stages, levels: Mapping[str, float]) -> go.Figure:
     fig = figure(height=380)
     epochs = max(r["epoch"] for rows in stages.values() for r in rows)
+    some = next(rows[0]["val"] for rows in stages.values())
+    key = accuracy_key(some)
     for role, level in levels.items():
         fig.add_trace(_level(role, level, epochs))
     for stage, rows in stages.items():
         start = levels.get("start") if stage in {"distill", "control"} else None
-        _line(fig, stage, rows, "val", lambda r: r["val"]["top1"], "solid", start=start)
-        _line(fig, stage, rows, "val, EMA", _ema_top1, "dash", start=start)
+        _line(fig, stage, rows, "val", lambda r: r["val"].get(key), "solid", start=start)
+        _line(fig, stage, rows, "val, EMA", lambda r: (r.get("ema_val") or {}).get(key), "dash", start=start)
         _line(fig, stage, rows, "train", lambda r: r.get("train_top1"), "dot")
-    fig.update_yaxes(title="top-1, %")
+    fig.update_yaxes(title=f"{accuracy_name(some)}, %")
     return fig
-
-
-def _ema_top1(row: Row) -> float | None:
-    return (row.get("ema_val") or {}).get("top1")
 
 
 def _level(role: str, level: float, epochs: int) -> go.Scatter:
@@ -165,7 +184,7 @@ def _mark_kept(fig: go.Figure, kept: Row | None, starred: bool) -> None:
         fig.add_trace(
             go.Scatter(
                 x=[kept["epoch"]],
-                y=[kept["val"]["top1"]],
+                y=[kept["val"][accuracy_key(kept["val"])]],
                 mode="markers",
                 marker={"size": 15, "symbol": "star", "color": BLUE},
                 legendrank=0,
@@ -217,7 +236,7 @@ def candidates(options: Sequence[Row], metric: str = "top1") -> go.Figure:
 
     Args:
         options: of ``candidates.json``.
-        metric: ``top1`` (percent) or ``nll`` (nats).
+        metric: ``top1`` (percent), ``nll`` (nats) or ``fidelity`` (nats).
     """
     fig = figure(height=360)
     start = next((c for c in options if c["name"] == "start"), None)
@@ -244,7 +263,7 @@ def candidates(options: Sequence[Row], metric: str = "top1") -> go.Figure:
     if kept:
         fig.add_trace(_ring(kept, metric))
     fig.update_xaxes(title="share of the trained weights", range=[-0.05, 1.05])
-    fig.update_yaxes(title="val top-1, %" if metric == "top1" else "val NLL, nats")
+    fig.update_yaxes(title=METRICS[metric])
     return fig
 
 

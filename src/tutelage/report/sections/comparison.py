@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tutelage.report import plots, tables
-from tutelage.report.page import Section, embed, missing, render_section
+from tutelage.report.page import UNLABELLED, Section, embed, missing, render_section
 from tutelage.report.run_records import RunRecords
 
 
@@ -48,6 +48,8 @@ def tradeoff_section(records: RunRecords) -> Section:
     rows = [row for row in records.rows if not (records.random_start and row["role"] == "start")]
     figures = {cost: plots.tradeoff(rows, cost) for cost in ("latency_ms", "size_mb")}
     shown = {cost: embed(figure) for cost, figure in figures.items() if figure}
+    if not records.labelled_test:
+        return missing(id, title, UNLABELLED)
     if not shown:
         return missing(id, title, f"Fewer than two models have been evaluated: {records.reached}.")
     return render_section(

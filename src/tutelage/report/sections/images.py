@@ -9,7 +9,7 @@ from typing import Any
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import RunPredictions
 from tutelage.report.class_names import class_names
-from tutelage.report.page import Section, missing, render_section
+from tutelage.report.page import UNLABELLED, Section, missing, render_section
 from tutelage.report.predictions import greatest_changes
 from tutelage.report.run_records import RunRecords
 from tutelage.report.sections.data import splits
@@ -44,6 +44,8 @@ def images_section(records: RunRecords) -> Section:
     predictions = records.predictions_of(baseline, "distilled")
     if predictions is None:
         return missing(id, title, f"There are no predictions to compare yet: {records.reached}.")
+    if not records.labelled_test:
+        return missing(id, title, UNLABELLED)
     chosen = greatest_changes(predictions, baseline, "distilled", CARDS)
     total = {
         kind: len(v)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tutelage.report import plots, tables
 from tutelage.report.class_names import class_names
-from tutelage.report.page import Section, embed, missing, render_section
+from tutelage.report.page import UNLABELLED, Section, embed, missing, render_section
 from tutelage.report.predictions import (
     agreement,
     class_changes,
@@ -26,6 +26,8 @@ def agreement_section(records: RunRecords) -> Section:
     predictions = records.predictions_of("teacher")
     if predictions is None:
         return missing(id, title, f"There are no predictions for the test images yet: {records.reached}.")
+    if not records.labelled_test:
+        return missing(id, title, UNLABELLED)
     parts = [
         agreement(predictions, role)
         for role in ("start", "control", "distilled")
@@ -51,6 +53,8 @@ def classes_section(records: RunRecords) -> Section:
     predictions = records.predictions_of(baseline, "distilled")
     if predictions is None:
         return missing(id, title, f"There are no predictions to compare yet: {records.reached}.")
+    if not records.labelled_test:
+        return missing(id, title, UNLABELLED)
     names = class_names(predictions.classes)
     changes = class_changes(predictions, baseline, "distilled")
     matrix = confusion_matrix(predictions, "distilled")

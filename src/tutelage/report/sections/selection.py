@@ -5,6 +5,7 @@ from __future__ import annotations
 from tutelage.report import plots, tables
 from tutelage.report.page import Section, embed, missing, render_section
 from tutelage.report.run_records import RunRecords
+from tutelage.report.style import accuracy_key, accuracy_name
 
 
 def selection_section(records: RunRecords) -> Section:
@@ -24,6 +25,10 @@ def selection_section(records: RunRecords) -> Section:
         figure=embed(plots.candidates(drawn, metric)) if mixed else None,
         kept=records.kept,
         start=next((c for c in options if c["name"] == "start"), None),
-        metric={"top1": "top-1", "nll": "NLL"}.get(metric, metric),
+        metric={"top1": "top-1", "nll": "NLL", "fidelity": "fidelity to the teacher (lowest KL)"}.get(
+            metric, metric
+        ),
+        measured=accuracy_name(options[0]["val"]),
+        key=accuracy_key(options[0]["val"]),
         sheet=tables.candidates(options),
     )

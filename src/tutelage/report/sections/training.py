@@ -9,6 +9,7 @@ from tutelage.evaluation.quality import merit
 from tutelage.report import plots, tables
 from tutelage.report.page import Section, embed, missing, render_section
 from tutelage.report.run_records import RunRecords
+from tutelage.report.style import accuracy_key, accuracy_name
 
 FITS = ("teacher-fit", "head-fit")
 
@@ -30,6 +31,7 @@ def training_section(records: RunRecords) -> Section:
         "training.html.j2",
         records=records,
         accuracy=embed(figures["accuracy"]) if figures else None,
+        measured=accuracy_name(trained[0]["val"]) if trained else "",
         panels={name: embed(figures[name].update_layout(showlegend=False)) for name in list(figures)[1:]},
         fitted=embed(fitted) if fitted else None,
         summary=_last_epoch(records),
@@ -41,10 +43,12 @@ def training_section(records: RunRecords) -> Section:
 
 
 def _levels(records: RunRecords) -> dict[str, float]:
-    """Look up the validation top-1 of the teacher and the start in the pre-flight checks."""
+    """Look up the validation accuracy of the teacher and the start in the pre-flight checks."""
     who = {"teacher": "teacher"} if records.random_start else {"teacher": "teacher", "start": "student"}
     preflight = records.preflight or {}
-    return {role: preflight[key]["val"]["top1"] for role, key in who.items() if key in preflight}
+    val = {role: preflight[key]["val"] for role, key in who.items() if key in preflight}
+    levels = {role: figures.get(accuracy_key(figures)) for role, figures in val.items()}
+    return {role: level for role, level in levels.items() if level is not None}
 
 
 def _kept_at(records: RunRecords) -> dict[str, Any] | None:
@@ -63,7 +67,8 @@ def _best_epoch(records: RunRecords) -> int:
     # The candidate has the figures of its epoch. In some older runs that is the best by top-1, whatever the metric.
     options = (records.candidates or {}).get("candidates") or []
     best: dict[str, float] = next((c["val"] for c in options if c["name"] == "best"), {})
-    same = [r for r in rows if all(r["val"][key] == best.get(key) for key in ("top1", "nll"))]
+    figures = ("top1", "nll", "agreement", "fidelity")
+    same = [r for r in rows if all(r["val"].get(key) == best.get(key) for key in figures)]
     chosen = same[0] if same else max(rows, key=lambda row: merit(row["val"], records.metric))
     return int(chosen["epoch"])
 
@@ -76,7 +81,7 @@ def _last_epoch(records: RunRecords) -> str:
             last = rows[-1]
             sentences.append(
                 f"{name} finished epoch {last['epoch']} of {last['epochs']} "
-                f"with a validation top-1 of {last['val']['top1']:.2f}%."
+                f"with a validation {accuracy_name(last['val'])} of {last['val'][accuracy_key(last['val'])]:.2f}%."
             )
     return " ".join(sentences)
 
