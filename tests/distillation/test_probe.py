@@ -192,6 +192,21 @@ def test_a_full_fit_that_harms_the_probe_is_not_kept(tiny: dict[str, Any], body:
     assert same(state_of(spoilt.module), state_of(probe.module))
 
 
+def test_a_probe_replaces_a_head_that_has_the_classes(
+    tiny: dict[str, Any], splits: Splits, tmp_path: Path
+) -> None:
+    known = fit("test_resnet", splits.train, tmp_path / "known.safetensors", epochs=1)
+    tiny["teacher"] = {"model": known, "resolution": 32, "crop_pct": 1.0, "fit": "no"}
+    kept = fitted(tiny, tmp_path, "no")
+    assert known not in kept.prepared.class_mapping.new
+    tiny["teacher"]["fit"] = "probe"
+    probe = fitted(tiny, tmp_path, "probe")
+    assert known in probe.prepared.class_mapping.new
+    before, after = (state_of(found.teachers[0].module) for found in (kept, probe))
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
 def test_random_weights_have_no_probe(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["teacher"]["fit"] = "probe"
     with pytest.raises(

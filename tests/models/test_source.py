@@ -166,6 +166,18 @@ def test_heads_are_aligned_with_the_data() -> None:
     assert (second.class_ids, mapping.new) == (("cat", "ant", "bee"), {"student"})
 
 
+def test_heads_that_match_the_data_are_replaced_where_that_is_asked_for() -> None:
+    teacher = Model.of(Net(4), input_spec=SPEC, name="teacher", class_ids=["cat", "ant", "bee", "fly"])
+    student = Model.of(Net(4), input_spec=SPEC, name="student", class_ids=["cat", "ant", "bee", "fly"])
+    classes = ["ant", "bee", "cat"]
+    (first,), second, mapping = align_heads([teacher], student, classes, new_teachers=True, new_student=True)
+    assert (first.class_ids, second.class_ids, mapping.class_ids) == (tuple(classes),) * 3
+    assert mapping.index.tolist() == [0, 1, 2]
+    assert mapping.new == {"teacher", "student"}
+    with pytest.raises(TutelageError, match="must have the same classes in the same order"):
+        align_heads([teacher], student, classes, new_teachers=True)
+
+
 def test_saved_weights_come_back_into_a_copy_and_into_the_module(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Model.of(Net(), input_spec=SPEC, class_ids=list("abcde"), class_names=list("ABCDE"))

@@ -57,9 +57,8 @@ class TeacherRecipe(Component):
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = (
         None  # of the evaluation crop; null: the model's own
     )
-    fit: Fit = (
-        "auto"  # auto: where its head is new, a probe, then all layers; probe: that alone; or {epochs, lr...}
-    )
+    # auto: a new head is a probe, then all layers are trained; probe: the probe alone, for any head; or {epochs, lr...}
+    fit: Fit = "auto"
 
 
 class StudentRecipe(Component):
@@ -72,7 +71,7 @@ class StudentRecipe(Component):
     )
     dropout: Fraction | None = None  # in the head; null: the model's own
     head_fit: Fit = (
-        "auto"  # auto: a new head is a linear probe; or {epochs, lr...} to train it further, alone
+        "auto"  # auto: a new head is a probe; probe: any head is; {epochs, lr...}: trained further, alone
     )
 
 

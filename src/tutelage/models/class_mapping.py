@@ -47,21 +47,37 @@ def own_classes(teacher: Model) -> tuple[str, ...]:
 
 
 def align_heads(
-    teachers: Sequence[Model], student: Model, classes: Sequence[str]
+    teachers: Sequence[Model],
+    student: Model,
+    classes: Sequence[str],
+    *,
+    new_teachers: bool = False,
+    new_student: bool = False,
 ) -> tuple[list[Model], Model, ClassMapping]:
     """Give all models the same classes in the same order.
 
     Where the head of the first teacher has all classes of the data (as WordNet ids, for instance), all of its classes
     stay; otherwise the heads get the classes of the data. A model whose head does not match gets a new head.
 
+    Args:
+        teachers: one or several.
+        student: the student.
+        classes: of the data.
+        new_teachers: give all teachers new heads with the classes of the data, also where theirs match.
+        new_student: give the student a new head, also where its own matches.
+
     Raises:
         TutelageError: two fitted heads have different classes, or a new head cannot be put on.
     """
     first = teachers[0]
-    covered = _known(first, classes)
+    covered = None if new_teachers else _known(first, classes)
     target = covered if covered is not None else tuple(classes)
     new: set[str] = set()
-    models = [_with_head(model, target, classes, new) for model in [*teachers, student]]
+    replaced = [*[new_teachers] * len(teachers), new_student]
+    models = [
+        _with_head(model, target, classes, new, replace)
+        for model, replace in zip([*teachers, student], replaced, strict=True)
+    ]
     index = map_classes(classes, target)
     assert index is not None  # the target covers the data by construction
     return models[:-1], models[-1], ClassMapping(class_ids=target, index=index, new=frozenset(new))
@@ -76,8 +92,10 @@ def _known(model: Model, classes: Sequence[str]) -> tuple[str, ...] | None:
     return model.class_ids if map_classes(classes, model.class_ids) is not None else None
 
 
-def _with_head(model: Model, target: tuple[str, ...], classes: Sequence[str], new: set[str]) -> Model:
-    own = _known(model, classes)
+def _with_head(
+    model: Model, target: tuple[str, ...], classes: Sequence[str], new: set[str], replace: bool
+) -> Model:
+    own = None if replace else _known(model, classes)
     if own == target:
         return model
     if own is not None:

@@ -72,6 +72,8 @@ def _known_teachers(prepared: Prepared) -> tuple[Model, ...]:
         TutelageError: one of them needs a fit, or the recipe asks for one.
     """
     why = "no training image has a label to fit it with"
+    if prepared.recipe.teacher.fit not in ("auto", "no"):
+        raise TutelageError(f"teacher.fit: {why}; leave it out")
     for model in prepared.teachers:
         if model.spec in prepared.class_mapping.new:
             raise TutelageError(
@@ -79,8 +81,6 @@ def _known_teachers(prepared: Prepared) -> tuple[Model, ...]:
                 "teacher that was trained for these classes, or label some images"
             )
         model.module.to(prepared.device)
-    if prepared.recipe.teacher.fit not in ("auto", "no"):
-        raise TutelageError(f"teacher.fit: {why}; leave it out")
     return prepared.teachers
 
 

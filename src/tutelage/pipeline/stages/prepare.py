@@ -95,7 +95,13 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         splits = splits.with_classes(own_classes(loaded[0]))
     student = _load_student(recipe)
     torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
-    teachers, student, class_mapping = align_heads(loaded, student, splits.classes)
+    teachers, student, class_mapping = align_heads(
+        loaded,
+        student,
+        splits.classes,
+        new_teachers=recipe.teacher.fit == "probe",
+        new_student=recipe.student.head_fit == "probe",
+    )
     if recipe.loss.two_heads:
         TwoHeads(student)  # raises an error where the student cannot have two, before any work
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
