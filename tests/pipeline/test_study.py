@@ -17,6 +17,7 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from PIL import Image
 from safetensors.torch import load_file
 from tests.helpers.killing import Moment, tutelage
 
@@ -385,6 +386,19 @@ def test_bad_study_is_refused_in_one_line(
     line = refused([str(small(tmp_path, **change)), "--studies", str(tmp_path / "studies")], capsys)
     assert words in line
     assert not list(tmp_path.glob("studies/*/trials"))
+
+
+def test_a_study_without_labels_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flat").mkdir()
+    for number in range(20):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "flat" / f"{number}.png")
+    path = small(tmp_path, variants=[{"name": "x", "train.lr": 1e-3}])
+    tree = yaml.safe_load(path.read_text())
+    tree["base"]["data"] = {"train": str(tmp_path / "flat")}
+    line = refused([str(write(path, tree)), "--studies", str(tmp_path / "studies")], capsys)
+    assert "has no labels, by which a study ranks its trials" in line
 
 
 def test_a_study_of_an_earlier_version_goes_on(tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def test_the_student_that_follows_the_teacher_best_on_val_is_kept(finished: tupl
     rows = list(read_jsonl(finished[0].metrics))
     assert {row["stage"] for row in rows} == {"distill"}
     best = min(rows, key=lambda row: row["val"]["fidelity"])
-    assert by_name["best"]["fidelity"] == pytest.approx(best["val"]["fidelity"], rel=1e-4)
+    kept = by_name.get("best", by_name["last"])  # of equal states there is one candidate
+    assert kept["fidelity"] == pytest.approx(best["val"]["fidelity"], rel=1e-4)
 
 
 def test_terminal_and_page_say_so(finished: tuple[Run, str]) -> None:

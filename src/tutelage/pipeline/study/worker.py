@@ -35,6 +35,7 @@ from tutelage.core.progress import Progress
 from tutelage.core.recipe import load_recipe
 from tutelage.core.recipe_tree import flat, read_yaml, rename_keys
 from tutelage.core.run_dir import Run
+from tutelage.data.splits import make_splits
 from tutelage.distillation.stop import Interrupted
 from tutelage.pipeline.run import describe, distill
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
@@ -98,9 +99,23 @@ def run_study(plan: Plan, root: Path, progress: Progress, command: str) -> Ranki
         raise TutelageError(
             "start a study without a launcher, as several plain processes, one for each device"
         )
+    _check_labels(plan)
     worker = _Worker(plan, StudyFiles(root / plan.name), progress, command)
     worker.work()
     return worker.summary()
+
+
+def _check_labels(plan: Plan) -> None:
+    """Refuse images for model selection that have no labels, before any trial is run."""
+    try:
+        val = make_splits(plan.base.data).val
+    except TutelageError:
+        return  # each trial says what is wrong with its images
+    if not val.labelled:
+        raise TutelageError(
+            f"data.val={val.images.name}: has no labels, by which a study ranks its trials; name labelled images, "
+            "or run single recipes with `tutelage distill`"
+        )
 
 
 class _Worker:
