@@ -312,11 +312,13 @@ def test_a_folder_of_parquet_files(tmp_path):
 @pytest.mark.usefixtures("own_cache")
 def test_one_parquet_file_without_annotations(tmp_path):
     pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"img": [picture(1), picture(2), None], "label": ["dog", "cat", None]})
+    frame = pandas.DataFrame(
+        {"img": [picture(1), picture(2), None, picture(3)], "label": ["dog", "cat", None, ""]}
+    )
     frame.to_parquet(tmp_path / "t.parquet")
     images = open_source(f"hf:{tmp_path}/t.parquet")
     assert images.classes == ("cat", "dog")
-    assert images.labels.tolist() == [1, 0, -1]
+    assert images.labels.tolist() == [1, 0, -1, -1]
     assert images.image(1).getpixel((0, 0))[0] == 2
     with pytest.raises(TutelageError, match="the row holds no image"):
         images.image(2)

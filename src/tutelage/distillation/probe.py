@@ -127,6 +127,7 @@ def _regressions(
             warnings.simplefilter(
                 "ignore", ConvergenceWarning
             )  # a probe that is nearly converged serves as well
+            warnings.filterwarnings("ignore", "The number of unique classes")  # of few labels
             regression.fit(features.double().numpy(), labels.numpy())
         there = regression.classes_
         coefficients = np.zeros((classes, features.shape[1]))

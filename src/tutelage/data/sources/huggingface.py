@@ -161,6 +161,6 @@ def _labels(dataset: Any) -> tuple[list[str] | None, np.ndarray | None]:
     values = dataset.data.column(column).to_pylist()
     if typed:
         return features[column].names, np.array([-1 if v is None else v for v in values], np.int64)
-    known = sorted({value for value in values if value is not None})
+    known = sorted({value for value in values if value not in (None, "")})
     place = {value: index for index, value in enumerate(known)}
     return [str(value) for value in known], np.array([place.get(value, -1) for value in values], np.int64)

@@ -230,7 +230,7 @@ def _data_lines(splits: Splits, recipe: Recipe) -> list[str]:
     if (most := recipe.data.labels_per_class) is not None:
         fewer = int((np.bincount(splits.train.labels, minlength=len(splits.classes)) < most).sum())
         less = f"; {fewer} classes have fewer" if fewer else ""
-        lines.append(f"data: the labels of {most} training images of each class are used{less}")
+        lines.append(f"data: of each class, at most {most} training images keep their label{less}")
     if (share := recipe.train.labelled_share) is not None:
         batch = recipe.train.batch_size
         labelled = labelled_in_batch(share, batch)
