@@ -127,6 +127,29 @@ def test_a_folder_name_may_hold_a_hash(tmp_path):
     assert len(open_source(f"folder:{tmp_path}/photos#1")) == 2
 
 
+@pytest.mark.parametrize("spelling", ["_unlabelled", "_unlabeled"])
+def test_images_beside_the_classes_are_unlabelled_where_the_folder_says_so(tmp_path, spelling):
+    for place in ("train/cat", "train/dog", f"train/{spelling}/holiday", spelling, "val/cat", "val/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place / "a.png")
+    part = open_source(f"folder:{tmp_path}/train")
+    assert part.classes == ("cat", "dog")
+    assert part.labels.tolist() == [0, 1, -1]
+    train = open_source(f"folder:{tmp_path}")  # its training part, with the images beside it
+    assert train.labels.tolist() == [0, 1, -1, -1]
+    assert train.ids[2:] == [f"train/{spelling}/holiday/a.png", f"{spelling}/a.png"]
+    assert train.image(3).size == (4, 4)
+    assert open_source(f"folder:{tmp_path}#val").labels.tolist() == [0, 1]
+
+
+def test_a_part_beside_unlabelled_images_is_a_part(tmp_path):
+    for place in ("train/cat", "train/dog", "_unlabelled"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place / "a.png")
+    assert open_source(f"folder:{tmp_path}").classes == ("cat", "dog")
+    assert open_source(f"folder:{tmp_path}/_unlabelled").classes is None
+
+
 def test_a_flat_folder_is_unlabelled(tmp_path):
     put(tmp_path, "2.png", "1.png")
     images = open_source(f"folder:{tmp_path}")

@@ -1,10 +1,13 @@
-"""A folder with a folder for each class; or with train/, val/ and test/ of such; or with unlabelled images."""
+"""A folder with a folder for each class; or with train/, val/ and test/ of such; or with unlabelled images.
+
+Images in a folder ``_unlabelled`` beside the class folders, or beside train/, are training images without a label.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +17,37 @@ from tutelage.core.errors import TutelageError
 from tutelage.data.decode import SUFFIXES, decode
 from tutelage.data.sources.base import ImageSet, Names, canonical_part
 
+UNLABELLED = {"_unlabelled", "_unlabeled"}  # folders that are no classes
+
 
 class Folder(ImageSet):
     """Images in files. The id of each is its path below the folder."""
 
-    def __init__(self, name: str, root: Path, top: Path) -> None:
+    def __init__(self, name: str, root: Path, top: Path, unlabelled: Sequence[Path] = ()) -> None:
         """Find the images.
 
         Args:
             name: the source as written.
             root: the folder that the user named; ids are paths below it.
             top: the folder that holds the class folders: `root`, or one part of it.
+            unlabelled: further folders, of images without a label.
         """
         self._root = root
         loose = sorted(_images(top, deep=False))
-        trees = {folder.name: sorted(_images(folder)) for folder in _folders(top)}
+        own = [folder for folder in _folders(top) if folder.name not in UNLABELLED]
+        trees = {folder.name: sorted(_images(folder)) for folder in own}
         trees = {cls: files for cls, files in sorted(trees.items()) if files}
         if loose and trees:
             raise TutelageError(
-                f"{name}: {loose[0].name} lies beside the class folders; move it into one of them, or remove it"
+                f"{name}: {loose[0].name} lies beside the class folders; move it into one of them or, if its class is "
+                "not known, into a folder _unlabelled beside them, or remove it"
             )
         files = loose or [file for files in trees.values() for file in files]
+        apart = [file for folder in [*_unlabelled(top), *unlabelled] for file in sorted(_images(folder))]
+        files += apart
         ids = Names(file.relative_to(root).as_posix() for file in files)
-        counts = [len(files) for files in trees.values()]
-        labels = np.repeat(np.arange(len(counts)), counts) if trees else None
+        counts = [len(files) for files in trees.values()] + [len(apart)]
+        labels = np.repeat([*range(len(trees)), -1], counts) if trees else None
         super().__init__(name, str(top.resolve()), ids, list(trees) or None, labels)
 
     def image(self, index: int) -> Image.Image:
@@ -78,7 +88,8 @@ def load(where: str, part: str | None) -> Folder:
     top = _parts(root).get(canonical_part(part))
     if top is None:
         raise TutelageError(f"folder:{where}#{part}: there is no such folder below {where}")
-    return Folder(f"folder:{where}#{part}", root, top)
+    beside = _unlabelled(root) if canonical_part(part) == "train" else []
+    return Folder(f"folder:{where}#{part}", root, top, beside)
 
 
 def _existing(where: str) -> Path:
@@ -92,10 +103,14 @@ def _existing(where: str) -> Path:
 
 def _parts(root: Path) -> dict[str, Path]:
     """Folders of the parts by their common names. A class that happens to be called 'train' is not a part."""
-    folders = _folders(root)
+    folders = [folder for folder in _folders(root) if folder.name not in UNLABELLED]
     found = {canonical_part(f.name): f for f in folders if canonical_part(f.name) in {"train", "val", "test"}}
     paired = "train" in found and len(found) > 1
     return dict(sorted(found.items())) if found and (paired or len(found) == len(folders)) else {}
+
+
+def _unlabelled(root: Path) -> list[Path]:
+    return [folder for folder in _folders(root) if folder.name in UNLABELLED]
 
 
 def _folders(root: Path) -> list[Path]:
