@@ -42,7 +42,7 @@ def real_run(kind: str, root: Path) -> Run:
         "student": {"model": models["start that saw val" if kind == "seen" else "start"], "crop_pct": 1.0},
         "data": DIGITS if kind != "shuffled" else shuffled_folders(root),
         "view": {"crop_scale": [0.8, 1.0], "flip": 0.0},
-        "loss": {"temperature": 1.0, "label_weight": 0.0},
+        "loss": {"temperature": 1.0, "teacher_temperature": 1.0, "label_weight": 0.0},
         "train": {
             "epochs": 1,
             "lr": 1e-4,

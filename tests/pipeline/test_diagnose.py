@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.real_runs import KINDS, real_run
 
 from tutelage.core.files import read_json
-from tutelage.core.recipe import load_recipe, parse_recipe
+from tutelage.core.recipe import Recipe, load_recipe, parse_recipe
 from tutelage.core.records import RunPredictions, TopClasses
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.flips import by_class
@@ -94,6 +94,12 @@ def candidates(
     }
 
 
+def resolved(tree: dict[str, Any]) -> Recipe:
+    """A recipe without `auto`, as a run has it."""
+    chosen = {"train": {"epochs": 10, "lr": 3e-4}, "loss": {"temperature": 2.0, "teacher_temperature": 1.0}}
+    return parse_recipe(tree | {part: values | tree.get(part, {}) for part, values in chosen.items()})
+
+
 def figures(
     recipe: dict[str, Any] | None = None, teacher: dict[str, float] | None = None, **change: Any
 ) -> Figures:
@@ -104,7 +110,7 @@ def figures(
         for role in predictions.roles
     ]
     sound = Figures(
-        recipe=parse_recipe({"loss": {"temperature": 1.0, "label_weight": 0.0}, **(recipe or {})}),
+        recipe=resolved({"loss": {"temperature": 1.0, "label_weight": 0.0}, **(recipe or {})}),
         rows=SOUND,
         preflight={
             "val": {"n": 1000},

@@ -311,12 +311,14 @@ def test_durations(seconds: float, said: str) -> None:
 
 def test_settings_away_from_their_defaults_are_told() -> None:
     sheet = tables.settings(
-        {"train": {"lr": 3e-4, "epochs": 7}, "teacher": {"fit": {"epochs": 2}}, "control": False}
+        {"train": {"lr": "auto", "epochs": 7}, "teacher": {"fit": {"epochs": 2}}, "control": False},
+        {"train.lr": {"value": 3e-4, "why": "pretrained weights"}},
     )
     assert [[cell.text for cell in row] for row in sheet.rows] == [
-        ["train.epochs", "7", "10"],
+        ["train.epochs", "7", "auto"],
         ["teacher.fit.epochs", "2", "–"],
         ["control", "false", "true"],
+        ["train.lr", "0.0003 (pretrained weights)", "auto"],
     ]
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -21,6 +29,31 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
+AUTO = -1  # stands for `auto` in a number that a run chooses for itself, so that the key stays a number
+
+
+def _or_auto(kind: type[int] | type[float], least: float) -> tuple[BeforeValidator, PlainSerializer]:
+    """Let a number of at least `least` also be written as ``auto``, which is kept as `AUTO`."""
+
+    def read(value: Any) -> Any:
+        if value == "auto":
+            return AUTO
+        if isinstance(value, bool) or (isinstance(value, int | float) and value < least):
+            raise ValueError(f"give a number of at least {least:g}, or auto, not {value}")
+        return value
+
+    def write(value: float) -> Any:
+        return "auto" if value == AUTO else kind(value)
+
+    return BeforeValidator(read), PlainSerializer(write)
+
+
+_EPOCHS, _FIT_EPOCHS = _or_auto(int, 1), _or_auto(int, 0)
+_RATE = _or_auto(float, 1e-12)
+Epochs = Annotated[int, *_EPOCHS]
+FitEpochs = Annotated[int, *_FIT_EPOCHS]
+Rate = Annotated[float, *_RATE]
+
 Text = Annotated[str, BeforeValidator(_as_text)]  # may be written without quotes where it is a whole number
 
 
@@ -33,8 +66,9 @@ class Component(BaseModel):
 class FitRecipe(Component):
     """How a model is first fitted to the user's data with hard labels (the teacher, or a new head)."""
 
-    epochs: Annotated[int, Field(ge=0)] = 3
-    lr: Positive = 3e-4
+    epochs: FitEpochs = AUTO  # auto: as many as make a few hundred steps
+    patience: Annotated[int, Field(ge=1)] | None = 3  # stop after so many epochs without a better val
+    lr: Rate = AUTO  # auto: 3e-4 for pretrained weights, 3e-3 for random ones
     weight_decay: NonNegative = 0.01
     label_smoothing: Fraction = 0.0
     use_mixup: bool = (
@@ -129,7 +163,10 @@ class LossRecipe(Component):
     """What the student is asked to match: weight * loss + label_weight * cross-entropy, or a list of terms."""
 
     name: str = "kl"
-    temperature: Positive | None = None  # of the soft targets; null: the loss's own default
+    # of the soft targets; auto: of kl by the teacher's entropy, else the loss's own; null: the loss's own
+    temperature: Positive | Literal["auto"] | None = "auto"
+    # divides the teacher's logits before anything else; auto: the one at which the teacher is calibrated on val
+    teacher_temperature: Rate = AUTO
     weight: NonNegative = 1.0
     label_weight: NonNegative = 0.5
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the hard labels
@@ -151,7 +188,8 @@ class LossRecipe(Component):
         also = [
             key
             for key in type(self).model_fields
-            if key not in {"terms", "two_heads"} and getattr(self, key) != getattr(plain, key)
+            if key not in {"terms", "two_heads", "teacher_temperature"}
+            and getattr(self, key) != getattr(plain, key)
         ]
         if self.terms and also:
             raise ValueError(
@@ -163,11 +201,12 @@ class LossRecipe(Component):
 class TrainRecipe(Component):
     """The training loop."""
 
-    epochs: Annotated[int, Field(ge=1)] = 10
+    epochs: Epochs = AUTO  # auto: as many as make a few hundred steps
+    patience: Annotated[int, Field(ge=1)] | None = None  # stop after so many epochs without a better val
     batch_size: Annotated[int, Field(ge=2)] = 64  # over all processes
     labelled_share: Share | None = None  # of each batch, where some images have no label; null: as they come
     optimizer: Text = "adamw"  # any of timm's
-    lr: Positive = 3e-4
+    lr: Rate = AUTO  # auto: 3e-4 for pretrained weights, 3e-3 for random ones
     min_lr: NonNegative = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_epochs: NonNegative = 0.5

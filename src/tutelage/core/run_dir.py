@@ -28,6 +28,7 @@ class Run:
         self.versions = path / "versions.json"
         self.splits = path / "splits.json"
         self.preflight = path / "preflight.json"
+        self.choices = path / "choices.json"  # what `auto` became
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.teacher = path / "teacher.safetensors"

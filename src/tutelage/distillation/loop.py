@@ -127,12 +127,22 @@ class Trainer:
     def run(self) -> None:
         """Train the remaining epochs."""
         with stop_requests() as stop:
-            while self.at.epoch < self.settings.epochs:
+            while self.at.epoch < self.settings.epochs and not self.has_stalled():
                 self.train_epoch(stop)
                 self.end_epoch()
             self.save(finished=True)
             if self.runtime.any(stop.is_set())[0]:
                 raise Interrupted
+
+    def has_stalled(self) -> bool:
+        """Whether the last epochs, as many as the patience, brought no better figures on val (early stopping)."""
+        patience, rows = self.settings.patience, self.at.rows
+        if patience is None or len(rows) <= patience:
+            return False
+        reached = [
+            max(merit(val, self.stage.metric) for val in (row["val"], row["ema_val"]) if val) for row in rows
+        ]
+        return max(reached[-patience:]) <= max(reached[:-patience])
 
     def result(self) -> Trained:
         """Return the stage's rows and states."""

@@ -203,8 +203,9 @@ def _short(recipe: LossRecipe) -> Term:
     settings: dict[str, Any] = {"weight": recipe.weight, **recipe.options}
     term = make_term(recipe.name, settings, "loss.name")
     # a study may vary only the name, so a loss without a temperature ignores the recipe's
-    if recipe.temperature is not None and isinstance(term, LogitTerm) and term.function.uses_temperature:
-        term.temperature = recipe.temperature
+    chosen = recipe.temperature if recipe.temperature != "auto" else None
+    if chosen is not None and isinstance(term, LogitTerm) and term.function.uses_temperature:
+        term.temperature = chosen
     return term
 
 

@@ -67,6 +67,7 @@ class Teacher:
         device: where they run; None: the device of the first one.
         precision: bf16 runs them under autocast; the outputs are float32 in either case.
         layers: layers of the first network whose outputs are returned too. A network with tapped layers is not folded.
+        temperature: divides the (joint) logits, to calibrate them; 1 leaves them as they are.
         looks: the mirror image and further resolutions of a view over which each network's probabilities are averaged.
             Tapped layers are those of the view itself.
 
@@ -81,6 +82,7 @@ class Teacher:
         precision: Precision = "fp32",
         layers: Sequence[Layer] = (),
         looks: Looks | None = None,
+        temperature: float = 1.0,
     ) -> None:
         several = models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
         self.models = [as_model(model) for model in several]
@@ -88,6 +90,7 @@ class Teacher:
         self.precision = precision
         self.layers = tuple(layers)
         self.looks = looks or Looks()
+        self.temperature = temperature
         for model in self.models:
             model.module.eval().requires_grad_(False).to(self.device)
         groups = [self._at_inputs(model, place) for place, model in enumerate(self.models)]
@@ -142,7 +145,8 @@ class Teacher:
                     output, tapped = run_with_features(network, network, look, layers)
                 logits[model].append(output.float())
                 features |= tapped
-        return Outputs(_mean([_mean(own) for own in logits]), features)
+        together = _mean([_mean(own) for own in logits])
+        return Outputs(together / self.temperature, features)
 
     def identity(self) -> list[dict[str, Any]]:
         """Return all that the targets of a view depend on, as plain JSON values."""
@@ -237,7 +241,9 @@ def cached_teacher(
     settings, seed, views = recipe.targets, recipe.train.seed, passes(recipe)
     policy = ViewPolicy(recipe.view)
     layout = Layout(len(subset), teacher.models[0].num_classes, settings.top_k, soft_temperature(recipe.loss))
-    identity = {"teachers": teacher.identity(), "precision": teacher.precision}
+    identity: dict[str, Any] = {"teachers": teacher.identity(), "precision": teacher.precision}
+    if teacher.temperature != 1:
+        identity["temperature"] = teacher.temperature
     cache = Cache(directory, identity | identity_of_data(subset, policy, seed), layout)
     fill_from(
         cache,

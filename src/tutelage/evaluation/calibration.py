@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -20,6 +20,28 @@ def confidence(logits: Tensor) -> float:
     return 100 * float(logits.softmax(1).amax(1).mean())
 
 
+def calibrating_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature that calibrates logits (N, C) on labels (N,); -1: not labelled, left out; 1 where none is.
+
+    It is `best_temperature` with one more image, whose label is uniformly distributed: without it, a model that
+    classifies all images of a small set correctly would have a temperature of nearly 0.
+    """
+    labelled = labels >= 0
+    if not labelled.any():
+        return 1.0
+    return _fitted(logits[labelled].double(), labels[labelled], 1 / (1 + int(labelled.sum())))
+
+
+def matching_temperature(logits: Tensor, target: float, bounds: tuple[float, float]) -> float:
+    """The temperature at which the mean entropy of logits (N, C) is `target` nats, within bounds."""
+    low, high = bounds
+    if entropy(logits, low) >= target:
+        return low
+    if entropy(logits, high) <= target:
+        return high
+    return float(brentq(lambda t: entropy(logits, t) - target, low, high, xtol=1e-3))
+
+
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature at which logits (N, C) have the lowest NLL on labels (N,); -1: not labelled, left out.
 
@@ -27,10 +49,13 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     under-confident, as after label smoothing, mixup or BCE; above 1 it is over-confident.
     """
     labelled = labels >= 0
-    known, truth = logits[labelled].double(), labels[labelled]
+    return _fitted(logits[labelled].double(), labels[labelled], 0.0)
 
+
+def _fitted(logits: Tensor, labels: Tensor, smoothing: float) -> float:
     def nll(log_temperature: float) -> float:
-        return float(cross_entropy(known / torch.tensor(log_temperature).exp(), truth))
+        scaled = logits / torch.tensor(log_temperature).exp()
+        return float(cross_entropy(scaled, labels, label_smoothing=smoothing))
 
     found = minimize_scalar(nll, bounds=(-WIDEST, WIDEST), method="bounded", options={"xatol": 1e-3})
     return float(torch.tensor(found.x).exp())

@@ -54,6 +54,7 @@ class RunRecords:
     versions: dict[str, Any] | None
     splits: dict[str, Any] | None
     preflight: dict[str, Any] | None
+    choices: dict[str, Any]
     teacher_check: dict[str, Any] | None
     metrics: list[dict[str, Any]]
     candidates: dict[str, Any] | None
@@ -200,6 +201,7 @@ def read_run_records(run: Run, predictions: bool = True) -> RunRecords:
         versions=read(run.versions, _read_mapping),
         splits=read(run.splits, _read_mapping),
         preflight=read(run.preflight, _read_mapping),
+        choices=read(run.choices, _read_mapping) or {},
         teacher_check=read(run.teacher_check, _read_mapping),
         metrics=read(run.metrics, lambda path: list(read_jsonl(path))) or [],
         candidates=read(run.candidates, _read_mapping),
@@ -224,8 +226,8 @@ def fingerprint(run: Run) -> tuple[tuple[str, int, int], ...]:
 
 def _watched(run: Run) -> list[Path]:
     return [
-        run.recipe, run.versions, run.splits, run.preflight, run.teacher_check, run.metrics, run.candidates,
-        run.comparison, run.predictions, run.diagnosis, run.deploy, run.seeds,
+        run.recipe, run.versions, run.splits, run.preflight, run.choices, run.teacher_check, run.metrics,
+        run.candidates, run.comparison, run.predictions, run.diagnosis, run.deploy, run.seeds,
     ]  # fmt: skip
 
 

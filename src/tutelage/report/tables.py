@@ -184,13 +184,17 @@ def confusions(pairs: Sequence[Confusion], names: Mapping[str, str], baseline: s
     )
 
 
-def settings(recipe: Mapping[str, Any]) -> Sheet:
-    """List the keys of the recipe that differ from their defaults."""
+def settings(recipe: Mapping[str, Any], choices: Mapping[str, Any] | None = None) -> Sheet:
+    """List the keys of the recipe that differ from their defaults, and what the run chose for others (`choices`)."""
     own, defaults = flat(recipe), flat(Recipe().model_dump(mode="json"))
     lines = [
         [Cell(key, key), Cell(value(setting)), Cell(value(defaults.get(key, ABSENT)))]
         for key, setting in own.items()
         if defaults.get(key, ABSENT) != setting
+    ]
+    lines += [
+        [Cell(key, key), Cell(f"{value(choice['value'])} ({choice['why']})"), Cell("auto")]
+        for key, choice in (choices or {}).items()
     ]
     return Sheet(["Key", "Value", "Default"], lines, words=frozenset({1, 2}))
 

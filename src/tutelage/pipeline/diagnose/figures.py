@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tutelage.core.files import read_json, read_jsonl
-from tutelage.core.recipe import Recipe, load_recipe
+from tutelage.core.recipe import Recipe
 from tutelage.core.records import RunPredictions, read_predictions
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.paired import Paired, paired
 from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import OPPONENTS, outcome
+from tutelage.pipeline.choices import settings_of
 
 Severity = Literal["problem", "note", "good"]
 ABLE = 2.0  # times chance
@@ -91,7 +92,7 @@ class Figures:
             TutelageError: a file is missing or damaged.
         """
         return cls(
-            recipe=load_recipe(run.recipe),
+            recipe=settings_of(run),
             rows=list(read_jsonl(run.metrics)),
             preflight=read_json(run.preflight),
             candidates=read_json(run.candidates),

@@ -159,7 +159,7 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
     temperature = soft_temperature(recipe)
     if best is None or temperature <= 1 or not set(recipe.distils_with) - set(SCALE_FREE):
         return
-    if best > UNDERCONFIDENT or teacher["top1"] - sure < MARGIN:
+    if best / recipe.teacher_temperature > UNDERCONFIDENT or teacher["top1"] - sure < MARGIN:
         return
     improved = bool(figures.opponents) and figures.is_better_than(figures.opponents[0])
     severity: Severity = "note" if improved else "problem"

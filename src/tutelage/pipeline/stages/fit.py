@@ -16,6 +16,7 @@ from tutelage.distillation.stage import Stage
 from tutelage.models import precision
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
+from tutelage.pipeline.choices import with_fit_choices
 from tutelage.pipeline.memo import made_once, train_once
 from tutelage.pipeline.stages.evaluate import evaluate_state
 from tutelage.pipeline.stages.prepare import Prepared
@@ -56,7 +57,7 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
         if recipe == "probe" and new and probed is None:
             raise _no_probe("teacher.fit", model)
         fitted = probed or model
-        if settings is not None and settings.epochs > 0:
+        if settings is not None and settings.epochs != 0:
             fitted = _fit(prepared, name, fitted, settings, keep_start=probed is not None)
         if place == 0 and fitted is not model:
             prepared.save(fitted, prepared.run.teacher)
@@ -109,9 +110,9 @@ def fit_head(prepared: Prepared) -> Model:
         raise _no_probe("student.head_fit", student)
     settings = recipe if isinstance(recipe, FitRecipe) else None
     if recipe == "auto" and new and probed is None:
-        settings = FitRecipe(lr=3e-3)
+        settings = FitRecipe(lr=3e-3)  # the head alone, which is random
     student = probed or student
-    if settings is not None and settings.epochs > 0:
+    if settings is not None and settings.epochs != 0:
         keep = probed is not None
         student = _fit(prepared, "head-fit", student, settings, head_only=True, keep_start=keep)
     student.module.to(prepared.device)
@@ -173,8 +174,10 @@ def _fit(
     The best is the one with the lowest NLL, since a teacher is used for its probabilities.
     """
     base = prepared.recipe.train
+    fit = with_fit_choices(fit, len(prepared.splits.train), base.batch_size, model)
     settings = TrainRecipe(
         epochs=fit.epochs,
+        patience=fit.patience,
         lr=fit.lr,
         weight_decay=fit.weight_decay,
         batch_size=base.batch_size,

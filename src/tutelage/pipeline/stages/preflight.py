@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tutelage.core.components import AUTO
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, read_json, write_json
 from tutelage.core.recipe import Recipe
@@ -33,6 +34,7 @@ from tutelage.pipeline.memo import made_once
 from tutelage.pipeline.stages.evaluate import labels_of, predict_jointly, probe_resolutions, quality_on
 from tutelage.pipeline.stages.fit import Fitted
 from tutelage.pipeline.stages.prepare import Prepared
+from tutelage.pipeline.stages.temperatures import choose_temperatures
 
 TRAIN_IMAGES = 500  # on which the teacher's predictions are compared with the labels
 NEAR_CHANCE = 2.0  # a teacher with a top-1 below this many times chance is refused
@@ -93,12 +95,31 @@ def preflight(fitted: Fitted) -> Checked:
             chosen = _choose_precision(prepared, rates)
         prepared = _with_precision(prepared, chosen[0])
         on_val = predict_jointly(prepared, teachers, prepared.splits.val)
+        prepared = _with_temperatures(prepared, teachers, chosen[1], on_val, before)
         checked = Checked(prepared, teachers, fitted.student, chosen[1], on_val)
         if rates is not None:
             record = _measure(checked, rates) | {"resolutions": resolutions}
             if prepared.context.runtime.is_main:
                 write_json(path, record)
     return checked
+
+
+def _with_temperatures(
+    prepared: Prepared,
+    teachers: tuple[Model, ...],
+    precision: Precision,
+    on_val: Predictions,
+    before: dict[str, Any] | None,
+) -> Prepared:
+    """Choose the temperatures that the recipe leaves to the run, or read them from preflight.json."""
+    recipe = prepared.recipe
+    if before is None:
+        loss = choose_temperatures(prepared, Teacher(teachers, prepared.device, precision), on_val)
+    else:  # a run of an older version divided by nothing
+        names = {"teacher_temperature": 1.0, "temperature": None} | before.get("temperatures", {})
+        auto = [key for key in names if getattr(recipe.loss, key) in (AUTO, "auto")]
+        loss = recipe.loss.model_copy(update={key: names[key] for key in auto})
+    return replace(prepared, recipe=recipe.model_copy(update={"loss": loss}))
 
 
 def _key(fitted: Fitted) -> dict[str, Any]:
@@ -211,7 +232,10 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
         "val": {"n": figures["n"]},
         "chance_top1": 100 / classes,
         "advantage": figures["advantage"],
-        "target_entropy": calibration.entropy(on_val.logits, soft_temperature(recipe.loss)),
+        "temperatures": recipe.loss.model_dump(include={"teacher_temperature", "temperature"}),
+        "target_entropy": calibration.entropy(
+            on_val.logits / recipe.loss.teacher_temperature, soft_temperature(recipe.loss)
+        ),
         "precision": {
             "chosen": chosen,
             "images_per_s": {

@@ -26,6 +26,7 @@ from tutelage.models.class_mapping import ClassMapping, align_heads, own_classes
 from tutelage.models.registry import from_scratch, load_model
 from tutelage.models.source import Model
 from tutelage.models.weights import save_weights
+from tutelage.pipeline.choices import EPOCHS, STEPS, record_choice, with_train_choices
 from tutelage.pipeline.context import Context
 
 
@@ -126,6 +127,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     for name, model in [*(("teacher", t) for t in teachers), ("student", student)]:
         context.progress.say(f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px")
     splits = _decoded(recipe, splits, _inputs(recipe, teachers, student), context)
+    recipe = _chosen(recipe, splits, student, context)
     return Prepared(recipe, context, splits, class_mapping, tuple(teachers), student)
 
 
@@ -154,6 +156,21 @@ def _without_labels(recipe: Recipe, splits: Splits) -> Recipe:
             "loss.two_heads=true: no training image has a label for the first head; leave it out"
         )
     return recipe.model_copy(update={"control": False})
+
+
+def _chosen(recipe: Recipe, splits: Splits, student: Model, context: Context) -> Recipe:
+    """Replace ``auto`` in the settings of the training, and record what was chosen."""
+    images = len(splits.train) + len(splits.unlabelled or ())
+    train = with_train_choices(recipe.train, images, student)
+    whys = {
+        "epochs": f"about {STEPS} steps or more, in {EPOCHS[0]} to {EPOCHS[1]} epochs",
+        "lr": "pretrained weights" if student.pretrained else "random weights",
+    }
+    for key, why in whys.items():
+        if (value := getattr(train, key)) != getattr(recipe.train, key) and context.runtime.is_main:
+            record_choice(context.run, f"train.{key}", value, why)
+            context.progress.say(f"auto: train.{key} = {value} ({why})")
+    return recipe.model_copy(update={"train": train})
 
 
 def _record_splits(splits: Splits, context: Context) -> None:

@@ -89,7 +89,7 @@ def train_student(checked: Checked) -> Distilled:
     on_val = checked.teacher_on_val
     # by position; zeros for images that cannot be decoded, which the loss on val leaves out
     val_targets = on_val.logits.new_zeros(len(splits.val), on_val.logits.shape[1])
-    val_targets[on_val.index] = on_val.logits
+    val_targets[on_val.index] = on_val.logits / prepared.recipe.loss.teacher_temperature
     stage = replace(
         _stage(checked, "distill", subset), teacher=_targets(checked, subset), val_targets=val_targets
     )
@@ -144,8 +144,13 @@ def _targets(checked: Checked, subset: Subset) -> TargetSource:
     """Return the teachers, or their cached targets for the run's views."""
     prepared = checked.prepared
     recipe, context = prepared.recipe, prepared.context
-    looks = Looks(recipe.targets.flip, recipe.targets.resolutions)
-    teacher = Teacher(checked.teachers, prepared.device, checked.teacher_precision, looks=looks)
+    teacher = Teacher(
+        checked.teachers,
+        prepared.device,
+        checked.teacher_precision,
+        looks=Looks(recipe.targets.flip, recipe.targets.resolutions),
+        temperature=recipe.loss.teacher_temperature,
+    )
     if recipe.targets.mode == "live":
         return teacher
     with stop_requests() as stop:

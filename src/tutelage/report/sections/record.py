@@ -17,7 +17,7 @@ def record_section(records: RunRecords) -> Section:
         "Recipe, versions, machine and times",
         "record.html.j2",
         records=records,
-        settings=tables.settings(records.recipe),
+        settings=tables.settings(records.recipe, records.choices),
         times=tables.times(records),
         total=tables.duration(records.seconds),
         packages=versions,

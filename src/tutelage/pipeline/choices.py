@@ -1,0 +1,75 @@
+"""The values that a run chooses for the keys that its recipe leaves to it (``auto``), kept in ``choices.json``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tutelage.core.components import AUTO, FitRecipe, TrainRecipe
+from tutelage.core.files import read_json, write_json
+from tutelage.core.recipe import Recipe, load_recipe
+from tutelage.core.run_dir import Run
+from tutelage.models.source import Model
+
+STEPS = 800  # of control and student, at least: fewer leave a network under-trained
+FIT_STEPS = 400  # of a teacher's fit, at least
+EPOCHS = (6, 40)  # of control and student: bounds on what the steps ask for
+FIT_EPOCHS = (4, 20)
+PRETRAINED_LR, RANDOM_LR = 3e-4, 3e-3  # of AdamW
+
+
+def with_train_choices(train: TrainRecipe, images: int, student: Model) -> TrainRecipe:
+    """Replace ``auto`` in the settings of the training of control and student.
+
+    Args:
+        train: of the recipe.
+        images: number of training images, unlabelled ones included.
+        student: pretrained or random weights decide the learning rate.
+    """
+    chosen: dict[str, Any] = {}
+    if train.epochs == AUTO:
+        chosen["epochs"] = epochs_for(STEPS, images, train.batch_size, EPOCHS)
+    if train.lr == AUTO:
+        chosen["lr"] = PRETRAINED_LR if student.pretrained else RANDOM_LR
+    return train.model_copy(update=chosen)
+
+
+def with_fit_choices(fit: FitRecipe, images: int, batch_size: int, model: Model) -> FitRecipe:
+    """Replace ``auto`` in the settings of a fit, likewise."""
+    chosen: dict[str, Any] = {}
+    if fit.epochs == AUTO:
+        steps, bounds = (FIT_STEPS, FIT_EPOCHS) if model.pretrained else (STEPS, EPOCHS)
+        chosen["epochs"] = epochs_for(steps, images, batch_size, bounds)
+    if fit.lr == AUTO:
+        chosen["lr"] = PRETRAINED_LR if model.pretrained else RANDOM_LR
+    return fit.model_copy(update=chosen)
+
+
+def epochs_for(steps: int, images: int, batch_size: int, bounds: tuple[int, int]) -> int:
+    """Return the number of epochs in which at least `steps` steps are made, within bounds."""
+    least, most = bounds
+    return min(max(math.ceil(steps / max(images // batch_size, 1)), least), most)
+
+
+def record_choice(run: Run, key: str, value: Any, why: str) -> None:
+    """Add what was chosen for a key of the recipe; call it in the first process only."""
+    before = read_json(run.choices) if run.choices.exists() else {}
+    write_json(run.choices, before | {key: {"value": value, "why": why}})
+
+
+def settings_of(run: Run) -> Recipe:
+    """Read the recipe of a run with the values that the run chose.
+
+    Raises:
+        TutelageError: a file is missing or damaged.
+    """
+    chosen = read_json(run.choices) if run.choices.exists() else {}
+    recipe = load_recipe(run.recipe)
+    for key, entry in chosen.items():
+        part, name = key.split(".")
+        component = getattr(recipe, part).model_copy(update={name: entry["value"]})
+        recipe = recipe.model_copy(update={part: component})
+    if recipe.loss.teacher_temperature == AUTO:  # a run of an older version, or before its pre-flight
+        loss = recipe.loss.model_copy(update={"teacher_temperature": 1.0})
+        recipe = recipe.model_copy(update={"loss": loss})
+    return recipe

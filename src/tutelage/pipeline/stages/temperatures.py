@@ -1,0 +1,75 @@
+"""The choice of the temperatures of a distillation, where the recipe leaves them to the run (``auto``)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.core.components import AUTO, LossRecipe
+from tutelage.data.loading import view_loader
+from tutelage.data.splits import sample
+from tutelage.data.views import ViewPolicy
+from tutelage.distillation.teacher import Teacher
+from tutelage.evaluation import calibration
+from tutelage.evaluation.predict import Predictions
+from tutelage.pipeline.choices import record_choice
+from tutelage.pipeline.stages.evaluate import labels_of
+from tutelage.pipeline.stages.prepare import Prepared
+
+IMAGES = 500  # whose training views show how certain the teacher is there
+BATCH = 50
+BOUNDS = (1.0, 4.0)  # of the temperature of kl
+
+
+def choose_temperatures(prepared: Prepared, teacher: Teacher, on_val: Predictions) -> LossRecipe:
+    """Replace ``auto`` in ``loss.teacher_temperature`` and ``loss.temperature``.
+
+    The first one calibrates the teacher on val (Guo et al. 2017, "On calibration of modern neural networks"). The
+    second one is that of kl only: other losses keep their own. A teacher that was fitted to the training images is
+    nearly certain of them, so that its targets say no more than the labels. The temperature makes its targets on
+    training views as uncertain, by their mean entropy, as the calibrated teacher is on val, where it knows no image.
+
+    Args:
+        prepared: the data and the recipe.
+        teacher: computes the targets.
+        on_val: its joint logits on val.
+    """
+    loss = prepared.recipe.loss
+    chosen: dict[str, tuple[float, str]] = {}
+    scale = loss.teacher_temperature
+    if scale == AUTO:
+        labels = labels_of(prepared, prepared.splits.val, on_val)
+        scale = round(calibration.calibrating_temperature(on_val.logits, labels), 3)
+        chosen["teacher_temperature"] = scale, "calibrates the teacher on val"
+    if loss.temperature == "auto" and loss.name == "kl" and not loss.terms:
+        target = calibration.entropy(on_val.logits, scale)
+        views = _on_views(prepared, teacher)
+        found = round(calibration.matching_temperature(views / scale, target, BOUNDS), 2)
+        own = calibration.entropy(views, scale)
+        why = f"the teacher's mean entropy is {own:.3f} nats on training views and {target:.3f} on val"
+        chosen["temperature"] = found, why
+    keys = list(chosen)
+    values = prepared.context.runtime.from_main([chosen[key][0] for key in keys])
+    for key, value in zip(keys, values, strict=True):
+        if prepared.context.runtime.is_main:
+            record_choice(prepared.run, f"loss.{key}", value, chosen[key][1])
+        prepared.context.progress.say(f"auto: loss.{key} = {value:g} ({chosen[key][1]})")
+    return loss.model_copy(update=dict(zip(keys, values, strict=True)))
+
+
+def _on_views(prepared: Prepared, teacher: Teacher) -> Tensor:
+    """Compute the teacher's logits on the first training view of some images."""
+    subset = sample(prepared.splits.train, IMAGES)
+    batches = np.array_split(np.arange(len(subset)), max(1, len(subset) // BATCH))
+    views = view_loader(
+        subset,
+        ViewPolicy(prepared.recipe.view),
+        teacher.input_specs,
+        iter(batches),
+        seed=prepared.recipe.train.seed,
+        view=0,
+        workers=0,
+        bad=prepared.context.loading.bad,
+    )
+    return torch.cat([teacher.logits(batch["images"]).cpu() for batch in views])

@@ -1,0 +1,74 @@
+"""What a run chooses for the keys of the recipe that are `auto`."""
+
+from pathlib import Path
+
+import pytest
+
+from tutelage.core.components import AUTO, FitRecipe, TrainRecipe
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.progress import Silent
+from tutelage.core.recipe import dump_recipe, load_recipe, parse_recipe
+from tutelage.core.recipe_tree import read_yaml
+from tutelage.models.registry import load_model
+from tutelage.pipeline.choices import epochs_for, settings_of, with_fit_choices, with_train_choices
+from tutelage.pipeline.run import begin, distill
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs"),
+    [(3068, 18), (10_000, 6), (1_000_000, 6), (500, 40), (10, 40)],
+)
+def test_epochs_are_counted_in_steps(images: int, epochs: int) -> None:
+    assert epochs_for(800, images, 64, (6, 40)) == epochs
+
+
+def test_random_weights_have_a_higher_rate_and_longer_fits() -> None:
+    random = load_model("test_resnet@none")
+    train = with_train_choices(TrainRecipe(), 3000, random)
+    assert train.lr == 3e-3
+    assert with_fit_choices(FitRecipe(), 3000, 64, random).epochs == train.epochs
+    mine = TrainRecipe(epochs=2, lr=0.5)
+    assert with_train_choices(mine, 3000, random) == mine  # what a recipe gives stays
+
+
+def test_auto_is_written_as_auto_and_read_again(tmp_path: Path) -> None:
+    recipe = parse_recipe({"teacher": {"fit": {"lr": "auto", "epochs": 3}}, "train": {"epochs": "auto"}})
+    assert recipe.train.epochs == AUTO
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    tree = read_yaml(path)
+    assert tree["train"]["epochs"] == tree["train"]["lr"] == tree["teacher"]["fit"]["lr"] == "auto"
+    assert tree["loss"]["temperature"] == tree["loss"]["teacher_temperature"] == "auto"
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize("value", [0, -1, "soon", True, 2.5])
+def test_other_words_and_numbers_below_one_are_refused(value: object) -> None:
+    with pytest.raises(TutelageError, match=r"train\.epochs"):
+        parse_recipe({"train": {"epochs": value}})
+
+
+def test_a_run_records_what_it_chose_and_resumes_with_it(tiny: dict, tmp_path: Path) -> None:
+    tiny["loss"] = {"label_weight": 0.1}
+    tiny["train"] |= {"epochs": "auto", "lr": "auto", "batch_size": 8, "patience": 1}
+    tiny["data"]["limit"] = 64
+    tiny["control"] = False
+    recipe = parse_recipe(tiny)
+    run = begin(recipe, tmp_path, "test")
+    distill(recipe, run, Silent())
+    chosen = {key: entry["value"] for key, entry in read_json(run.choices).items()}
+    assert chosen["train.epochs"] == 40
+    assert chosen["train.lr"] == 3e-3
+    assert 1 <= chosen["loss.temperature"] <= 4
+    assert chosen["loss.teacher_temperature"] > 0
+    settings = settings_of(run)
+    assert settings.train.epochs == 40
+    assert settings.loss.temperature == chosen["loss.temperature"]
+    stopped = [row for row in read_jsonl(run.metrics) if row["stage"] == "distill"]
+    assert len(stopped) < 40  # of the patience
+    for row in stopped[:-2]:
+        assert row["epochs"] == 40
+    before = {path: path.read_bytes() for path in (run.choices, run.student, run.preflight)}
+    distill(load_recipe(run.recipe), run, Silent())
+    assert {path: path.read_bytes() for path in before} == before
