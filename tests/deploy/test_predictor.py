@@ -1,12 +1,16 @@
 """The predictor: the same answers as PyTorch on any picture, no torch, one line for what is wrong."""
 
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from timm.data import create_transform
 import tutelage
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError
+from tutelage.data.sources.folder import Folder
 from tutelage.deploy import predictor as predictor_module
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.predictor import Predictor, find_images
@@ -161,6 +166,35 @@ def test_it_needs_no_torch(exported: Exported, tmp_path: Path) -> None:
     assert set(found["guesses"][0]) == {"label", "class_id", "index", "probability"}
 
 
+# --- threads
+
+CALLS, THREADS = 2000, 8
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_each_thread_gets_its_own_answer(exported: Exported, runtime: Any, precision: Any) -> None:
+    predictor = Predictor(exported.path, runtime=runtime, precision=precision)
+    arrays = [np.asarray(photo(40, 40, seed)) for seed in range(40)]
+    alone = [predictor.logits(array) for array in arrays]
+    apart = min(np.abs(one - two).max() for i, one in enumerate(alone) for two in alone[:i])
+    assert apart > 1e-3  # so that another picture's answer would show
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(lambda i: predictor.logits(arrays[i % 40]), range(CALLS)))
+    wrong = [i for i, logits in enumerate(found) if np.abs(logits - alone[i % 40]).max() > 1e-4]
+    assert (len(found), wrong) == (CALLS, [])
+
+
+def test_threads_may_share_one_opened_picture(exported: Exported, tmp_path: Path) -> None:
+    predictor = Predictor(exported.path)
+    photo(400, 300).save(tmp_path / "a.jpg")
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(20):
+            image = Image.open(tmp_path / "a.jpg")  # not decoded yet
+            found = list(pool.map(lambda _: predictor.logits(image), range(THREADS)))  # noqa: B023
+            assert all(np.array_equal(found[0], logits) for logits in found)
+
+
 # --- what can be wrong
 
 
@@ -270,3 +304,126 @@ def test_paths_that_lead_nowhere(copy: Path, tmp_path: Path, capsys: pytest.Capt
 def test_arrays_that_are_no_pictures(exported: Exported, array: np.ndarray) -> None:
     with pytest.raises(TutelageError, match="give uint8 pixels"):
         Predictor(exported.path)(array)
+
+
+# --- values that are no pictures, and pictures that are broken
+
+NO_PICTURES: dict[str, tuple[Callable[[], Any], str]] = {
+    "none": (lambda: None, "NoneType: not a picture"),
+    "number": (lambda: 7, "int: not a picture"),
+    "flag": (lambda: True, "bool: not a picture"),
+    "mapping": (lambda: {"image": "a.png"}, "dict: not a picture"),
+    "class": (lambda: Path, "type: not a picture"),
+    "bytes": (lambda: b"\x89PNG", "bytes of 4: not a picture; open a file's content with PIL.Image.open"),
+    "bytearray": (lambda: bytearray(b"\x89PNG"), "bytearray of 4: not a picture"),
+    "memory": (lambda: memoryview(b"\x89PNG"), "memoryview of 4: not a picture"),
+    "stream": (lambda: io.BytesIO(b"\x89PNG"), "BytesIO: not a picture; open the file with PIL.Image.open"),
+    "file": (lambda: open(os.devnull, "rb"), "BufferedReader: not a picture"),  # noqa: SIM115
+    "tensor": (lambda: torch.zeros(3, 8, 8), "Tensor: not a picture; convert a tensor with .permute"),
+    "batch": (lambda: torch.zeros(2, 3, 8, 8), "Tensor: not a picture"),
+    "parameter": (lambda: torch.nn.Parameter(torch.zeros(3, 8, 8)), "Parameter: not a picture"),
+    "empty path": (lambda: "", "'': an empty path"),
+    "address": (lambda: "https://example.org/cat.jpg", "cat.jpg: no such image or folder"),
+    "objects": (lambda: np.array(["a.png"], object), "array of object (1,): give uint8 pixels"),
+    "film": (
+        lambda: np.zeros((2, 2, 8, 8, 3), np.uint8),
+        "array of uint8 (2, 2, 8, 8, 3): give uint8 pixels",
+    ),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a list"])
+@pytest.mark.parametrize("kind", NO_PICTURES)
+def test_what_is_no_picture_is_one_clear_line(exported: Exported, kind: str, inside: bool) -> None:
+    make, line = NO_PICTURES[kind]
+    given = [make()] if inside else make()
+    with pytest.raises(TutelageError) as raised:
+        Predictor(exported.path)(given)
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_broken_pictures_are_left_out_and_named(exported: Exported, tmp_path: Path) -> None:
+    photo(40, 40).save(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
+    (tmp_path / "empty").mkdir()
+    broken = [tmp_path / "cut.png", tmp_path / "gone.png", None, np.zeros(4, np.uint8), tmp_path / "empty"]
+    closed = Image.open(tmp_path / "good.png")
+    closed.close()
+    given = [tmp_path / "good.png", *broken, closed, photo(40, 40)]
+    predictor = Predictor(exported.path)
+    with pytest.warns(UserWarning, match="left out: ") as warned:
+        found = predictor(given, errors="skip")
+    assert [Path(one.source).name for one in found] == ["good.png", "image"]
+    assert len(warned) == 6
+    assert "cut.png" in str(warned[0].message)
+    with pytest.raises(TutelageError, match=r"cut\.png: cannot be decoded"):
+        predictor(given)
+    with pytest.raises(TutelageError, match="errors='ignore': write 'raise' or 'skip'"):
+        predictor(given, errors="ignore")  # type: ignore[arg-type]
+
+
+def test_folders_are_searched_as_in_training(exported: Exported, tmp_path: Path) -> None:
+    place = tmp_path / "photos"
+    (place / "inner").mkdir(parents=True)
+    for name in ("a.png", "inner/b.JPG"):
+        photo(40, 40).save(place / name)
+    (place / "inner/back").symlink_to(place)
+    (place / "linked.png").symlink_to(place / "a.png")
+    for name in ("._a.png", ".hidden.jpg", ".DS_Store", "Thumbs.db"):
+        (place / name).write_bytes(b"\0\5\x16\7")
+    for name in ("__MACOSX", ".cache"):
+        (place / name).mkdir()
+        (place / name / "._b.png").write_bytes(b"\0\5\x16\7")
+    trained = sorted(
+        Path(name).relative_to("photos").as_posix() for name in Folder("x", tmp_path, tmp_path).ids
+    )
+    assert trained == [path.relative_to(place).as_posix() for path in find_images([place])]
+    (place / "inner/named.png").mkdir()
+    photo(40, 40).save(place / "inner/named.png/c.png")
+    found = [path.relative_to(place).as_posix() for path in find_images([place])]
+    assert found == ["a.png", "inner/b.JPG", "inner/named.png/c.png", "linked.png"]
+    assert len(Predictor(exported.path)(place)) == 4
+
+
+def test_a_run_stands_for_its_deployed_files(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(40, 40).save(tmp_path / "a.png")
+    run_path, seeds = tmp_path / "run", tmp_path / "seeds"
+    for place in (run_path, seeds):
+        place.mkdir()
+        (place / "recipe.yaml").touch()
+    assert run(capsys, run_path, tmp_path / "a.png")[2] == [
+        f"error: {run_path}: a run without deployed files; run `tutelage export {run_path}`"
+    ]
+    shutil.copytree(exported.path, run_path / "deploy")
+    shutil.copytree(exported.path, seeds / "seed-1" / "deploy")
+    assert Predictor(run_path)(tmp_path / "a.png") == Predictor(exported.path)(tmp_path / "a.png")
+    assert (
+        f"name one of its seeds, such as {seeds / 'seed-1'}" in run(capsys, seeds, tmp_path / "a.png")[2][0]
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_name_can_be_printed_in_any_encoding(
+    copy: Path, tmp_path: Path, encoding: str, options: list[str]
+) -> None:
+    manifest = Manifest.read(copy)
+    replace(manifest, labels=("Bär", "猫", *manifest.labels[2:])).write(copy)
+    image = tmp_path / "Grüße 猫.png"
+    photo(40, 40).save(image)
+    undecodable = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(image, undecodable)
+    ended = subprocess.run(
+        [sys.executable, "-m", "tutelage.cli", "predict", str(copy), str(image), undecodable, *options],
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    lines = ended.stdout.decode(encoding).splitlines()
+    assert len(lines) == 2
+    if options:
+        assert json.loads(lines[0])["source"] == str(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from pathlib import Path
@@ -354,6 +355,8 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: those after the program's name; None takes them from `sys.argv`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
     except TutelageError as error:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from threading import Lock
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.decode import SUFFIXES, decode, upright_rgb
 from tutelage.data.input_spec import eval_pixels, normalised
-from tutelage.deploy.manifest import Manifest
+from tutelage.deploy.manifest import PREPROCESS, Manifest
 from tutelage.deploy.runtime import REMEDY, has_runtime, open_session
 
 Runtime = Literal["openvino", "onnxruntime"]
 Precision = Literal["int8", "fp32"]
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
+Errors = Literal["raise", "skip"]
+
+GIVE = "give a path, a PIL image, or an array of uint8 pixels, (height, width, 3) or (height, width)"
+_LOADING = Lock()  # PIL decodes an opened file at its first use, which two threads must not do at once
 
 # In order of preference. An int8 file is there only if it passed the checks, but ONNX Runtime is often slower with it.
 FILES: tuple[tuple[str, Runtime, Precision], ...] = (
@@ -70,12 +77,12 @@ class Prediction:
         return f"{self.source}: {classes}"
 
     def json(self) -> str:
-        """One line for programs: the same as a JSON object."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """One line for programs: the same as a JSON object, in ASCII, which every terminal and pipe can take."""
+        return json.dumps(asdict(self))
 
 
 class Predictor:
-    """A deployed model.
+    """A deployed model. Any number of threads may call one predictor at the same time.
 
     Example:
         >>> predictor = Predictor("runs/pets/deploy")
@@ -83,7 +90,7 @@ class Predictor:
         'Siamese'
 
     Args:
-        directory: a directory that ``tutelage export`` wrote.
+        directory: a directory that ``tutelage export`` wrote, or a run that has one in ``deploy``.
         runtime: ``openvino`` or ``onnxruntime``; None: the installed one, OpenVINO if both are.
         precision: ``int8`` or ``fp32``; None: int8 with OpenVINO, fp32 with ONNX Runtime, if there are both files.
 
@@ -94,9 +101,7 @@ class Predictor:
     def __init__(
         self, directory: str | Path, *, runtime: Runtime | None = None, precision: Precision | None = None
     ) -> None:
-        folder = Path(directory)
-        if not folder.is_dir():
-            raise TutelageError(f"{folder}: no such directory; use one that `tutelage export` wrote")
+        folder = _deployed(Path(directory))
         self.manifest = Manifest.read(folder)
         self.file = _choose(folder, runtime, precision)
         self._session = open_session(self.file, batch=1)
@@ -106,18 +111,39 @@ class Predictor:
                 f"{len(self.manifest.labels)} lines; export again"
             )
 
-    def __call__(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Prediction]:
+    def __call__(
+        self, pictures: Picture | Iterable[Picture], top: int = 5, *, errors: Errors = "raise"
+    ) -> list[Prediction]:
         """Classify files, folders (with all folders in them), uint8 arrays (H, W, 3) or (H, W), or PIL images.
 
-        Raises:
-            TutelageError: an image cannot be read.
-        """
-        return list(self.stream(pictures, top))
+        Args:
+            pictures: one of these, or any number of them.
+            top: number of classes of each prediction.
+            errors: ``raise``: the first picture that cannot be read ends the call; ``skip``: such a picture is left
+                out, with a Python warning that names it, and all others are classified.
 
-    def stream(self, pictures: Picture | Iterable[Picture], top: int = 5) -> Iterator[Prediction]:
+        Raises:
+            TutelageError: an image cannot be read, or a value is no picture.
+        """
+        return list(self.stream(pictures, top, errors=errors))
+
+    def stream(
+        self, pictures: Picture | Iterable[Picture], top: int = 5, *, errors: Errors = "raise"
+    ) -> Iterator[Prediction]:
         """As calling the predictor, but one image at a time."""
+        if errors not in ("raise", "skip"):
+            raise TutelageError(f"errors={errors!r}: write 'raise' or 'skip', such as errors='skip'")
         for picture in _each(pictures):
-            yield self._predict(picture, top)
+            try:
+                if isinstance(picture, TutelageError):
+                    raise picture
+                found = self._predict(picture, top)
+            except TutelageError as error:
+                if errors == "raise":
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                continue
+            yield found
 
     def logits(self, picture: Picture) -> np.ndarray:
         """The logits of one image, float32 (C,)."""
@@ -137,6 +163,9 @@ class Predictor:
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
     """The given files, and the image files in the given folders, sorted.
 
+    As in training, hidden files and folders (such as macOS leaves: ``._cat.jpg``), folders that are named like images,
+    and links back to a folder above are passed over.
+
     Raises:
         TutelageError: a path does not exist, or a folder has no images.
     """
@@ -146,10 +175,41 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
                 raise TutelageError(f"{path}: no such image or folder")
             yield path
             continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = sorted(_images(path))
         if not found:
             raise TutelageError(f"{path}: no images found; looked for {' '.join(sorted(SUFFIXES))}")
         yield from found
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    above: dict[str, frozenset[str]] = {}  # the folders above each one, links resolved
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        passed = above.get(here, frozenset())
+        folders[:] = [name for name in folders if not name.startswith(".")] if real not in passed else []
+        for name in folders:
+            above[os.path.join(here, name)] = passed | {real}
+        for name in files if real not in passed else ():
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield Path(here, name)
+
+
+def _deployed(folder: Path) -> Path:
+    """The deployed directory that is meant: itself, or a run's.
+
+    Raises:
+        TutelageError: there is none.
+    """
+    if not folder.is_dir():
+        raise TutelageError(f"{folder}: no such directory; use one that `tutelage export` wrote")
+    inside = folder / "deploy"
+    if inside.is_dir() and not (folder / PREPROCESS).exists():
+        return inside
+    if (folder / "recipe.yaml").is_file():
+        seeds = sorted(place.parent for place in folder.glob("seed-*/deploy"))
+        remedy = f"name one of its seeds, such as {seeds[0]}" if seeds else f"run `tutelage export {folder}`"
+        raise TutelageError(f"{folder}: a run without deployed files; {remedy}")
+    return folder
 
 
 def _choose(folder: Path, runtime: Runtime | None, precision: Precision | None) -> Path:
@@ -165,24 +225,62 @@ def _choose(folder: Path, runtime: Runtime | None, precision: Precision | None) 
     raise TutelageError(f"{folder}: {' or '.join(sorted({e[1] for e in wanted}))} is not installed; {REMEDY}")
 
 
-def _each(pictures: Picture | Iterable[Picture]) -> Iterator[Picture]:
+def _each(pictures: Any) -> Iterator[Picture | TutelageError]:
+    """Each picture, with the error in the place of one that is none, so that the others are not lost."""
     if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
         yield from pictures
     elif isinstance(pictures, np.ndarray | Image.Image):
         yield pictures
-    elif isinstance(pictures, str | Path):
-        yield from find_images([pictures])
+    elif isinstance(pictures, str | os.PathLike):
+        try:
+            yield from find_images([_path(pictures)])
+        except TutelageError as error:
+            yield error
+    elif reason := _no_picture(pictures):
+        yield TutelageError(f"{reason}; {GIVE}")
     else:
         for picture in pictures:
             yield from _each(picture)
+
+
+def _path(given: str | os.PathLike[Any]) -> Path:
+    text = os.fspath(given)
+    if not text:
+        raise TutelageError(f"{given!r}: an empty path; {GIVE}")
+    return Path(os.fsdecode(text))
+
+
+def _no_picture(given: Any) -> str:
+    """What is wrong with a value that is neither a picture nor pictures; empty where it may be several."""
+    kind = type(given).__name__
+    if isinstance(given, bytes | bytearray | memoryview):
+        return f"{kind} of {len(given):,}: not a picture; open a file's content with PIL.Image.open(io.BytesIO(...))"
+    if callable(getattr(given, "read", None)):
+        return f"{kind}: not a picture; open the file with PIL.Image.open(...)"
+    if type(given).__module__.partition(".")[0] == "torch":
+        return f"{kind}: not a picture; convert a tensor with .permute(1, 2, 0).numpy(), 0 to 255 as uint8"
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        return f"{kind}: not a picture"
+    return ""
 
 
 def _load(picture: Picture) -> Image.Image:
     if isinstance(picture, np.ndarray):
         return upright_rgb(_from_array(picture))
     if isinstance(picture, Image.Image):
-        return upright_rgb(picture.copy())  # a copy, since it is rotated in place
+        return _from_picture(picture)
     return decode(Path(picture), str(picture))
+
+
+def _from_picture(picture: Image.Image) -> Image.Image:
+    try:
+        with _LOADING:
+            copied = picture.copy()  # since it is rotated in place
+        return upright_rgb(copied)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise TutelageError(
+            f"{_name(picture)}: cannot be decoded ({one_line(error)[:200]}); replace it"
+        ) from None
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections import deque
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,7 +18,7 @@ REMEDY = "run `pip install tutelage[deploy]`"
 
 
 class Session(Protocol):
-    """A loaded model."""
+    """A loaded model, which any number of threads may call at the same time."""
 
     num_classes: int
 
@@ -77,11 +78,20 @@ class _OpenVino:
         except RuntimeError as error:
             raise _damaged(path, str(error)) from None
         self.num_classes = int(model.output(0).partial_shape[1].get_length())
-        self._request = compiled.create_infer_request()
+        self._new_request = compiled.create_infer_request
+        # a request holds the buffers of one call: each call has one to itself, since threads would read each other's
+        self._idle: deque[Any] = deque([self._new_request()])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        results = self._request.infer([np.ascontiguousarray(images)], share_inputs=True)
-        return np.array(results[0])
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._new_request()
+        try:
+            results = request.infer([np.ascontiguousarray(images)], share_inputs=True)
+            return np.array(results[0])  # a copy, made before the next call may have the request
+        finally:
+            self._idle.append(request)
 
 
 class _OnnxRuntime:
