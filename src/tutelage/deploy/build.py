@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from tutelage.data.classes import map_classes
 from tutelage.data.loading import BadImages, eval_loader
 from tutelage.data.splits import Subset
-from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
+from tutelage.deploy.convert import (
+    external_data,
+    require_deploy,
+    save_onnx,
+    save_openvino,
+    to_onnx,
+    to_openvino,
+)
 from tutelage.deploy.manifest import Manifest, one_line
 from tutelage.deploy.quantise import Pictures, quantise
 from tutelage.deploy.runtime import Arithmetic, Session, has_bf16, open_session
@@ -84,7 +91,8 @@ class Deployed:
 
     def size_mb(self, variant: Variant) -> float:
         """Size of all that the runtime loads, in MiB (2^20 bytes)."""
-        return sum(file.stat().st_size for file in files_of(self.directory / variant.file)) / MIB
+        files = files_of(self.directory / variant.file)
+        return sum(file.stat().st_size for file in files if file.exists()) / MIB
 
 
 def build(
@@ -129,8 +137,8 @@ def build(
 
 
 def files_of(file: Path) -> tuple[Path, ...]:
-    """A model file and the files that belong to it."""
-    return (file, file.with_suffix(".bin")) if file.suffix == ".xml" else (file,)
+    """A model file and the files that belong to it, of which the weights of an ONNX file may not be there."""
+    return file, file.with_suffix(".bin") if file.suffix == ".xml" else external_data(file)
 
 
 def as_model(deployed: Deployed, variant: Variant, batch_size: int) -> Model:

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.input_spec import InputSpec
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.runtime import REMEDY
 
 INPUT, OUTPUT = "image", "logits"
 NAMESPACE = "tutelage"  # of the manifest's entries in an IR
+EMBEDDED = 2**31 - 2**27  # bytes of weights in an ONNX file, which leaves 128 MiB to the graph
 
 
 def require_deploy() -> None:
@@ -51,36 +52,74 @@ def to_onnx(module: nn.Module, spec: InputSpec) -> Any:
         TutelageError: PyTorch's exporter cannot follow the model.
     """
     twin = copy.deepcopy(module).cpu().float().eval().to(memory_format=torch.contiguous_format)
-    example = torch.zeros(2, 3, spec.height, spec.width)
     try:
-        with quiet():
-            program = torch.onnx.export(
-                twin,
-                (example,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                verbose=False,
-            )
+        program = _exported(twin, spec)
     # the exporter's stages raise exceptions of their own kinds, without a common base
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise TutelageError(
-            f"{type(module).__name__}: cannot be exported to ONNX ({reason[0][:200]})"
-        ) from None
-    assert program is not None
+    except Exception:
+        try:
+            program = _exported(twin, spec) if _unfuse(twin) else None
+        except Exception as second:
+            error, program = second, None
+        if program is None:
+            raise TutelageError(
+                f"{type(module).__name__}: cannot be exported to ONNX ({_cause(error)}); deploy another architecture"
+            ) from None
     proto = program.model_proto
     _strip(proto)
     return proto
 
 
+def _exported(module: nn.Module, spec: InputSpec) -> Any:
+    with quiet():
+        return torch.onnx.export(
+            module,
+            (torch.zeros(2, 3, spec.height, spec.width),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+
+
+def _unfuse(module: nn.Module) -> bool:
+    """Let timm's attention layers compute in single steps, which the exporter follows in more networks; False: no such.
+
+    The outputs are the same but for rounding. Fused attention is kept where it can be exported: runtimes know it.
+    """
+    layers = [layer for layer in module.modules() if getattr(layer, "fused_attn", False)]
+    for layer in layers:
+        layer.fused_attn = False  # type: ignore[assignment]
+    return bool(layers)
+
+
+def _cause(error: BaseException) -> str:
+    """The first cause of an exporter's error in one line, without the colours of its report."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return re.sub(r"\x1b\[[0-9;]*m", "", one_line(error))[:200]
+
+
 def save_onnx(proto: Any, path: Path, manifest: Manifest) -> None:
-    """Write an ONNX model with its manifest in ``metadata_props``."""
+    """Write an ONNX model with its manifest in ``metadata_props``.
+
+    Weights of more than `EMBEDDED` bytes go to a file beside it (``.onnx.data``): a protobuf ends at 2 GiB.
+    """
     onnx: Any = importlib.import_module("onnx")
     onnx.helper.set_model_props(proto, manifest.properties())
     proto.producer_name = NAMESPACE
-    onnx.save(proto, path)
+    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= EMBEDDED:
+        onnx.save(proto, path)
+        return
+    data = external_data(path)
+    data.unlink(missing_ok=True)  # else it would be appended to
+    onnx.save(proto, path, save_as_external_data=True, location=data.name)
+    onnx.load_external_data_for_model(proto, str(path.parent))  # saving has taken the weights out
+
+
+def external_data(onnx_file: Path) -> Path:
+    """The file that holds the weights of an ONNX file, where they are too large for it."""
+    return onnx_file.with_name(f"{onnx_file.name}.data")
 
 
 def to_openvino(onnx_file: Path) -> Any:

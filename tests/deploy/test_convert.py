@@ -1,0 +1,98 @@
+"""Networks that PyTorch's exporter cannot follow as they are, and weights that do not fit into one file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tutelage.core.errors import TutelageError
+from tutelage.data.input_spec import InputSpec
+from tutelage.deploy import convert
+from tutelage.deploy.build import files_of
+from tutelage.deploy.manifest import Manifest
+from tutelage.deploy.runtime import open_session
+from tutelage.models.registry import load_model
+
+pytest.importorskip("nncf", reason="needs the extra `deploy`")
+convert.require_deploy()
+
+
+def saved(module: nn.Module, spec: InputSpec, path: Path) -> Path:
+    names = tuple(map(str, range(4)))
+    convert.save_onnx(convert.to_onnx(module, spec), path, Manifest("net", spec, names, names))
+    return path
+
+
+def agree(module: nn.Module, spec: InputSpec, path: Path) -> None:
+    images = torch.randn(3, 3, spec.height, spec.width)
+    with torch.no_grad():
+        wanted = module(images).numpy()
+    assert np.abs(open_session(path)(images.numpy()) - wanted).max() < 1e-4 * max(1, np.abs(wanted).max())
+
+
+class Attention(nn.Module):
+    """Attention as timm has it; fused, it holds what the exporter refuses."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused_attn = fused
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(2).transpose(1, 2)
+        if self.fused_attn:
+            if float(tokens.detach().sum()) > 1e30:  # a branch on data
+                tokens = tokens * 0
+            tokens = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        else:
+            tokens = (tokens @ tokens.transpose(1, 2) * 3**-0.5).softmax(-1) @ tokens
+        return self.head(tokens.mean(1))
+
+
+def test_attention_that_cannot_be_exported_is_unfused_in_the_copy(tmp_path: Path) -> None:
+    module, spec = Attention(fused=True).eval(), InputSpec(8, 8)
+    agree(module, spec, saved(module, spec, tmp_path / "model.onnx"))
+    assert module.fused_attn
+
+
+@pytest.mark.parametrize("name", ["nest_tiny", "hiera_tiny_224"])
+def test_timms_networks_with_fused_attention_are_exported(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = load_model(f"{name}@none", num_classes=4)
+    agree(model.module, model.input_spec, saved(model.module, model.input_spec, tmp_path / "model.onnx"))
+
+
+class Branching(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) if float(images.sum()) > 0 else images.amax((2, 3))
+
+
+def test_what_cannot_be_exported_is_one_line_with_the_cause() -> None:
+    with pytest.raises(TutelageError) as raised:
+        convert.to_onnx(Branching(), InputSpec(8, 8))
+    line = str(raised.value)
+    assert line.startswith("Branching: cannot be exported to ONNX (")
+    assert "data-dependent" in line
+    assert not {"\n", "\x1b"} & set(line)
+
+
+def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "EMBEDDED", 1000)
+    model = load_model("test_efficientnet@none", num_classes=4).at(32)
+    for _ in range(2):  # again, over the file that is there
+        path = saved(model.module, model.input_spec, tmp_path / "model.onnx")
+        assert files_of(path) == (path, tmp_path / "model.onnx.data")
+        assert path.stat().st_size < 200_000 < (tmp_path / "model.onnx.data").stat().st_size < 2_000_000
+        agree(model.module, model.input_spec, path)
+    convert.save_openvino(
+        convert.to_openvino(path), tmp_path / "model.xml", Manifest("net", model.input_spec, (), ())
+    )
+    agree(model.module, model.input_spec, tmp_path / "model.xml")
+
+
+def test_small_weights_lie_in_the_file(tmp_path: Path) -> None:
+    model = load_model("test_efficientnet@none", num_classes=4).at(32)
+    saved(model.module, model.input_spec, tmp_path / "model.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
