@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from timm.optim import create_optimizer_v2
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
+from tutelage.core.plugins import nearest
 from tutelage.core.recipe import TrainRecipe
 
 TIMM_SCHEDULES = {"cosine": "cosine", "linear": "poly", "constant": "constant"}
@@ -30,6 +32,7 @@ def make_optimizer(
     Raises:
         TutelageError: timm does not have the optimizer, or refuses a setting.
     """
+    _check_name(settings.optimizer)
     layer_decay = settings.layer_decay if settings.layer_decay < 1 and not head_only else None
     try:
         optimizer = create_optimizer_v2(
@@ -40,13 +43,53 @@ def make_optimizer(
             momentum=settings.momentum,
             layer_decay=layer_decay,
         )
-    except (ValueError, AssertionError) as error:
+    except ImportError as error:
         raise TutelageError(
-            f"train.optimizer: {settings.optimizer!r} is not one of timm's optimizers ({error})"
+            f"train.optimizer: {settings.optimizer!r} needs a package that is not installed ({one_line(error)}); "
+            "install it, or use another, such as adamw"
+        ) from None
+    except (ValueError, AssertionError, TypeError, RuntimeError) as error:
+        given = ", ".join(
+            f"train.{key}={getattr(settings, key):g}" for key in ("lr", "momentum", "weight_decay")
+        )
+        raise TutelageError(
+            f"train.optimizer: {settings.optimizer!r} does not take these settings ({one_line(error)}): {given}; "
+            "change one of them, or use another optimizer, such as adamw"
         ) from None
     if projectors := list(others):
         optimizer.add_param_group({"params": projectors, "lr": settings.lr})
     return optimizer
+
+
+def check_optimizer(settings: TrainRecipe) -> None:
+    """Refuse an optimizer that cannot be used, by making it and taking two steps with a tiny network.
+
+    Raises:
+        TutelageError: there is no such optimizer, it refuses a setting, needs a package, or cannot take a step.
+    """
+    with torch.random.fork_rng(devices=[]):  # the run's random numbers stay as they are
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+        optimizer = make_optimizer(network, [], settings, head_only=True)
+        try:
+            for _ in range(2):
+                optimizer.zero_grad()
+                network(torch.ones(2, 3, 3, 3)).square().sum().backward()
+                optimizer.step()
+        except Exception as error:  # optimizers raise anything where they need more than gradients
+            raise TutelageError(
+                f"train.optimizer: {settings.optimizer!r} cannot take a step from gradients alone "
+                f"({one_line(error)[:200]}); use another, such as adamw"
+            ) from None
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that timm does not know; it would take the last part of any name, as of my_adamw."""
+    known = list_optimizers()
+    if name.lower().removeprefix("lookahead_") not in known:
+        raise TutelageError(
+            f"train.optimizer: {name!r} is not one of timm's optimizers; did you mean {nearest(name, known)!r}? "
+            "Such as adamw, sgd or lookahead_adamw"
+        )
 
 
 def make_schedule(optimizer: Optimizer, settings: TrainRecipe, steps: int) -> Any:

@@ -1,0 +1,65 @@
+"""Optimizers: those that cannot be used are refused before any work, with the reason."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from timm.optim import list_optimizers
+
+from tutelage.cli import main
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import TrainRecipe
+from tutelage.distillation.optim import check_optimizer
+
+REFUSED = {
+    "no gradients alone": (
+        {"optimizer": "adahessian"},
+        "'adahessian' cannot take a step from gradients alone",
+    ),
+    "momentum": (
+        {"optimizer": "sgd", "momentum": 0},
+        "'sgd' does not take these settings (Nesterov momentum",
+    ),
+    "unknown": ({"optimizer": "adamm"}, "'adamm' is not one of timm's optimizers; did you mean 'adam"),
+    "another prefix": ({"optimizer": "my_adamw"}, "'my_adamw' is not one of timm's optimizers"),
+    "prefix alone": ({"optimizer": "lookahead_"}, "'lookahead_' is not one of timm's optimizers"),
+    "no name": ({"optimizer": ""}, "'' is not one of timm's optimizers"),
+    "of a GPU": ({"optimizer": "fusedlamb"}, "'fusedlamb'"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_an_optimizer_that_cannot_be_used_is_one_line(kind: str) -> None:
+    settings, line = REFUSED[kind]
+    with pytest.raises(TutelageError) as raised:
+        check_optimizer(TrainRecipe.model_validate(settings))
+    assert str(raised.value).startswith(f"train.optimizer: {line}")
+    assert "\n" not in str(raised.value)
+
+
+def test_every_other_one_of_timm_is_taken_and_the_seed_is_left_alone() -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    refused = set()
+    for name in [*list_optimizers(), "lookahead_adamw", "AdamW"]:
+        try:
+            check_optimizer(TrainRecipe(optimizer=name))
+        except TutelageError as error:
+            refused[name] = str(error)
+    assert torch.equal(torch.rand(2), wanted)
+    foreign = {
+        name for name in list_optimizers() if name.startswith(("fused", "bnb"))
+    }  # other packages, and CUDA
+    assert refused.keys() - foreign == {"adahessian"}
+    assert all(line.startswith(f"train.optimizer: {name!r}") for name, line in refused.items())
+
+
+def test_a_run_is_refused_before_it_has_a_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--runs", str(tmp_path / "runs"), "--data", "digits", "train.optimizer=adahessian"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: train.optimizer: 'adahessian' cannot take a step")
+    assert not (tmp_path / "runs").exists()
