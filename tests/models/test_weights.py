@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
-from tutelage.models.weights import Weights, fit, read_file, read_package, save_weights, unwrap
+from tutelage.models.weights import Weights, fit, read_file, read_package, save_weights
+from tutelage.models.wrappings import unwrap
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.tensor([1.0, -1.0])}
 

@@ -17,6 +17,7 @@ from tutelage.data.splits import Splits, Subset, make_splits, whole
 from tutelage.deploy.bench import images_of
 from tutelage.deploy.build import VARIANTS, Say
 from tutelage.deploy.export import DeployReport, export_model
+from tutelage.evaluation.compare import with_classes
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import architecture, load_model
 from tutelage.models.source import Model
@@ -62,14 +63,18 @@ def export_named(
     drop = default.max_drop if max_drop is None else max_drop
     int8 = default.int8 if int8 is None else int8
     material, test = _images(data, int8)
+    (model,), notes = with_classes([load_model(what)], test, "cpu")
+    for note in notes:
+        say(note)
     return export_model(
-        load_model(what),
+        model,
         out or Path(re.sub(r"[^\w.-]+", "-", name).strip("-") + "-deploy"),
         calibration=material,
         test=test,
         int8=int8,
         max_drop=drop,
         say=say,
+        notes=notes,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from tutelage.core.errors import TutelageError
 from tutelage.deploy.bench import Bench, build_all, images_of
 from tutelage.deploy.build import Say
-from tutelage.evaluation.compare import evaluate
+from tutelage.evaluation.compare import evaluate, with_classes
 from tutelage.evaluation.table import Table
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
@@ -48,6 +48,7 @@ def compare_deployed(
         torch.set_num_threads(threads)
     material, subset = images_of(data)
     made = [load_model(model) if isinstance(model, str) else model for model in models]
+    made, notes = with_classes(made, subset, "cpu")
     with TemporaryDirectory() as directory:
         bench = Bench(build_all(made, Path(directory), material, say), subset, batch_size)
         table = evaluate(
@@ -59,4 +60,5 @@ def compare_deployed(
             answer=bench.answer,
             say=say,
         )
-        return bench.noted(bench.like_for_like(table), material)
+        table = bench.noted(bench.like_for_like(table), material)
+        return Table(table.rows, [*table.notes, *notes])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from tutelage.deploy.parity import Checked
 from tutelage.evaluation.compare import evaluate
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.source import Model
+from tutelage.models.timm import CLASS_LIST
 
 REPORT = "deploy.json"
 REJECTED = "rejected"  # the folder of files that failed a check
@@ -86,6 +87,7 @@ def export_model(
     max_drop: float = 1.0,
     provenance: Mapping[str, str] | None = None,
     say: Say = lambda line: None,
+    notes: Sequence[str] = (),
 ) -> DeployReport:
     """Write a deployed directory and check its files.
 
@@ -104,6 +106,7 @@ def export_model(
         max_drop: points of top-1 that a file may lose against PyTorch on `test`.
         provenance: notes on the origin to be stored in the files, besides versions and weights.
         say: called with a line before each step.
+        notes: further lines for the report.
 
     Raises:
         TutelageError: the extra ``deploy`` is not installed, the model cannot be exported, there are no images to
@@ -129,8 +132,9 @@ def export_model(
             table = bench.like_for_like(table)
             checks = tuple(bench.checked(table, deployed, max_drop))
         images = bench.subset.images.name
-        notes = [*([calibrated(material)] if material else []), *(one.sentence(images) for one in checks)]
-        report = DeployReport(out, Table(table.rows, [*table.notes, *notes]), checks, images)
+        lines = [*([calibrated(material)] if material else []), *(one.sentence(images) for one in checks)]
+        lines += [*notes, *_unnamed(model)]
+        report = DeployReport(out, Table(table.rows, [*table.notes, *lines]), checks, images)
         _publish(stage, deployed, report)
     return report
 
@@ -138,6 +142,16 @@ def export_model(
 def _rejects(one: Checked) -> bool:
     """A file is rejected by its results in its default precision; bfloat16 is an option of the user."""
     return bool(one.complaint) and one.variant.arithmetic == "f32"
+
+
+def _unnamed(model: Model) -> list[str]:
+    """A note where an ImageNet head may have been labelled by numbers."""
+    if model.class_ids or not model.presumed:
+        return []
+    return [
+        f"{model.spec} does not name its {model.num_classes} classes, so that its labels are numbers; list the "
+        f"classes, one a line, in a file beside the checkpoint that ends in {CLASS_LIST}"
+    ]
 
 
 def _material(

@@ -15,6 +15,7 @@ from tutelage.data.classes import map_classes
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.sources.base import open_for_evaluation
 from tutelage.data.splits import Subset, whole
+from tutelage.evaluation.class_order import name_classes
 from tutelage.evaluation.latency import forward_call
 from tutelage.evaluation.paired import Paired, paired
 from tutelage.evaluation.predict import Predictions, predict_logits
@@ -56,7 +57,22 @@ def compare(
         torch.set_num_threads(threads)
     subset = whole(open_for_evaluation(data)) if data else None
     made = [load_model(model) if isinstance(model, str) else model for model in models]
-    return evaluate(made, [sized_row(m) for m in made], subset, batch_size=batch_size, device=device, say=say)
+    made, notes = with_classes(made, subset, device)
+    table = evaluate(
+        made, [sized_row(m) for m in made], subset, batch_size=batch_size, device=device, say=say
+    )
+    return Table(table.rows, [*table.notes, *notes])
+
+
+def with_classes(
+    models: Sequence[Model], subset: Subset | None, device: str | None = None
+) -> tuple[list[Model], list[str]]:
+    """Name the classes of heads that name none, see `class_order.name_classes`; the models, and notes."""
+    if subset is None:
+        return list(models), []
+    runtime, loading = Runtime.start(device), Loading(bad=BadImages(DataRecipe().max_bad_images))
+    found = [name_classes(model, subset, runtime, loading) for model in models]
+    return [model for model, _ in found], [note for _, note in found if note]
 
 
 def sized_row(model: Model) -> Row:
@@ -172,12 +188,13 @@ def _head_index(model: Model, subset: Subset | None) -> tuple[np.ndarray | None,
         return np.arange(
             size
         ), f"{model.spec} does not name its classes; they are assumed to be in the data's sorted order"
-    if model.class_ids is None:
+    known = model.class_ids or (model.presumed[0] if model.presumed else None)
+    if known is None:
         return None, f"the head has {model.num_classes} unnamed classes, {subset.images.name} has {size}"
     index = map_classes(subset.classes, model.class_ids)
     if index is not None:
         return index, ""
-    foreign = next((name for name in subset.classes if name not in model.class_ids), "")
+    foreign = next((name for name in subset.classes if name not in known), "")
     return None, (
         f"the head's {model.num_classes} classes are not those of {subset.images.name} (such as {foreign!r}); "
         "distil it or fit it to this data first"

@@ -69,6 +69,7 @@ def align_heads(
     Raises:
         TutelageError: two fitted heads have different classes, or a new head cannot be put on.
     """
+    teachers, student = [model.recognised(classes) for model in teachers], student.recognised(classes)
     first = teachers[0]
     covered = None if new_teachers else _known(first, classes)
     target = covered if covered is not None else tuple(classes)

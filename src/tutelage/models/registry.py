@@ -93,6 +93,20 @@ def architecture(spec: str) -> str:
     return f"{kind}:{saved[1] if saved else where}"
 
 
+def timm_name(spec: str) -> str | None:
+    """The current name of a model of timm; None for other libraries' models.
+
+    Raises:
+        TutelageError: timm does not know the name.
+    """
+    kind, where = _split(spec)
+    if kind != "timm":
+        return None
+    name, at, _ = where.partition("@")
+    timm.check_name(name)
+    return timm.current_name(name, own_weights=not at)
+
+
 def from_scratch(spec: str) -> str:
     """The same architecture with random weights.
 

