@@ -218,14 +218,16 @@ def test_bad_images_are_named_and_the_others_done(
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.jpg").touch()
-    files = [tmp_path / name for name in ("cut.png", "text.jpg", "good.png", "empty.jpg")]
+    (tmp_path / "no images").mkdir()
+    files = [
+        tmp_path / name for name in ("cut.png", "text.jpg", "gone.jpg", "no images", "good.png", "empty.jpg")
+    ]
     code, out, err = run(capsys, copy, *files, "--top", "1")
     assert code == 2
     assert [line.partition(":")[0] for line in out] == [str(tmp_path / "good.png")]
-    assert [line.split(": ")[:2] for line in err] == [
-        ["error", str(tmp_path / name)] for name in ("cut.png", "text.jpg", "empty.jpg")
-    ]
-    assert all("cannot be decoded" in line for line in err)
+    assert [line.split(": ")[1] for line in err] == [str(file) for file in files if file.name != "good.png"]
+    assert all(line.startswith("error: ") for line in err)
+    assert sum("cannot be decoded" in line for line in err) == 3
 
 
 @pytest.mark.parametrize("name", ["model-int8.xml", "model-int8.bin", "model.onnx", "model-int8.onnx"])

@@ -238,7 +238,7 @@ def export(
 
 @app.command(rich_help_panel=DEPLOY)
 def predict(
-    directory: Annotated[Path, typer.Argument(help="Directory that `tutelage export` wrote.")],
+    directory: Annotated[Path, typer.Argument(help="Directory that `tutelage export` wrote, or of a run.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders to search for them.")],
     top: Annotated[int, typer.Option(min=1, help="Number of classes shown per image.")] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
@@ -246,15 +246,24 @@ def predict(
     """Classify images with exported files, without PyTorch; the exit code is 2 if an image cannot be read."""
     from tutelage.deploy.predictor import Predictor, find_images
 
-    predictor, failed = Predictor(directory), False
-    for image in find_images(images):
+    predictor, errors = Predictor(directory), 0
+
+    def tell(error: TutelageError) -> None:
+        nonlocal errors
+        errors += 1
+        print(f"error: {error}", file=sys.stderr)
+
+    for place in images:
         try:
-            (found,) = predictor(image, top)
-            print(found.json() if json else found.line(), flush=True)
-        except TutelageError as error:
-            failed = True
-            print(f"error: {error}", file=sys.stderr)
-    if failed:
+            for image in find_images([place]):
+                try:
+                    (found,) = predictor(image, top)
+                    print(found.json() if json else found.line(), flush=True)
+                except TutelageError as error:
+                    tell(error)
+        except TutelageError as error:  # the place has no images; the others are not lost
+            tell(error)
+    if errors:
         raise SystemExit(2)
 
 
