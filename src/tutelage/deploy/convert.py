@@ -52,21 +52,20 @@ def to_onnx(module: nn.Module, spec: InputSpec) -> Any:
         TutelageError: PyTorch's exporter cannot follow the model.
     """
     twin = copy.deepcopy(module).cpu().float().eval().to(memory_format=torch.contiguous_format)
-    try:
-        program = _exported(twin, spec)
-    # the exporter's stages raise exceptions of their own kinds, without a common base
-    except Exception:
+    failure: Exception | None = None
+    for network in _ways(twin):
         try:
-            program = _exported(twin, spec) if _unfuse(twin) else None
-        except Exception as second:
-            error, program = second, None
-        if program is None:
-            raise TutelageError(
-                f"{type(module).__name__}: cannot be exported to ONNX ({_cause(error)}); deploy another architecture"
-            ) from None
-    proto = program.model_proto
-    _strip(proto)
-    return proto
+            proto = _exported(network, spec).model_proto
+        # the exporter's stages raise exceptions of their own kinds, without a common base
+        except Exception as error:
+            failure = error
+            continue
+        _strip(proto)
+        return proto
+    assert failure is not None
+    raise TutelageError(
+        f"{type(module).__name__}: cannot be exported to ONNX ({_cause(failure)}); deploy another architecture"
+    )
 
 
 def _exported(module: nn.Module, spec: InputSpec) -> Any:
@@ -82,15 +81,18 @@ def _exported(module: nn.Module, spec: InputSpec) -> Any:
         )
 
 
-def _unfuse(module: nn.Module) -> bool:
-    """Let timm's attention layers compute in single steps, which the exporter follows in more networks; False: no such.
+def _ways(module: nn.Module) -> Iterator[nn.Module]:
+    """A network as it is, and then with timm's attention layers in single steps, where it has fused ones.
 
-    The outputs are the same but for rounding. Fused attention is kept where it can be exported: runtimes know it.
+    The exporter can follow single steps in more networks; the outputs are the same but for rounding. Fused attention
+    is kept where it can be exported, since runtimes know it.
     """
+    yield module
     layers = [layer for layer in module.modules() if getattr(layer, "fused_attn", False)]
     for layer in layers:
         layer.fused_attn = False  # type: ignore[assignment]
-    return bool(layers)
+    if layers:
+        yield module
 
 
 def _cause(error: BaseException) -> str:
