@@ -41,7 +41,7 @@ def test_every_other_one_of_timm_is_taken_and_the_seed_is_left_alone() -> None:
     torch.manual_seed(3)
     wanted = torch.rand(2)
     torch.manual_seed(3)
-    refused = set()
+    refused = {}
     for name in [*list_optimizers(), "lookahead_adamw", "AdamW"]:
         try:
             check_optimizer(TrainRecipe(optimizer=name))

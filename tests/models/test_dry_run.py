@@ -19,7 +19,7 @@ MISFITS = {
     ("levit_128s", 64): "224",
     ("test_vit", 100): "96, 112",
     ("inception_v3", 64): "80",
-    ("vit_small_patch14_dinov2", 100): "98, 112",
+    ("vit_tiny_patch16_224", 100): "96, 112",
     ("pit_ti_224", 4): "224",
 }
 

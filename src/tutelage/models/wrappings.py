@@ -28,6 +28,9 @@ WRAPPERS = (
 )  # averaged weights first
 # Parts of names that torch puts in wherever it wraps a module: compile, FSDP, activation checkpoints, Fabric.
 INSERTED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
+USUAL = frozenset(
+    {"module", "model"}
+)  # attributes that hold the network: DistributedDataParallel's, Lightning's
 PROFILED = frozenset({"total_ops", "total_params"})  # buffers that thop adds to every module
 COUNTER = "num_batches_tracked"  # of BatchNorm; older and other programs leave it out
 
@@ -101,10 +104,14 @@ def _below(tensors: State, prefix: str) -> State:
 
 
 def _without_common(tensors: State, expected: Collection[str]) -> State:
-    """Remove the first part of the names that they share, as long as more of them then are the network's."""
-    while len(firsts := {name.partition(".")[0] for name in tensors}) == 1:
-        rest = _below(tensors, f"{firsts.pop()}.")
-        if sum(map(set(expected).__contains__, rest)) <= sum(map(set(expected).__contains__, tensors)):
+    """Remove the first part of the names that they share, if it is a wrapper's or if then more are the network's."""
+    own = set(expected)
+    firsts = {name.partition(".")[0] for name in own}
+    while len(shared := {name.partition(".")[0] for name in tensors}) == 1:
+        (first,) = shared
+        rest = _below(tensors, f"{first}.")
+        wrapped = len(rest) == len(tensors) and first in USUAL and first not in firsts
+        if not wrapped and len(own & rest.keys()) <= len(own & tensors.keys()):
             break
         tensors = rest
     return tensors
