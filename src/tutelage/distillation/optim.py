@@ -84,7 +84,7 @@ def check_optimizer(settings: TrainRecipe) -> None:
 
 def _check_name(name: str) -> None:
     """Refuse a name that timm does not know; it would take the last part of any name, as of my_adamw."""
-    known = list_optimizers()
+    known = list(map(str, list_optimizers()))
     if name.lower().removeprefix("lookahead_") not in known:
         raise TutelageError(
             f"train.optimizer: {name!r} is not one of timm's optimizers; did you mean {nearest(name, known)!r}? "
