@@ -145,12 +145,8 @@ PAIRS = {
     "mnasnet_100": "mnasnet1_0",
     "convnext_tiny": "convnext_tiny",
     "densenet121": "densenet121",
-    "regnety_004": "regnet_y_400mf",
-    "regnetx_004": "regnet_x_400mf",
     "resnet18": "resnet18",
     "resnext50_32x4d": "resnext50_32x4d",
-    "vgg11": "vgg11",
-    "vgg11_bn": "vgg11_bn",
     "vit_base_patch32_224": "vit_b_32",
     "swin_tiny_patch4_window7_224": "swin_t",
 }
