@@ -15,6 +15,7 @@ from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.plugins import nearest
 from tutelage.core.recipe import TrainRecipe
 
+LR = 3e-4  # for trying an optimizer whose rate is not known yet
 TIMM_SCHEDULES = {"cosine": "cosine", "linear": "poly", "constant": "constant"}
 
 
@@ -69,7 +70,10 @@ def check_optimizer(settings: TrainRecipe) -> None:
     """
     with torch.random.fork_rng(devices=[]):  # the run's random numbers stay as they are
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-        optimizer = make_optimizer(network, [], settings, head_only=True)
+        known = (
+            settings if settings.lr > 0 else settings.model_copy(update={"lr": LR})
+        )  # auto is not chosen yet
+        optimizer = make_optimizer(network, [], known, head_only=True)
         try:
             for _ in range(2):
                 optimizer.zero_grad()
