@@ -54,7 +54,7 @@ class Result:
     Attributes:
         run: its directory.
         verdict: what came of it.
-        table: teacher, start, control and distilled student on the same test images.
+        table: teacher, start, linear probe, control and distilled student on the same test images.
         findings: of the diagnosis, each with its title, severity, explanation and what to try.
         student: the student that was kept, loaded.
         student_file: its weights.
@@ -189,7 +189,7 @@ def _result(run: Run, seeds: dict[str, Any] | None) -> Result:
     return Result(
         run=run.path,
         verdict=Verdict(record["sentence"], outcome_of(record), record.get("against"), kept),
-        table=Table([Row.from_dict(row) for row in comparison["rows"]]),
+        table=Table([Row.from_dict(row) for row in comparison["rows"]], comparison.get("notes", ())),
         findings=read_json(run.diagnosis)["findings"],
         student=load_model(f"{architecture(recipe.student.model)}@{run.student}"),
         student_file=run.student,

@@ -436,3 +436,17 @@ def test_an_existing_study_of_another_base_is_refused(
     assert "variant 'one' was begun with {}" in refused([str(changed), "--studies", str(tmp_path)], capsys)
     more = small(tmp_path, variants=[{"name": "one"}, {"name": "three"}])
     assert [t.user_attrs["name"] for t in worker(more, tmp_path).study.trials] == ["one", "two", "three"]
+
+
+def test_the_note_below_the_table_has_the_linear_probe(tmp_path: Path) -> None:
+    def ranked(probe: float | None) -> ranking.Ranked:
+        one = ranking.Entry(0, "a", {}, Run(tmp_path), "done")
+        top = ranking.TopClass(np.array(["0"]), np.array([0]), {})
+        return ranking.Ranked(one, {"top1": 1.0, "nll": 1.0}, "last", 1.0, False, top, probe)
+
+    def note(*probes: float | None) -> str:
+        return ranking.Ranking("a", "top1", [ranked(probe) for probe in probes], []).note()
+
+    assert note(None) == note()
+    assert note(9.5, None, 9.5).endswith(" A linear probe has 9.50 top-1 on test.")
+    assert note(10.25, 9.5).endswith(" A linear probe has 9.50 to 10.25 top-1 on test.")

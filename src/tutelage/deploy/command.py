@@ -23,6 +23,7 @@ from tutelage.models.registry import architecture, load_model
 from tutelage.models.source import Model
 
 SPEED = ("latency_ms", "latency_p10", "latency_p90", "images_per_s", "conditions")
+TEACHERS = ("teacher", "teacher-probe")  # roles of the teacher's network
 ROLES = {variant.role for variant in VARIANTS}
 
 
@@ -136,7 +137,7 @@ def with_files(rows: Sequence[Row], report: DeployReport) -> list[Row]:
 
 
 def _timed_alike(row: Row, speeds: dict[str, Row | None]) -> Row:
-    fresh = speeds["teacher" if row.role == "teacher" else "student"]
+    fresh = speeds["teacher" if row.role in TEACHERS else "student"]
     same = fresh is not None and (row.resolution, row.params_m) == (fresh.resolution, fresh.params_m)
     if not same or row.conditions.get("device") != "cpu":
         return row

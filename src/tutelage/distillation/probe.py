@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from tutelage.core.runtime import Runtime
 from tutelage.data.loading import Loading
 from tutelage.data.splits import Subset, sample
+from tutelage.distillation.checkpoint import load_checkpoint
 from tutelage.evaluation.predict import predict_logits
 from tutelage.models.heads import head_layers
 from tutelage.models.source import Model
@@ -57,6 +59,17 @@ class Probe:
             weight.copy_(self.weight.view_as(weight))
             head.get_parameter("bias").copy_(self.bias)
         return copy
+
+
+def load_probe(path: Path) -> Probe:
+    """Read a probe that a run has fitted.
+
+    Raises:
+        TutelageError: the file is damaged.
+    """
+    groups, meta = load_checkpoint(path)
+    head = groups["head"]
+    return Probe(head["weight"], head["bias"], meta["strength"], meta["top1"], meta["nll"])
 
 
 def can_be_probed(model: Model) -> bool:

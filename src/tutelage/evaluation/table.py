@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tutelage.evaluation.paired import Paired
+from tutelage.evaluation.roles import NAMES, Role
 
 ABSENT = "–"
 ACROSS = 4  # models that fit side by side into 80 columns
@@ -46,6 +47,7 @@ class Row:
         agreement: percent of the images on which it and the teacher give the same class; where there are no labels.
         fidelity: mean KL from the teacher's probabilities to its own, in nats; where there are no labels.
         n: number of images that quality was measured on: the labelled ones, or all where there are no labels.
+        is_probe: its head is a linear probe on pretrained features, and nothing was trained further.
         paired: comparison with the first row on the same images.
         like: factors of a deployed file against the first model in the same runtime and precision, by figure:
             the gain of a smaller network, without that of the runtime.
@@ -73,6 +75,7 @@ class Row:
     agreement: float | None = None
     fidelity: float | None = None
     n: int | None = None
+    is_probe: bool = False
     paired: Paired | None = None
     like: Mapping[str, float] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)
@@ -80,8 +83,10 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The row's name in the table: its role, else its model."""
-        return self.role or self.model
+        """The row's name in the table: its role, else its model; ``start (linear probe)`` where it is one."""
+        if self.role in NAMES:
+            return NAMES[Role(self.role)]
+        return f"{self.role} (linear probe)" if self.role and self.is_probe else self.role or self.model
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Row:

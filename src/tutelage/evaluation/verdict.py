@@ -14,6 +14,8 @@ OPPONENTS = {
     "start": "its start",
     "control": "the labels-only control",
     "teacher": "the teacher",
+    "probe": "the linear probe",
+    "teacher-probe": "the linear probe of the teacher's features",
 }
 
 

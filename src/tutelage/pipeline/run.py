@@ -136,7 +136,7 @@ def deploy(run: Run, progress: Progress) -> None:
 def show(run: Run, progress: Progress) -> None:
     """Print the results of a finished run, and where its files are."""
     result = read_json(run.comparison)
-    progress.table(Table([Row.from_dict(row) for row in result["rows"]]))
+    progress.table(Table([Row.from_dict(row) for row in result["rows"]], result.get("notes", ())))
     progress.say(result["verdict"]["sentence"])
     for line in lines(read_json(run.diagnosis)["findings"]):
         progress.say(line)

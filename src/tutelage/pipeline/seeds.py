@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,6 +19,7 @@ from tutelage.core.run_dir import Run, write_digests
 from tutelage.core.runtime import Runtime
 from tutelage.evaluation.paired import pooled
 from tutelage.evaluation.roles import Role
+from tutelage.evaluation.table import Row
 from tutelage.pipeline.run import describe, distill
 
 
@@ -75,6 +77,7 @@ def summary(runs: list[Run]) -> dict[str, Any]:
         role: [next(row["top1"] for row in table["rows"] if row["role"] == role) for table in tables]
         for role in roles
     }
+    names = {row["role"]: Row.from_dict(row).name for row in tables[0]["rows"]}
     pairs = []
     for role in roles:
         if role != Role.DISTILLED:
@@ -88,7 +91,7 @@ def summary(runs: list[Run]) -> dict[str, Any]:
         },
         "pairs": pairs,
         "n": tables[0]["test"]["n"],
-        "sentence": _sentence(pairs, len(runs)),
+        "sentence": _sentence(pairs, names, len(runs)),
     }
 
 
@@ -116,9 +119,9 @@ def _correct(path: Path) -> dict[str, np.ndarray]:
     return {role: predictions.right(role)[labelled] for role in predictions.roles}
 
 
-def _sentence(pairs: list[dict[str, Any]], seeds: int) -> str:
+def _sentence(pairs: list[dict[str, Any]], names: Mapping[str, str], seeds: int) -> str:
     parts = [
-        f"{pair['difference']:+.2f} points top-1 against the {pair['old']} "
+        f"{pair['difference']:+.2f} points top-1 against the {names[pair['old']]} "
         f"(95% interval {pair['low']:+.2f} to {pair['high']:+.2f})"
         for pair in pairs
     ]

@@ -17,6 +17,8 @@ from tutelage.report.page import Section, embed, missing, render_section
 from tutelage.report.run_records import RunRecords
 from tutelage.report.tables import ABSENT, Cell, Sheet, duration, number, short_model, signed, value
 
+# roles whose models runs on the same images mostly have in common
+SHARED = ("teacher", "teacher-probe", "start", "probe")
 UNTOLD = ("name", "track", "export", "targets.directory")  # keys that change nothing in what is compared
 
 
@@ -96,7 +98,8 @@ def _head(
     groups: dict[str, list[str]] = {}
     for records in runs:
         for comparison in headline(records)[:1]:
-            groups.setdefault(comparison.against, []).append(comparison.css_class)
+            kind = comparison.outcome if comparison.outcome in {"better", "worse"} else "same"
+            groups.setdefault(comparison.against, []).append(kind)
     return render_section(
         "verdict",
         "Verdict",
@@ -139,7 +142,7 @@ def _table(
         "Compared with start, points",
         "Compared with control, points",
     ]
-    columns += ["Test top-1, %", "Start, %", "Teacher, %", "Training time"]
+    columns += ["Test top-1, %", "Linear probe, %", "Start, %", "Teacher, %", "Training time"]
     sheet = Sheet(columns, lines, words=frozenset({1, 2}), strong=frozenset({0} if best else ()))
     return render_section("runs", "All runs", "several_runs.html.j2", sheet=sheet)
 
@@ -148,6 +151,9 @@ def _line(records: RunRecords, name: str, folder: Path) -> list[Cell]:
     rows = {row["role"]: row for row in records.rows}
     report = records.run.report.resolve()
     link = Path(os.path.relpath(report, folder.resolve())).as_posix() if report.exists() else ""
+    probe = next(
+        (row for row in records.rows if row.get("is_probe")), None
+    )  # the student's, else the teacher's
     comparisons = headline(records)
     state = comparisons[0].words if comparisons else "no labels" if records.verdict else "unfinished"
     return [
@@ -158,7 +164,8 @@ def _line(records: RunRecords, name: str, folder: Path) -> list[Cell]:
         number(_val(records, "nll"), 3),
         _difference(records, "start"),
         _difference(records, "control"),
-        *(number((rows.get(role) or {}).get("top1"), 2) for role in ("distilled", "start", "teacher")),
+        *(number((row or {}).get("top1"), 2) for row in (rows.get("distilled"), probe, rows.get("start"))),
+        number((rows.get("teacher") or {}).get("top1"), 2),
         Cell(duration(records.seconds), records.seconds),
     ]
 
@@ -205,7 +212,7 @@ def _tradeoff(runs: Sequence[RunRecords], names: Mapping[Path, str], comparable:
     for records in runs:
         for row in records.rows:
             role = row["role"]
-            whose = short_model(row["model"]) if role in {"teacher", "start"} else names[records.run.path]
+            whose = short_model(row["model"]) if role in SHARED else names[records.run.path]
             if role != "control" and not (role == "start" and records.random_start):
                 rows.setdefault(whose if role == "distilled" else f"{whose}, {role}", row)
     found = {

@@ -12,13 +12,20 @@ import plotly.graph_objects as go
 # on the dark page, so that lines and marks are the same in both.
 BLUE, VERMILION, GREEN, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7A7A7A", "#AA4499"
 
-COLOURS = {"teacher": GREEN, "start": GREY, "control": VERMILION, "distilled": BLUE}
-SYMBOLS = {"teacher": "square", "start": "circle", "control": "diamond", "distilled": "star"}
+COLOURS = {
+    "teacher": GREEN, "start": GREY, "control": VERMILION, "distilled": BLUE, "probe": PURPLE, "teacher-probe": PURPLE,
+}  # fmt: skip
+SYMBOLS = {
+    "teacher": "square", "start": "circle", "control": "diamond", "distilled": "star", "probe": "x",
+    "teacher-probe": "x",
+}  # fmt: skip
 NAMES = {
     "teacher": "Teacher",
     "start": "Starting student",
     "control": "Labels-only control",
     "distilled": "Distilled student",
+    "probe": "Linear probe",
+    "teacher-probe": "Probe of the teacher’s features",
 }
 STAGE_NAMES = {
     "teacher-fit": "fit of the teacher",

@@ -54,7 +54,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> Sheet:
 
 def footnotes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say why figures are missing."""
-    named = [dict(row) | {"role": role_name(row.get("role") or "")} for row in rows]
+    named = [dict(row) | {"role": _model(row).text, "is_probe": False} for row in rows]
     return Table([Row.from_dict(row) for row in named]).footnotes()
 
 
@@ -236,9 +236,10 @@ def signed(value: float, digits: int = 2) -> str:
 
 def _model(row: Mapping[str, Any]) -> Cell:
     role = row.get("role") or ""
-    return Cell(
-        role_name(role) if role else row["model"], None, short_model(row["model"]) if role else "", role
+    called = role_name(role) + (
+        " (linear probe)" if row.get("is_probe") and role in {"start", "teacher"} else ""
     )
+    return Cell(called if role else row["model"], None, short_model(row["model"]) if role else "", role)
 
 
 def short_model(name: str) -> str:

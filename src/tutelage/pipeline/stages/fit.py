@@ -8,10 +8,10 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, write_json
 from tutelage.core.recipe import FitRecipe, TrainRecipe
 from tutelage.core.runtime import Precision
-from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint, state_of
+from tutelage.distillation.checkpoint import save_checkpoint, state_of
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective
-from tutelage.distillation.probe import Probe, can_be_probed, fit_probe
+from tutelage.distillation.probe import can_be_probed, fit_probe, load_probe
 from tutelage.distillation.stage import Stage
 from tutelage.models import precision
 from tutelage.models.digest import state_digest
@@ -138,9 +138,7 @@ def _probed(prepared: Prepared, name: str, model: Model) -> Model | None:
 
     with made_once(context, path, key):
         if path.exists():
-            groups, meta = load_checkpoint(path)
-            head = groups["head"]
-            probe = Probe(head["weight"], head["bias"], meta["strength"], meta["top1"], meta["nll"])
+            probe = load_probe(path)
         else:
             index = mapping.index
             probe = fit_probe(model, splits.train, splits.val, index, context.runtime, context.loading)

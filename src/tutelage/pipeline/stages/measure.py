@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,38 +16,28 @@ from tutelage.core.files import entry, write_json
 from tutelage.core.records import RunPredictions, TopClasses, write_predictions
 from tutelage.core.run_dir import Run
 from tutelage.data.input_spec import InputSpec
-from tutelage.evaluation import resolution
 from tutelage.evaluation.fidelity import NO_LABELS, fidelity, unlabelled_verdict
 from tutelage.evaluation.latency import forward_call
 from tutelage.evaluation.paired import Paired, paired
 from tutelage.evaluation.predict import in_common
+from tutelage.evaluation.quality import quality
 from tutelage.evaluation.roles import Role
 from tutelage.evaluation.rows import graded, likened, sized, timed
 from tutelage.evaluation.table import Row, Table
-from tutelage.evaluation.verdict import verdict
+from tutelage.evaluation.verdict import OPPONENTS, verdict
 from tutelage.models.source import Model
 from tutelage.pipeline.context import Context
 from tutelage.pipeline.diagnose import Figures, diagnose
 from tutelage.pipeline.memo import made_once
-from tutelage.pipeline.stages.evaluate import predict_jointly
+from tutelage.pipeline.stages.entries import ModelEntry, entries_of
+from tutelage.pipeline.stages.evaluate import labels_of, predict_jointly
 from tutelage.pipeline.stages.preflight import Checked
 from tutelage.pipeline.stages.train import Distilled
 
 TOP = 5
 THROUGHPUT_BATCH = 16
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A row of the comparison.
-
-    Attributes:
-        role: a `Role`, or ``distilled@224`` for the student at another resolution.
-        models: one model, or several teachers, which are compared by their joint predictions.
-    """
-
-    role: str
-    models: tuple[Model, ...]
+# on val, each of these is compared with those after it
+ON_VAL = (Role.DISTILLED, Role.TEACHER, Role.CONTROL, Role.START, Role.PROBE)
 
 
 def measure(checked: Checked, control: Model | None, distilled: Distilled) -> dict[str, Any]:
@@ -62,13 +53,7 @@ def measure(checked: Checked, control: Model | None, distilled: Distilled) -> di
     """
     prepared = checked.prepared
     context, mapping, subset = prepared.context, prepared.class_mapping, prepared.splits.test
-    entries = [
-        ModelEntry(Role.TEACHER, checked.teachers),
-        ModelEntry(Role.START, (checked.student,)),
-        *([ModelEntry(Role.CONTROL, (control,))] if control else []),
-        ModelEntry(Role.DISTILLED, (distilled.model,)),
-        *_at_best_resolution(distilled, prepared.recipe.selection.metric),
-    ]
+    entries, notes = entries_of(checked, control, distilled)
     rows = _timed_rows(entries, context)
     predictions = in_common([predict_jointly(prepared, one.models, subset) for one in entries])
     logits = {one.role: found.logits for one, found in zip(entries, predictions, strict=True)}
@@ -84,10 +69,13 @@ def measure(checked: Checked, control: Model | None, distilled: Distilled) -> di
         close = {role: fidelity(found, logits[Role.TEACHER]) for role, found in logits.items()}
         rows = [likened(row, close[row.role], NO_LABELS) for row in rows]
         found_verdict = unlabelled_verdict(close, kept)
+    rows = [replace(row, is_probe=one.is_probe) for row, one in zip(rows, entries, strict=True)]
     result = {
         "rows": Table(rows).records(),
+        "notes": notes,
         "verdict": found_verdict,
         "test": {"source": subset.images.name, "split": subset.split, "n": len(index)},
+        "val": _on_val(checked, entries),
     }
     if context.runtime.is_main:
         record = RunPredictions(
@@ -107,22 +95,34 @@ def explain(run: Run) -> None:
     write_json(run.diagnosis, {"findings": [finding.record() for finding in findings]})
 
 
-def _at_best_resolution(distilled: Distilled, metric: str) -> list[ModelEntry]:
-    """Return a row for the kept student at its best resolution on val, if that is not the one it has."""
-    if not distilled.resolutions:
-        return []
-    best = resolution.best(distilled.resolutions, "distilled", metric)
-    if best == distilled.model.input_spec.height:
-        return []
-    return [ModelEntry(f"{Role.DISTILLED}@{best}", (resolution.at(distilled.model, best),))]
-
-
 def _pairs(logits: dict[str, Tensor], labels: np.ndarray) -> dict[str, Paired]:
     new = logits[Role.DISTILLED].numpy()
+    return {role: paired(new, logits[role].numpy(), labels) for role in OPPONENTS if role in logits}
+
+
+def _on_val(checked: Checked, entries: Sequence[ModelEntry]) -> dict[str, Any]:
+    """Compare the models on val too, where they were selected; empty where no image of val has a label."""
+    prepared, val = checked.prepared, checked.prepared.splits.val
+    if not val.labelled:
+        return {}
+    shown = [one for one in entries if one.role in ON_VAL]
+    found = in_common(
+        [
+            checked.teacher_on_val if one.role == Role.TEACHER else predict_jointly(prepared, one.models, val)
+            for one in shown
+        ]
+    )
+    labels = labels_of(prepared, val, found[0])
+    logits = {str(one.role): predictions.logits for one, predictions in zip(shown, found, strict=True)}
+    pairs = combinations([str(role) for role in ON_VAL if role in logits], 2)
     return {
-        str(role): paired(new, logits[role].numpy(), labels)
-        for role in (Role.START, Role.CONTROL, Role.TEACHER)
-        if role in logits
+        "n": int((labels >= 0).sum()),
+        "top1": {role: quality(one, labels).top1 for role, one in logits.items()},
+        "pairs": [
+            {"new": new, "old": old}
+            | asdict(paired(logits[new].numpy(), logits[old].numpy(), labels.numpy()))
+            for new, old in pairs
+        ],
     }
 
 

@@ -71,6 +71,7 @@ class Ranked:
     test_top1: float
     from_scratch: bool
     top_class: TopClass
+    probe_top1: float | None = None
     start: Paired | None = None
     control: Paired | None = None
     best: Paired | None = None
@@ -152,17 +153,25 @@ class Ranking:
             *head,
             *rows,
             "",
-            _note(self.metric),
+            self.note(),
             "",
             *changes,
             "",
         ]
         return "\n".join(text)
 
+    def note(self) -> str:
+        """Explain the table, and give the top-1 of the linear probe, which trials of one network have in common."""
+        probes = [one.probe_top1 for one in self.done if one.probe_top1 is not None]
+        extent = dict.fromkeys(f"{one:.2f}" for one in (min(probes), max(probes))) if probes else {}
+        return _note(self.metric) + (
+            f" A linear probe has {' to '.join(extent)} top-1 on test." if probes else ""
+        )
+
     def rich(self) -> Table:
         """Return the table for a terminal."""
         table = Table(
-            title=self.name, caption=_note(self.metric), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+            title=self.name, caption=self.note(), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
         )
         for column in COLUMNS[:-1]:  # "Kept" is in study.json and study.md only
             justify: Literal["left", "right"] = "left" if column == "Trial" else "right"
@@ -210,7 +219,8 @@ class Figures:
             predictions.ids,
         )
         top_class = TopClass(ids, predictions.labels, first)
-        return Ranked(one, val, kept["name"], rows[Role.DISTILLED]["top1"], scratch, top_class)
+        probe = next((row["top1"] for row in rows.values() if row.get("is_probe")), None)
+        return Ranked(one, val, kept["name"], rows[Role.DISTILLED]["top1"], scratch, top_class, probe)
 
     def pair(self, new: Ranked, old: Ranked, role: str) -> Paired | None:
         """Compare the distilled student with a trial's model; None without that model or with other images."""
@@ -270,6 +280,7 @@ def _ranked_record(one: Ranked) -> dict[str, Any]:
         "val": one.val,
         "kept": one.kept,
         "test_top1": one.test_top1,
+        "probe_top1": one.probe_top1,
         "against": {role: asdict(pair) if pair else None for role, pair in pairs.items()},
     }
 

@@ -18,7 +18,7 @@ def comparison_section(records: RunRecords) -> Section:
         "comparison.html.j2",
         sheet=tables.comparison(records.rows),
         caption=_measured_on(records),
-        notes=tables.footnotes(records.rows),
+        notes=[*(records.comparison or {}).get("notes", ()), *tables.footnotes(records.rows)],
     )
 
 
