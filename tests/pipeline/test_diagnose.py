@@ -488,3 +488,202 @@ def test_every_key_to_try_is_one_that_recipes_have(kind: str, runs: Path) -> Non
     for hint in hints:
         if " " not in hint["value"] or hint["value"].startswith("{"):
             load_recipe(run.recipe, [f"{hint['key']}={hint['value']}"])
+
+
+# --- what keeps a run from being called good
+
+
+def with_figures(comparison: dict[str, Any] | None = None, **by_role: dict[str, Any]) -> Figures:
+    """A sound run whose rows of the table, and comparison.json, have more figures."""
+    run = figures(predictions=answers(**{r: v.pop("right") for r, v in by_role.items() if "right" in v}))
+    table = [row | by_role.get(row["role"], {}) for row in run.comparison["rows"]]
+    return replace(run, comparison={"rows": table, **(comparison or {})})
+
+
+def on_val(new: str, old: str, difference: float, sure: bool) -> dict[str, Any]:
+    """A comparison on val; `sure`: its interval has no zero in it."""
+    reach = abs(difference) / 2 if sure else 2 * abs(difference)
+    pair = {"difference": difference, "low": difference - reach, "high": difference + reach}
+    pair |= {"mcnemar_p": 0.001 if sure else 0.4, "negative_flips": 30, "corrections": 20, "agreement": 80.0}
+    return {"val": {"n": 1000, "top1": {}, "pairs": [{"new": new, "old": old, **pair, "n": 1000}]}}
+
+
+def severities(run: Figures) -> dict[str, str]:
+    return {finding.name: finding.severity for finding in diagnose(run)}
+
+
+BELOW = [
+    (
+        "distilled",
+        "control",
+        "the teacher does harm",
+        "the distilled student is below the labels-only control",
+    ),
+    (
+        "teacher",
+        "control",
+        "teacher not fitted to the domain",
+        "the teacher is below the labels-only control",
+    ),
+    (
+        "control",
+        "start",
+        "control below the linear probe",
+        "the labels-only control is below the linear probe",
+    ),
+]
+
+
+@pytest.mark.parametrize(("new", "old", "name", "reservation"), BELOW)
+def test_a_run_is_not_good_where_a_model_is_below_another_on_val_alone(
+    new: str, old: str, name: str, reservation: str
+) -> None:
+    run = with_figures(on_val(new, old, -5.0, sure=True), start={"is_probe": old == "start"})
+    finding = found(run, name)
+    assert finding is not None
+    assert (finding.severity, finding.reservation) == ("problem", reservation)
+    assert "-5.00 points, 95% interval -7.50 to -2.50, on val" in finding.sentence
+    assert "good" not in severities(run).values()
+    above = with_figures(on_val(new, old, 5.0, sure=True), start={"is_probe": old == "start"})
+    assert "good" in severities(above).values()
+
+
+def test_a_control_below_its_probe_on_test_is_told_and_a_start_that_is_none_is_not() -> None:
+    below = {"right": changed(START, won=50, lost=200)}
+    finding = found(
+        with_figures(start={"is_probe": True}, control=dict(below)), "control below the linear probe"
+    )
+    assert finding is not None
+    assert "on test" in finding.sentence
+    assert found(with_figures(control=dict(below)), "control below the linear probe") is None
+
+
+def test_a_student_below_a_probe_with_a_row_of_its_own_is_told() -> None:
+    probe = changed(START, won=700, lost=10)
+    run = with_figures(probe={"right": probe, "is_probe": True})
+    assert {"distilled below the linear probe", "control below the linear probe"} <= severities(run).keys()
+
+
+@pytest.mark.parametrize(
+    ("new", "old"), [("teacher", "control"), ("distilled", "control"), ("control", "start")]
+)
+def test_merely_lower_is_not_shown_and_not_good(new: str, old: str) -> None:
+    """On test teacher and student are not significantly better either, and on val they are a little lower."""
+    control = changed(START, won=100, lost=110)
+    right = {
+        "teacher": changed(START, won=400, lost=160),
+        "distilled": changed(START, won=200, lost=100),
+        "control": control,
+    } | ({new: control} if old == "control" else {})
+    if new == "distilled":  # still better than its start
+        right["distilled"] = right["control"] = changed(START, won=200, lost=100)
+    run = with_figures(
+        on_val(new, old, -1.0, sure=False),
+        start={"is_probe": True},
+        **{r: {"right": v} for r, v in right.items()},
+    )
+    finding = found(run, f"{new} not shown to be above the {old}")
+    assert finding is not None
+    assert finding.severity == "note"
+    assert "does not show that there is none" in finding.sentence
+    assert "good" not in severities(run).values()
+    assert any("This is not called good, since" in f.sentence for f in diagnose(run)) or new == "teacher"
+
+
+def test_a_significant_gain_on_test_outweighs_chance_on_val() -> None:
+    assert severities(with_figures(on_val("distilled", "control", -1.0, sure=False))) == {
+        "gain from the teacher": "good",
+        "gain over the start": "good",
+    }
+
+
+def test_an_nll_of_a_guess_is_told_with_the_models_that_have_it() -> None:
+    run = with_figures(start={"nll": 4.55}, control={"nll": 2.3}, distilled={"nll": np.log(CLASSES)})
+    finding = found(run, "NLL no better than guessing")
+    assert finding is not None
+    assert "the starting student (4.55) and the distilled student (3.00)" in finding.sentence
+    assert set(finding.evidence) == {"guess_nll", "start_nll", "distilled_nll"}
+    assert "good" not in severities(run).values()
+    assert found(with_figures(distilled={"nll": 2.99}), "NLL no better than guessing") is None
+    assert (
+        found(with_figures(start={"nll": np.log(CLASSES)}), "NLL no better than guessing") is None
+    )  # a head at zero
+
+
+def test_a_random_start_may_be_no_better_than_guessing() -> None:
+    run = replace(with_figures(start={"nll": 4.55}), recipe=resolved({"student": "resnet18@none"}))
+    assert found(run, "NLL no better than guessing") is None
+
+
+@pytest.mark.parametrize(
+    ("ece", "n", "told"), [(15.1, N, True), (14.9, N, False), (20.0, 100, False), (40.0, 100, True)]
+)
+def test_a_calibration_error_above_15_percent_is_told_where_images_are_enough(
+    ece: float, n: int, told: bool
+) -> None:
+    run = with_figures(teacher={"ece": ece, "n": n})
+    finding = found(run, "badly calibrated")
+    assert (finding is not None) == told
+    assert ("good" in severities(run).values()) != told
+
+
+def test_a_calibrated_model_is_not_called_badly_calibrated() -> None:
+    """The bound on what chance does to the ECE holds for simulated calibrated models of any confidence."""
+    import torch
+
+    from tutelage.evaluation.quality import quality
+
+    rng = np.random.default_rng(0)
+    for n in (30, 100, 400):
+        confidence = rng.uniform(0.5, 1, n)
+        logits = np.stack([np.log(confidence), np.log(1 - confidence)], 1)
+        labels = (rng.uniform(size=n) > confidence).astype(np.int64)
+        ece = quality(torch.from_numpy(logits), torch.from_numpy(labels)).ece
+        assert found(with_figures(teacher={"ece": ece, "n": n}), "badly calibrated") is None
+
+
+@pytest.mark.parametrize(
+    ("val", "n", "told"),
+    [
+        (60.67, 150, "note"),
+        (58.0, 150, None),
+        (60.67, 5000, "problem"),
+        (41.7, 150, "note"),
+        (53.0, 50_000, None),
+    ],
+)
+def test_one_model_that_differs_between_val_and_test_is_told(val: float, n: int, told: str | None) -> None:
+    """The flowers' teacher had 60.67% on 150 images of val, and 51.2% on 500 of test."""
+    part = {"n": n, "top1": {"teacher": val}, "pairs": []}
+    run = with_figures({"val": part}, teacher={"top1": 51.2, "n": 500})
+    finding = found(run, "val and test apart")
+    assert (finding.severity if finding else None) == told
+    assert ("good" in severities(run).values()) == (told is None)
+
+
+IMPROVING = rows([2.0, 1.5, 1.2], [1.6, 1.4, 1.2], [50.0, 55.0, 60.0])
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [("teacher-fit", "teacher.fit"), ("teacher-fit-2", "teacher.fit"), ("head-fit", "student.head_fit")],
+)
+def test_a_fit_that_was_still_improving_is_told(stage: str, key: str) -> None:
+    fit = [row | {"stage": stage} for row in IMPROVING]
+    run = figures(rows=[*fit, *SOUND])
+    finding = found(run, "fit ended too early")
+    assert finding is not None
+    assert (finding.stage, finding.epoch, finding.severity) == (stage, 3, "note")
+    assert [(t.key, t.value) for t in finding.attempts] == [(key, "{epochs: 6}")]
+    assert "good" not in severities(run).values()
+    level = [row | {"stage": stage} for row in rows([2.0, 1.5, 1.2], [1.6, 1.2, 1.2], [50.0, 60.0, 60.0])]
+    assert found(figures(rows=[*level, *SOUND]), "fit ended too early") is None
+
+
+def test_a_fitted_teacher_that_labels_alone_beat_is_told_too() -> None:
+    fit = rows([1.0], [1.0], [70.0], "teacher-fit")
+    beaten = figures(predictions=answers(control=changed(START, won=700, lost=50)), rows=[*fit, *SOUND])
+    finding = found(beaten, "teacher not good enough after its fit")
+    assert finding is not None
+    assert "although it was fitted to it" in finding.sentence
+    assert finding.reservation == "the teacher is below the labels-only control"

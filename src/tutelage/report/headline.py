@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.evaluation.paired import Paired
@@ -20,23 +20,40 @@ class Comparison:
 
     against: str
     outcome: str
+    doubted: bool = False  # the diagnosis has a reason not to call the run good
+    but: str = ""  # that reason, where it is to be told here
 
     @property
     def css_class(self) -> str:
         """The CSS class that colours the outcome."""
-        return CSS_CLASSES.get(self.outcome, "same")
+        return "same" if self.doubted else CSS_CLASSES.get(self.outcome, "same")
 
     @property
     def words(self) -> str:
         """``better than its start`` or ``not significantly different from its start``."""
         opponent = OPPONENTS.get(self.against, self.against)
         if self.outcome in CSS_CLASSES:
-            return f"{self.outcome} than {opponent}"
+            return f"{self.outcome} than {opponent}{f', but {self.but}' if self.but else ''}"
         return f"{self.outcome} from {opponent}"
 
 
 def headline(records: RunRecords) -> list[Comparison]:
-    """Compare the student with its start or, where that had random weights, with the control and the teacher."""
+    """Compare the student with its start or, where that had random weights, with the control and the teacher.
+
+    "Better" is doubted where the diagnosis has a reason not to call the run good, and the first one tells that reason.
+    """
+    reasons = [f["reservation"] for f in records.findings if f.get("reservation")]
+    found = _comparisons(records)
+    if not reasons:
+        return found
+    better = [c for c in found if c.outcome == "better"]
+    return [
+        replace(c, doubted=True, but=reasons[0] if c is better[0] else "") if c in better else c
+        for c in found
+    ]
+
+
+def _comparisons(records: RunRecords) -> list[Comparison]:
     verdict = records.verdict
     if not verdict:
         return []

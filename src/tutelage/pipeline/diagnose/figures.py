@@ -41,6 +41,7 @@ class Finding:
         attempts: what to try, the most promising first.
         stage: of metrics.jsonl that it is about.
         epoch: since when.
+        reservation: why the run is not to be called good, as a clause; empty where the finding is no reason for that.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Finding:
     attempts: Sequence[Try] = ()
     stage: str = "distill"
     epoch: int | None = None
+    reservation: str = ""
 
     def record(self) -> dict[str, Any]:
         """The finding as diagnosis.json holds it."""
@@ -61,6 +63,7 @@ class Finding:
             "try": [{"key": t.key, "value": t.value, "why": t.why} for t in self.attempts],
             "stage": self.stage,
             "epoch": self.epoch,
+            "reservation": self.reservation,
         }
 
 
@@ -138,6 +141,33 @@ class Figures:
             return None
         return paired(roles[new].first, roles[old].first, self.predictions.labels)
 
+    def on_val(self, new: str, old: str) -> Paired | None:
+        """Two roles on the validation images; None where they were not compared there."""
+        pairs = (self.comparison.get("val") or {}).get("pairs") or []
+        found = next((p for p in pairs if (p["new"], p["old"]) == (new, old)), None)
+        return Paired(**{name: found[name] for name in Paired.__dataclass_fields__}) if found else None
+
+    def worse(self, new: str, old: str) -> dict[str, Paired]:
+        """By part of the data (``test``, ``val``), the comparisons in which a role is significantly worse."""
+        return {part: pair for part, pair in self._parts(new, old).items() if outcome(pair) == "worse"}
+
+    def lower(self, new: str, old: str) -> dict[str, Paired]:
+        """By part, the comparisons in which a role is lower, where it is significantly better or worse in none."""
+        parts = self._parts(new, old)
+        if any(outcome(pair) != "not significantly different" for pair in parts.values()):
+            return {}
+        return {part: pair for part, pair in parts.items() if pair.difference < 0}
+
+    def _parts(self, new: str, old: str) -> dict[str, Paired]:
+        parts = {"test": self.against(new, old), "val": self.on_val(new, old)}
+        return {part: pair for part, pair in parts.items() if pair is not None}
+
+    @property
+    def probe(self) -> str:
+        """The role of the linear probe of the student's features: a row of its own, or the start; empty without one."""
+        roles = [row["role"] for row in self.comparison["rows"] if row.get("is_probe")]
+        return next((role for role in roles if role in {Role.PROBE, Role.START}), "")
+
     @property
     def opponents(self) -> list[str]:
         """The roles that the student is compared with, the most telling first; never a start with random weights."""
@@ -181,6 +211,11 @@ def evidence_of(pair: Paired, prefix: str = "") -> dict[str, Any]:
 def interval(pair: Paired) -> str:
     """A paired difference in words."""
     return f"{pair.difference:+.2f} points, 95% interval {pair.low:+.2f} to {pair.high:+.2f}"
+
+
+def in_parts(pairs: Mapping[str, Paired]) -> str:
+    """Paired differences by part of the data, in words."""
+    return "; ".join(f"{interval(pair)}, on {part}" for part, pair in pairs.items())
 
 
 def lines(findings: Iterable[Mapping[str, Any]]) -> list[str]:

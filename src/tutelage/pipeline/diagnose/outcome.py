@@ -10,7 +10,7 @@ from tutelage.evaluation.flips import by_class
 from tutelage.evaluation.paired import Paired
 from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import ALPHA, OPPONENTS, outcome
-from tutelage.pipeline.diagnose.figures import Figures, Finding, Try, evidence_of, interval
+from tutelage.pipeline.diagnose.figures import Figures, Finding, Try, evidence_of, in_parts, interval
 
 GAP = 3.0  # points that val is easier than test
 SURE = 3.0  # standard errors; val and test are drawn once a run, and a false alarm costs trust
@@ -63,21 +63,22 @@ def misled_choice(figures: Figures) -> Iterator[Finding]:
 
 
 def harmful_teacher(figures: Figures) -> Iterator[Finding]:
-    """The labels-only control is significantly better than the distilled student."""
-    pair = figures.against(Role.DISTILLED, Role.CONTROL)
-    if pair is None or outcome(pair) != "worse":
+    """The labels-only control is significantly better than the distilled student, on test or on val."""
+    worse = figures.worse(Role.DISTILLED, Role.CONTROL)
+    if not worse:
         return
     yield Finding(
         "the teacher does harm",
         "problem",
-        f"The distilled student is significantly worse than the labels-only control ({interval(pair)}): learning from "
-        "this teacher, as configured, does harm.",
-        evidence_of(pair),
+        f"The distilled student is significantly worse than the labels-only control ({in_parts(worse)}): learning "
+        "from this teacher, as configured, does harm.",
+        evidence_of(next(iter(worse.values()))),
         (
             Try("loss.label_weight", "1.0", "the labels helped more than the teacher"),
             Try("loss.temperature", "1", "the teacher's own probabilities as targets"),
             Try("teacher.resolution", "best", "the teacher may be better at another resolution"),
         ),
+        reservation="the distilled student is below the labels-only control",
     )
 
 

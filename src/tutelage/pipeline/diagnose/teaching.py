@@ -11,12 +11,21 @@ import numpy as np
 from tutelage.distillation.objective import soft_temperature
 from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import outcome
-from tutelage.pipeline.diagnose.figures import Figures, Finding, Severity, Try, evidence_of, interval
+from tutelage.pipeline.diagnose.figures import (
+    Figures,
+    Finding,
+    Severity,
+    Try,
+    evidence_of,
+    in_parts,
+    interval,
+)
 
 LITTLE = 1.0  # points of top-1; of so small a lead a student can show almost nothing
 SATURATED = 0.05  # share of the greatest entropy, log C
 OUTSIDE = 10.0  # percent of a teacher's answers that are classes which the data does not have
 UNDERCONFIDENT = 0.9  # a best temperature below this is that of an under-confident teacher
+FEW_EPOCHS = 3  # of a first fit
 FAR = 20.0  # points
 MARGIN = 3.0  # points of confidence below accuracy
 SCALE_FREE = {
@@ -57,28 +66,35 @@ def no_headroom(figures: Figures) -> Iterator[Finding]:
 
 
 def unfitted_teacher(figures: Figures) -> Iterator[Finding]:
-    """A teacher that was not trained on this data: it predicts absent classes, or labels alone do better."""
-    if any(row["stage"].startswith("teacher-fit") for row in figures.rows):
-        return
-    outside = _outside(figures)
-    beaten = figures.against(Role.CONTROL, Role.TEACHER)
-    is_beaten = beaten is not None and outcome(beaten) == "better"
-    if outside < OUTSIDE and not is_beaten:
+    """A teacher that does not suit the data: it predicts absent classes, or labels alone do better."""
+    fitted = any(row["stage"].startswith("teacher-fit") for row in figures.rows)
+    fitted = fitted or figures.recipe.teacher.fit == "probe"
+    outside, worse = _outside(figures), figures.worse(Role.TEACHER, Role.CONTROL)
+    if outside < OUTSIDE and not worse:
         return
     words = []
     if outside >= OUTSIDE:
         words.append(f"{outside:.0f}% of its predictions on test are classes that the data does not have")
-    if beaten is not None and is_beaten:
-        words.append(f"the student trained with labels only is better than it ({interval(beaten)})")
+    if worse:
+        words.append(
+            f"it is significantly worse than the student trained with labels only ({in_parts(worse)})"
+        )
+    epochs = max(FEW_EPOCHS, 2 * len(figures.stage("teacher-fit")))
     yield Finding(
-        "teacher not fitted to the domain",
+        "teacher not good enough after its fit" if fitted else "teacher not fitted to the domain",
         "problem",
-        f"The teacher does not suit this data: {' and '.join(words)}.",
-        {"outside_percent": outside, **(evidence_of(beaten, "control_") if beaten else {})},
+        f"The teacher does not suit this data{', although it was fitted to it' if fitted else ''}: "
+        f"{' and '.join(words)}.",
+        {"outside_percent": outside, **(evidence_of(next(iter(worse.values()))) if worse else {})},
         (
-            Try("teacher.fit", "{epochs: 3}", "fit the teacher to this data's labels first"),
+            Try("teacher.fit", f"{{epochs: {epochs}}}", "fit the teacher to this data's labels for longer")
+            if fitted
+            else Try(
+                "teacher.fit", f"{{epochs: {FEW_EPOCHS}}}", "fit the teacher to this data's labels first"
+            ),
             Try("loss.label_weight", "0.5", "labels correct what the teacher gets wrong"),
         ),
+        reservation="the teacher is below the labels-only control" if worse else "",
     )
 
 
