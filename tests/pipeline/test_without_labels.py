@@ -91,6 +91,10 @@ def test_the_verdict_claims_nothing_about_accuracy(finished: tuple[Run, str]) ->
     verdict = read_json(finished[0].comparison)["verdict"]
     assert verdict["sentence"].startswith("No labels: nothing is claimed about accuracy.")
     assert (verdict["outcome"], verdict["against"], verdict["pairs"]) == (None, None, [])
+    assert read_json(finished[0].choices)["loss.teacher_temperature"] == {
+        "value": 1.0,
+        "why": "val has no labels to calibrate the teacher on",
+    }
     assert read_json(finished[0].diagnosis)["findings"] == []
     assert read_json(finished[0].preflight)["teacher"]["val"]["top1"] is None
 

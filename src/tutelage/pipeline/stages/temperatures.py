@@ -41,7 +41,9 @@ def choose_temperatures(prepared: Prepared, teacher: Teacher, on_val: Prediction
     if scale == AUTO:
         labels = labels_of(prepared, prepared.splits.val, on_val)
         scale = round(calibration.calibrating_temperature(on_val.logits, labels), 3)
-        chosen["teacher_temperature"] = scale, "calibrates the teacher on val"
+        labelled = prepared.splits.val.labelled
+        why = "calibrates the teacher on val" if labelled else "val has no labels to calibrate the teacher on"
+        chosen["teacher_temperature"] = scale, why
     if loss.temperature == "auto" and loss.name == "kl" and not loss.terms:
         target = calibration.entropy(on_val.logits, scale)
         views = _on_views(prepared, teacher)
