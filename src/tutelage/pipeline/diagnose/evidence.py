@@ -33,7 +33,7 @@ def of_training(
     objective: Objective,
     targets: Tensor,
 ) -> dict[str, Any]:
-    """Return the start's loss, the answers that the best trained candidate lost and won, and BatchNorm's drift.
+    """Return the start's loss, what the best trained and the kept candidate changed on val, and BatchNorm's drift.
 
     Args:
         choice: made on val.
@@ -47,14 +47,16 @@ def of_training(
     """
     start = choice.candidates[0]
     best = best_of([c for c in choice.candidates if c.alpha == 1.0 and not c.recalibrated], choice.metric)
-    old, new = in_common([predictions(start.state), predictions(best.state)])
+    old, new, kept = in_common([predictions(c.state) for c in (start, best, choice.kept)])
     truth = torch.from_numpy(labels)[old.index]
     parts = objective.on_logits(TermBatch(Outputs(old.logits), Outputs(targets[old.index]), truth, truth))
     pair = paired(new.logits.numpy(), old.logits.numpy(), truth.numpy())
+    chosen = paired(kept.logits.numpy(), old.logits.numpy(), truth.numpy())
     lost = by_class(new.logits.argmax(1).numpy(), old.logits.argmax(1).numpy(), truth.numpy())[:NAMED]
     named = [{**c, "class": classes[c["class"]]} for c in lost]
     return {
         "start_val": {"loss": sum(value.item() for value in parts.values())},
         "against_start": {"candidate": best.name, **asdict(pair), "classes": named},
+        "kept_against_start": {"candidate": choice.kept.name, **asdict(chosen)},
         "batchnorm": {"distance": batchnorm.moved(module, start.state, last)},
     }

@@ -28,6 +28,7 @@ def selection_section(records: RunRecords) -> Section:
         metric={"top1": "top-1", "nll": "NLL", "fidelity": "fidelity to the teacher (lowest KL)"}.get(
             metric, metric
         ),
+        choice=((records.candidates or {}).get("training") or {}).get("kept_against_start"),
         measured=accuracy_name(options[0]["val"]),
         key=accuracy_key(options[0]["val"]),
         sheet=tables.candidates(options),
