@@ -16,7 +16,7 @@ from tutelage.core.run_dir import Run
 from tutelage.report.build import find_runs
 from tutelage.report.server import Page, Server
 
-SMALL = {"data": {"train": "digits", "limit": 200}, "train": {"epochs": 4}}
+SMALL = {"data": {"train": "digits", "limit": 200}, "train": {"epochs": 4, "lr": 1e-2}}
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_runs_side_by_side_link_to_their_own_pages(
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    small = {"data": {"train": "digits", "limit": 150}, "train": {"epochs": 1}}
+    small = {"data": {"train": "digits", "limit": 150}, "train": {"epochs": 1, "lr": 1e-2}}
     paths = [make_run(tmp_path / place, "same", overrides=small).path for place in ("a", "b")]
     page = report(paths, out=tmp_path / "both.html").read_text(encoding="utf-8")
     assert "<bdi>a/same</bdi>" in page
@@ -107,7 +107,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_damage_in_one_run_spares_the_others(tmp_path: Path, finished: Run) -> None:
-    small = {"data": {"train": "digits", "limit": 150}, "train": {"epochs": 1}}
+    small = {"data": {"train": "digits", "limit": 150}, "train": {"epochs": 1, "lr": 1e-2}}
     damaged = make_run(tmp_path, "damaged", overrides=small)
     write_json(damaged.comparison, [])
     page = report([damaged.path, finished.path], out=tmp_path / "page.html").read_text(encoding="utf-8")
