@@ -32,6 +32,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise TutelageError(f"{path}: no such recipe") from None
     except (OSError, UnicodeDecodeError) as error:
         raise TutelageError(f"{path}: cannot be read ({error})") from None
+    except RepeatedKey as error:
+        raise TutelageError(f"{path}: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise TutelageError(f"{path}: not YAML ({one_line(error)})") from None
     if tree is None:
@@ -75,6 +77,8 @@ def parse_override(override: str) -> tuple[str, Any]:
         raise TutelageError(f"override {override!r}: write it as key.key=value")
     try:
         return key, read_value(text)
+    except RepeatedKey as error:
+        raise TutelageError(f"override {override!r}: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError):
         raise TutelageError(f"override {override!r}: the value is not YAML; put text in quotes") from None
 
@@ -101,7 +105,35 @@ def read_value(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads as numbers only what is written like one: 0123 (octal), 1:30 (base 60) and 2024-05-01 stay text."""
+    """Reads as numbers only what is written like one: 0123 (octal), 1:30 (base 60) and 2024-05-01 stay text.
+
+    A key that is given twice in one mapping is refused; PyYAML would take the last one in silence.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping.
+
+        Raises:
+            RepeatedKey: a key is given twice.
+        """
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            before = first.setdefault((key.tag, key.value), key)
+            if before is not key:
+                raise RepeatedKey(key.value, before.start_mark.line + 1, key.start_mark.line + 1)
+        return super().construct_mapping(node, deep)
+
+
+class RepeatedKey(yaml.YAMLError):
+    """A key is given twice in one mapping of a YAML text."""
+
+    def __init__(self, key: str, first: int, second: int) -> None:
+        super().__init__(
+            f"line {second}: {key!r} is given twice, first in line {first}; keep one of them, with all that "
+            "belongs below it"
+        )
 
 
 _Loader.yaml_implicit_resolvers = {
