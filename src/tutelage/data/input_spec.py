@@ -21,6 +21,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CROP_MODES = ("center", "squash", "border")
+LONG = 64  # times the crop's area; of an image that would be resized to more, only what the crop shows is resized
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,10 @@ def eval_pixels(image: Image.Image, spec: InputSpec) -> np.ndarray:
         uint8, (height, width, 3).
     """
     filter_ = FILTERS[spec.interpolation]
-    resized = image.resize(_resized(image.size, spec), filter_)
-    return np.asarray(_center(resized, spec))
+    size = _resized(image.size, spec)
+    if size[0] * size[1] > LONG * spec.width * spec.height:
+        return np.asarray(_center(_middle(image, size, spec), spec))
+    return np.asarray(_center(image.resize(size, filter_), spec))
 
 
 def normalised(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
@@ -131,6 +134,19 @@ def _resized(size: tuple[int, int], spec: InputSpec) -> tuple[int, int]:
     ratios = (width / to_w, height / to_h)
     ratio = max(ratios) if spec.crop_mode == "border" else min(ratios)
     return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _middle(image: Image.Image, size: tuple[int, int], spec: InputSpec) -> Image.Image:
+    """The part of an image, resized to `size`, that the crop shows: of a long thin one the rest is most of it."""
+    spans = []
+    for length, resized, want in zip(image.size, size, (spec.width, spec.height), strict=True):
+        start, end = 0, resized
+        if resized >= want:
+            start = _offset(resized, want)
+            end = start + want
+        spans.append((start * length / resized, end * length / resized, end - start))
+    (left, right, width), (top, bottom, height) = spans
+    return image.resize((width, height), FILTERS[spec.interpolation], box=(left, top, right, bottom))
 
 
 def _center(image: Image.Image, spec: InputSpec) -> Image.Image:

@@ -79,7 +79,7 @@ def reliability(lines: Sequence[Reliability]) -> go.Figure:
 
 def _sizes(counts: np.ndarray) -> list[float]:
     """Compute diameters in pixels whose areas are proportional to the counts."""
-    return (4 + 14 * np.sqrt(counts / counts.max())).tolist()
+    return (4 + 14 * np.sqrt(counts / counts.max(initial=1))).tolist()
 
 
 def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], limit: int = 12) -> go.Figure:
