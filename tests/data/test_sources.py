@@ -257,6 +257,65 @@ def test_class_names_that_are_paths_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("members", "classes", "labels"),
+    [
+        (("img.v2.0{}.png", "img.v2.0{}.cls"), ("0", "1"), [0, 1, 0, 1]),
+        (("a.b.c.{}.jpg", "a.b.c.{}.cls.txt"), ("0", "1"), [0, 1, 0, 1]),
+        (("x{}.jpg", 'x{}.json {"label": %d}'), ("0", "1"), [0, 1, 0, 1]),
+        (("x{}.jpg", 'x{}.json {"caption": "k", "class_name": "c%d"}'), ("c0", "c1"), [0, 1, 0, 1]),
+        (("d.x{}.jpg", 'd.x{}.json {"target": %d}'), ("0", "1"), [0, 1, 0, 1]),
+        (("x{}.jpg", 'x{}.json {"label": 7}', "x{}.cls"), ("0", "1"), [0, 1, 0, 1]),
+        (("x{}.jpg", "x{}.label"), ("0", "1"), [0, 1, 0, 1]),
+        (("x{}.left.jpg", "x{}.cls"), ("0", "1"), [0, 1, 0, 1]),
+        (("./y/x{}.jpg", "./y/x{}.cls"), ("0", "1"), [0, 1, 0, 1]),
+    ],
+)
+def test_names_of_members_and_places_of_labels(tmp_path, members, classes, labels):
+    contents = {}
+    for number in range(4):
+        for member in members:
+            name, _, text = member.partition(" ")
+            image = name.endswith(("png", "jpg"))
+            label = (text % (number % 2) if "%d" in text else text) or str(number % 2)
+            contents[name.format(number)] = picture(number) if image else label.encode()
+    shard(tmp_path / "s.tar", contents)
+    images = open_source(f"wds:{tmp_path}/s.tar")
+    assert images.classes == classes
+    assert images.labels.tolist() == labels
+    assert images.image(3).getpixel((0, 0))[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("members", "line"),
+    [
+        ({"a.png": picture(), "a.json": b'{"caption": "x", "width": 6}'}, "members have caption, width"),
+        ({"a.png": picture(), "a.txt": b"a caption"}, "looked for members .cls .cls.txt"),
+        ({"a.png": picture(), "a.json": b"not json"}, "for .json with label, cls"),
+        ({"a.png": picture(), "a.json": b'{"label": true}'}, "members have label"),
+        ({"a.png": picture(), "b.cr2": b"raw", "c.nef": b"raw"}, "1 .cr2, 1 .nef passed over"),
+        (
+            {"a.png": picture(), "b.v2.png": picture()},
+            "1 member passed over, whose suffix after the first dot",
+        ),
+    ],
+)
+def test_what_shards_do_not_give_is_told(tmp_path, members, line):
+    shard(tmp_path / "s.tar", members)
+    images = open_source(f"wds:{tmp_path}/s.tar")
+    assert len(images) == 1
+    assert images.labels is None
+    assert any(line in note for note in images.notes)
+
+
+def test_classes_in_bytes_that_are_no_utf8_stay_apart(tmp_path):
+    classes = {"a.cls": b"caf\xe9", "b.cls": b"caf\xe8", "c.cls": "cafe\u0301".encode()}
+    shard(tmp_path / "s.tar", {f"{k}.png": picture() for k in "abc"} | classes)
+    images = open_source(f"wds:{tmp_path}/s.tar")
+    assert images.classes == ("cafè", "café")
+    assert images.labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
     ("pattern", "line"),
     [
         ("none-{0..3}.tar", "none-0.tar is not there"),
@@ -330,6 +389,23 @@ def test_a_folder_of_parquet_files(tmp_path):
     assert val.image(1).getpixel((0, 0))[0] == 5
     assert train.sizes().tolist() == [len(picture())] * 3
     assert "no part 'test'" in refusal(f"{spec}#test")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_two_splits_for_one_part_are_refused(tmp_path):
+    for name in ("train", "validation", "dev"):
+        table([1, 2], [0, 1], label=datasets.ClassLabel(names=["b", "a"])).to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+    saved = {
+        name: datasets.Dataset.from_parquet(str(tmp_path / f"{name}.parquet"))
+        for name in ("train", "validation", "dev")
+    }
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "d")
+    spec = f"hf:{tmp_path}/d"
+    assert parts_of(spec) == ("train", "val")
+    assert "the splits validation and dev are both its part val" in refusal(spec, "val")
+    assert len(open_source(f"{spec}#dev")) == 2
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -128,6 +128,10 @@ class DataRecipe(Component):
     split_seed: Seed = 0
     limit: Annotated[int, Field(ge=1)] | None = None  # largest number of images of each part
     max_bad_images: Annotated[int, Field(ge=0)] = 10  # the run stops at more undecodable images than this
+    # leave out training images whose files are equal, byte for byte, to those of val or test images
+    drop_duplicates: bool = True
+    # larger images are refused as decompression bombs, in 10^6 pixels; null: 89.5, Pillow's limit
+    max_megapixels: Positive | None = None
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # loader processes
     cache: bool = True  # keep decoded and resized images on disk, so that no epoch decodes a JPEG
     cache_mb: Positive = 20_000  # upper bound on that, in MB (10^6 bytes)

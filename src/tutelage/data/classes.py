@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tutelage.data.sources.names import class_name
+
 
 def map_classes(classes: Sequence[str], head_ids: Sequence[str] | None) -> np.ndarray | None:
     """The place of each class of the data in a head.
@@ -21,7 +23,8 @@ def map_classes(classes: Sequence[str], head_ids: Sequence[str] | None) -> np.nd
     """
     if head_ids is None:
         return None
-    place = {name: index for index, name in enumerate(head_ids)}
+    classes = [class_name(name) for name in classes]
+    place = {class_name(name): index for index, name in enumerate(head_ids)}
     if len(place) != len(head_ids) or len(set(classes)) != len(classes):
         return None
     if any(name not in place for name in classes):

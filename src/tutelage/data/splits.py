@@ -12,6 +12,7 @@ import numpy as np
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import DataRecipe
+from tutelage.data.duplicates import copies_in
 from tutelage.data.joined import join
 from tutelage.data.sources.base import ImageSet, open_source, parts_of
 from tutelage.data.subset import Subset, sample, whole
@@ -31,6 +32,7 @@ class Splits:
             those whose label is not used.
         classes: names in label order; () where no image has a label.
         seed: of the splits.
+        notes: sentences about what is not used, such as copies of test images among the training images.
     """
 
     train: Subset
@@ -39,6 +41,7 @@ class Splits:
     unlabelled: Subset | None
     classes: tuple[str, ...]
     seed: int
+    notes: tuple[str, ...] = ()
 
     def with_classes(self, classes: tuple[str, ...]) -> Splits:
         """Give names of classes to images that have no labels."""
@@ -53,6 +56,7 @@ class Splits:
             "classes": list(self.classes),
             "seed": self.seed,
             "parts": {role: part.record() for role, part in parts.items() if part is not None},
+            "notes": list(self.notes),
         }
 
 
@@ -68,27 +72,41 @@ def make_splits(recipe: DataRecipe) -> Splits:
 
     Raises:
         TutelageError: a source does not exist; a class of val or test is not in train; there is only one class; a
-            subset is empty; val or test has no labels, but train has; an image would be in two subsets.
+            subset is empty; val or test has no labels, but train has; an image would be in two subsets; every training
+            image is a copy of a held-out one.
     """
     sets = _open_roles(recipe)
     classes = _classes(sets)
-    parts = {role: part for group in _groups(sets).values() for role, part in _share(group, recipe).items()}
+    notes = list(dict.fromkeys(note for images in sets.values() for note in images.notes))
+    left_out = _copies_of_others(sets, notes) if recipe.drop_duplicates else np.array([], np.int64)
+    parts = {
+        role: part
+        for group in _groups(sets).values()
+        for role, part in _share(group, recipe, left_out if "train" in group else left_out[:0]).items()
+    }
     parts = {role: _limited(_with_classes(part, classes), recipe) for role, part in parts.items()}
     if "unlabelled" in parts:  # its folders may be no classes at all
         parts["unlabelled"] = replace(parts["unlabelled"], labels_hidden=True)
     for role, part in parts.items():
         _check(role, part, parts["train"].labelled)
     _check_disjoint(parts)
+    if recipe.drop_duplicates:
+        _drop_copies(parts, notes)
     parts |= _labelled_apart(parts["train"], parts.get("unlabelled"), recipe)
     unlabelled = parts.get("unlabelled")
-    return Splits(parts["train"], parts["val"], parts["test"], unlabelled, classes, recipe.split_seed)
+    return Splits(
+        parts["train"], parts["val"], parts["test"], unlabelled, classes, recipe.split_seed, tuple(notes)
+    )
 
 
 def _open_roles(recipe: DataRecipe) -> dict[str, ImageSet]:
     """The set of images that each role takes from, by the rules in `make_splits`."""
     train = _open(recipe.train, "train")
+    given = {"val": recipe.val, "test": recipe.test}
     own = {
-        part: open_source(recipe.train, part) for part in parts_of(recipe.train) if part in {"val", "test"}
+        part: open_source(recipe.train, part)
+        for part in parts_of(recipe.train)
+        if given.get(part, "") is None
     }
     labelled = {part: images for part, images in own.items() if images.labels is not None}
     own = labelled or ({} if train.labels is not None else own)
@@ -99,9 +117,12 @@ def _open_roles(recipe: DataRecipe) -> dict[str, ImageSet]:
     if recipe.val is None and val and test and val.origin == test.origin:
         val = None
     roles = {"train": train, "val": val or train, "test": test or train}
-    return roles | (
-        {"unlabelled": _open(recipe.unlabelled, "unlabelled", "train")} if recipe.unlabelled else {}
-    )
+    if recipe.unlabelled:
+        roles["unlabelled"] = _open(recipe.unlabelled, "unlabelled", "train")
+    if recipe.max_megapixels is not None:
+        for images in roles.values():
+            images.max_pixels = round(1e6 * recipe.max_megapixels)
+    return roles
 
 
 def _open(spec: str, *preferred: str) -> ImageSet:
@@ -119,15 +140,22 @@ def _classes(sets: dict[str, ImageSet]) -> tuple[str, ...]:
     classes = first.classes or ()
     if len(classes) < 2:
         raise TutelageError(
-            f"{first.name}: has only one class ({classes[0]}); a classifier needs two or more"
+            f"{first.name}: has only one class ({classes[0]}); a classifier needs two or more{_hint(first)}"
         )
     for other in labelled[1:]:
         for name in other.classes or ():
             if name not in classes:
                 close = difflib.get_close_matches(name, classes, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise TutelageError(f"{other.name}: its class {name!r} is not in {first.name}{hint}")
+                raise TutelageError(
+                    f"{other.name}: its class {name!r} is not in {first.name}{hint}{_hint(first)}"
+                )
     return classes
+
+
+def _hint(images: ImageSet) -> str:
+    """What was found and not used, where that may be the reason why classes are missing."""
+    return f" ({' '.join(images.notes)})" if images.notes else ""
 
 
 def _groups(sets: dict[str, ImageSet]) -> dict[str, dict[str, ImageSet]]:
@@ -138,10 +166,11 @@ def _groups(sets: dict[str, ImageSet]) -> dict[str, dict[str, ImageSet]]:
     return groups
 
 
-def _share(group: dict[str, ImageSet], recipe: DataRecipe) -> dict[str, Subset]:
-    """Split one set of images among the roles that take from it."""
+def _share(group: dict[str, ImageSet], recipe: DataRecipe, left_out: np.ndarray) -> dict[str, Subset]:
+    """Split one set of images, without some that are left out, among the roles that take from it."""
     images = next(iter(group.values()))
-    rest = np.arange(len(images))
+    rest = np.setdiff1d(np.arange(len(images)), left_out)
+    to_share = len(rest) if images.labels is None else int(np.sum(images.labels[rest] >= 0))
     if "unlabelled" in group and len(group) > 1:
         raise TutelageError(
             f"data.unlabelled={images.name}: these images are train, val or test images already; name others"
@@ -152,12 +181,15 @@ def _share(group: dict[str, ImageSet], recipe: DataRecipe) -> dict[str, Subset]:
     for role, fraction in fractions.items():
         if role in group and role != keeper:
             labelled = rest if images.labels is None else rest[images.labels[rest] >= 0]
-            wanted = round(fraction * (len(images) if images.labels is None else np.sum(images.labels >= 0)))
+            wanted = round(fraction * to_share)
             taken = stratified(images, labelled, wanted, recipe.split_seed, spare=True)
             rest = np.setdiff1d(rest, taken)
             split = f"{fraction:g} of {images.name}, stratified, seed {recipe.split_seed}"
             shares[role] = Subset(images, taken, split=split)
-    shares[keeper] = Subset(images, rest, split=f"what is left of {images.name}" if shares else "all")
+    split = f"what is left of {images.name}" if shares else "all"
+    if len(left_out):
+        split += f"; without {len(left_out):,} copies of val or test images"
+    shares[keeper] = Subset(images, rest, split=split)
     return shares
 
 
@@ -260,13 +292,36 @@ def _check(role: str, part: Subset, labelled: bool) -> None:
 
 
 def _check_disjoint(parts: dict[str, Subset]) -> None:
-    """Compare images by where they are stored, so that a folder inside another one is noticed."""
+    """Compare images by where they are stored, so that a folder inside another one is noticed.
+
+    Two links to one file in one source are copies, which `_drop_copies` looks for.
+    """
     owner: dict[int, str] = {}
     for role, part in parts.items():
         for position in range(len(part)):
             key = _hash(0, f"{part.images.place(int(part.indices[position]))}")
-            if owner.setdefault(key, role) != role:
+            first = owner.setdefault(key, role)
+            if first != role and parts[first].images.origin != part.images.origin:
                 raise TutelageError(
-                    f"data.{role}={part.images.name}: {part.id(position)} is in data.{owner[key]} too; "
+                    f"data.{role}={part.images.name}: {part.id(position)} is in data.{first} too; "
                     "name sources that share no image"
                 )
+
+
+def _copies_of_others(sets: dict[str, ImageSet], notes: list[str]) -> np.ndarray:
+    """The indices of the training source's images that are copies of those of other sources, for val or test."""
+    train = sets["train"]
+    others = [sets[role] for role in ("val", "test") if sets[role].origin != train.origin]
+    held = [(images, np.arange(len(images))) for images in others]
+    return copies_in("train", (train, np.arange(len(train))), held, notes)
+
+
+def _drop_copies(parts: dict[str, Subset], notes: list[str]) -> None:
+    """Leave out training images that are copies of val or test images; a note on each subset's is added to `notes`."""
+    held = [(parts[role].images, parts[role].indices) for role in ("val", "test")]
+    for role in (role for role in ("train", "unlabelled") if role in parts):
+        part = parts[role]
+        copies = copies_in(role, (part.images, part.indices), held, notes)
+        if len(copies):
+            split = f"{part.split}; without {len(copies):,} copies of val or test images"
+            parts[role] = replace(part, indices=np.delete(part.indices, copies), split=split)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast, overload
+from typing import Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -20,6 +19,7 @@ from PIL import Image
 from tutelage.core.errors import TutelageError
 from tutelage.core.plugins import load_plugin, nearest, plugin_names
 from tutelage.data.decode import SUFFIXES
+from tutelage.data.sources.names import Names, unique_classes
 
 GROUP = "tutelage.sources"  # of the entry points
 KINDS = {
@@ -36,35 +36,6 @@ PART_NAMES = {
 }
 
 
-class Names(Sequence[str]):
-    """Many strings in one block of bytes. It takes little memory, and a forked worker copies none of it."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._text = b"".join(encoded)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
-
-    def update(self, digest: hashlib._Hash) -> None:
-        """Feed all names to a hash."""
-        digest.update(self._ends.tobytes())
-        digest.update(self._text)
-
-
 class ImageSet(ABC):
     """A set of images with stable ids and, usually, labels.
 
@@ -75,9 +46,13 @@ class ImageSet(ABC):
         ids: one for each image, unique within the source; the same image keeps its id.
         labels: int64, index into `classes`, -1 where an image has none; None when there are no labels.
         decoded: images lie in memory, so that a decoded copy on disk would gain nothing.
+        notes: sentences about what was found and not used, such as files that cannot be read.
+        max_pixels: largest image to decode, in pixels; None: Pillow's limit.
     """
 
     decoded = False
+    notes: tuple[str, ...] = ()
+    max_pixels: int | None = None
 
     def __init__(
         self,
@@ -95,8 +70,7 @@ class ImageSet(ABC):
         self.classes: tuple[str, ...] | None = None
         self.labels: np.ndarray | None = None
         if classes is not None and labels is not None and (labels >= 0).any():
-            self.classes = tuple(checked_class(name, c) for c in classes)
-            self.labels = labels.astype(np.int64)
+            self.classes, self.labels = unique_classes(name, classes, labels)
         self._digest: str | None = None
 
     def __len__(self) -> int:
@@ -109,6 +83,10 @@ class ImageSet(ABC):
         Raises:
             UnreadableImage: it cannot be decoded.
         """
+
+    def content(self, index: int, count: int = -1) -> bytes | None:
+        """The first `count` bytes of an encoded image, all of them for -1; None where they cannot be had cheaply."""
+        return None
 
     def place(self, index: int) -> str:
         """Where an image is stored. Two sets of one kind give the same place for the same image."""
@@ -209,22 +187,6 @@ def parts_of(spec: str) -> tuple[str, ...]:
 def canonical_part(name: str) -> str:
     """The common name of a part: ``validation`` becomes ``val``; a name that is not in `PART_NAMES` stays."""
     return next((part for part, names in PART_NAMES.items() if name.lower() in names), name)
-
-
-def checked_class(source: str, name: str) -> str:
-    """Return a class name, or refuse it where it could be used as a path out of a folder.
-
-    Raises:
-        TutelageError: it is empty, is a path, or has control characters.
-    """
-    steps = re.split(r"[/\\]", name)
-    if not name.strip() or {".", ".."} & set(steps) or name.startswith(("/", "\\")) or not _printable(name):
-        raise TutelageError(f"{source}: class name {name!r} is refused: it is empty, a path or unprintable")
-    return name
-
-
-def _printable(name: str) -> bool:
-    return all(ord(character) >= 32 and ord(character) != 127 for character in name)
 
 
 def _parse(spec: str) -> tuple[str, str, str | None]:

@@ -1,64 +1,94 @@
 """A folder with a folder for each class; or with train/, val/ and test/ of such; or with unlabelled images.
 
 Images in a folder ``_unlabelled`` beside the class folders, or beside train/, are training images without a label.
+Folders around these (``photos/photos/...`` of an unpacked zip) are looked through, and well-known data sets are read
+by their own lists of labels (`layouts`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tutelage.core.errors import TutelageError
-from tutelage.data.decode import SUFFIXES, decode
-from tutelage.data.sources.base import ImageSet, Names, canonical_part
+from tutelage.data.decode import SUFFIXES, decode, remedy
+from tutelage.data.sources.base import ImageSet, canonical_part
+from tutelage.data.sources.layouts import Listing, labels_of, read_layout
+from tutelage.data.sources.names import Names, class_name, image_id
+from tutelage.data.sources.tree import Tree, counted, folders, holds_images, listed, unread_note, walk
 
+PARTS = ("train", "val", "test")
 UNLABELLED = {"_unlabelled", "_unlabeled"}  # folders that are no classes
+# A folder of one of these names that holds all images of a part is no class.
+GENERIC = frozenset({"images", "image", "imgs", "img", "jpg", "jpegs", "jpegimages", "photos", "pictures"})
+HINTS = {
+    ".tar": "write wds:PATTERN, or unpack them",
+    ".parquet": "write hf:PATH",
+    ".arrow": "write hf:PATH",
+    ".zip": "unpack them",
+    ".gz": "unpack them",
+    ".tgz": "unpack them",
+}
+PICKLED = "data_batch_1"  # of CIFAR-10's and CIFAR-100's python version, with "train"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Images of a folder: paths, the class of each (None: it has none), and notes on what is not used."""
+
+    files: Sequence[Path]
+    classes: Sequence[str | None]
+    notes: tuple[str, ...] = ()
 
 
 class Folder(ImageSet):
     """Images in files. The id of each is its path below the folder."""
 
-    def __init__(self, name: str, root: Path, top: Path, unlabelled: Sequence[Path] = ()) -> None:
-        """Find the images.
+    def __init__(self, name: str, root: Path, origin: str, found: Found) -> None:
+        """Take the images of a folder.
 
         Args:
             name: the source as written.
             root: the folder that the user named; ids are paths below it.
-            top: the folder that holds the class folders: `root`, or one part of it.
-            unlabelled: further folders, of images without a label.
+            origin: of the images, the same for all sets of them.
+            found: the images.
         """
         self._root = root
-        loose = sorted(_images(top, deep=False))
-        own = [folder for folder in _folders(top) if folder.name not in UNLABELLED]
-        trees = {folder.name: sorted(_images(folder)) for folder in own}
-        trees = {cls: files for cls, files in sorted(trees.items()) if files}
-        if loose and trees:
-            raise TutelageError(
-                f"{name}: {loose[0].name} lies beside the class folders; move it into one of them or, if its class is "
-                "not known, into a folder _unlabelled beside them, or remove it"
-            )
-        files = loose or [file for files in trees.values() for file in files]
-        apart = [file for folder in [*_unlabelled(top), *unlabelled] for file in sorted(_images(folder))]
-        files += apart
-        ids = Names(file.relative_to(root).as_posix() for file in files)
-        counts = [len(files) for files in trees.values()] + [len(apart)]
-        labels = np.repeat([*range(len(trees)), -1], counts) if trees else None
-        super().__init__(name, str(top.resolve()), ids, list(trees) or None, labels)
+        self.notes = found.notes
+        paths = [file.relative_to(root).as_posix() for file in found.files]
+        ids = [image_id(path) for path in paths]
+        # the paths whose bytes are no UTF-8; of all others the id is the path
+        self._paths = {
+            index: path for index, (path, id_) in enumerate(zip(paths, ids, strict=True)) if path != id_
+        }
+        classes = sorted({cls for cls in found.classes if cls is not None})
+        place = {cls: label for label, cls in enumerate(classes)}
+        labels = np.array([-1 if cls is None else place[cls] for cls in found.classes], np.int64)
+        super().__init__(name, origin, Names(ids), classes or None, labels if classes else None)
 
     def image(self, index: int) -> Image.Image:
         """Decode one file."""
-        image_id = self.ids[index]
-        return decode(self._root / image_id, image_id)
+        return decode(self._path(index), self.ids[index], self.max_pixels)
+
+    def content(self, index: int, count: int = -1) -> bytes | None:
+        """The first bytes of one file; None where it cannot be read."""
+        try:
+            with open(self._path(index), "rb") as file:
+                return file.read(count)
+        except OSError:
+            return None
 
     def place(self, index: int) -> str:
         """Device and inode of the file, which are the same by every path and link."""
         try:
-            found = (self._root / self.ids[index]).stat()
+            found = self._path(index).stat()
         except OSError:
             return super().place(index)
         return f"{found.st_dev}:{found.st_ino}"
@@ -71,25 +101,119 @@ class Folder(ImageSet):
         """A hash of the times when the files were last changed."""
         return hashlib.sha256(self._stats("st_mtime_ns").tobytes()).hexdigest()
 
+    def _path(self, index: int) -> Path:
+        index = int(index)
+        return self._root / self._paths.get(index, self.ids[index])
+
     def _stats(self, field: str) -> np.ndarray:
-        return np.fromiter((_stat(self._root / name, field) for name in self.ids), np.int64, len(self.ids))
+        return np.fromiter(
+            (_stat(self._path(i), field) for i in range(len(self.ids))), np.int64, len(self.ids)
+        )
 
 
 def parts(where: str) -> tuple[str, ...]:
     """The names of the train, val and test folders, where the folder consists of these."""
-    return tuple(_parts(_existing(where)))
+    top = _unwrapped(_existing(where))
+    return tuple(sorted(read_layout(top) or _parts(top)))
 
 
 def load(where: str, part: str | None) -> Folder:
     """Open a folder, or one part of it."""
     root = _existing(where)
-    if part is None:
-        return Folder(f"folder:{where}", root, root)
-    top = _parts(root).get(canonical_part(part))
-    if top is None:
-        raise TutelageError(f"folder:{where}#{part}: there is no such folder below {where}")
-    beside = _unlabelled(root) if canonical_part(part) == "train" else []
-    return Folder(f"folder:{where}#{part}", root, top, beside)
+    top = _unwrapped(root)
+    name = f"folder:{where}#{part}" if part else f"folder:{where}"
+    around = () if top == root else (f"{name}: its images are read from {top.relative_to(root)}/",)
+    if (layout := read_layout(top)) is not None and part is not None:
+        found = _of_layout(name, layout, part)
+        return Folder(name, root, f"{top.resolve()}#{canonical_part(part)}", found)
+    beside: list[Path] = []
+    if part is not None:
+        beside = _unlabelled(top) if canonical_part(part) == "train" else []
+        top = _part(where, name, top, part)
+        around = ()
+    found = _found(name, top, root, [*_unlabelled(top), *beside])
+    return Folder(name, root, str(top.resolve()), Found(found.files, found.classes, around + found.notes))
+
+
+def _of_layout(name: str, layout: Listing, part: str) -> Found:
+    images = layout.get(canonical_part(part))
+    if images is None:
+        raise TutelageError(f"{name}: no such part; it has {', '.join(layout)}")
+    there = [(path, class_name(cls)) for path, cls in images if path.is_file()]
+    missing = [path.name for path, _ in images if not path.is_file()]
+    notes = (
+        (f"{name}: {counted(len(missing), 'image')} of its list missing: {listed(missing)}",)
+        if missing
+        else ()
+    )
+    there.sort(key=lambda image: (image[1], image[0]))
+    return Found([path for path, _ in there], [cls for _, cls in there], notes)
+
+
+def _found(name: str, top: Path, root: Path, beside: Sequence[Path]) -> Found:
+    """The images below a folder of classes, or in a folder of unlabelled images; and those of folders beside these."""
+    loose = walk(top, deep=False)
+    trees = {folder: walk(folder) for folder in folders(top) if folder.name not in UNLABELLED}
+    apart = [walk(folder) for folder in beside]
+    classes = {folder: tree for folder, tree in trees.items() if tree.images}
+    if len(classes) == 1 and not loose.images and (only := next(iter(classes))).name.lower() in GENERIC:
+        loose, classes = classes[only], {}
+    everything = Tree()
+    for tree in (loose, *(tree for folder, tree in trees.items() if tree is not loose), *apart):
+        everything.add(Tree(unread=tree.unread, lost=tree.lost, others=tree.others))
+    notes = unread_note(name, everything.unread)
+    if everything.lost:
+        paths = listed([image_id(path.relative_to(top).as_posix()) for path in everything.lost])
+        notes.append(f"{name}: {counted(len(everything.lost), 'link')} to nowhere passed over: {paths}")
+    further = [file for tree in apart for file in sorted(tree.images)]
+    files: list[Path] = []
+    labels: list[str | None] = []
+    if classes:
+        notes += _passed_over(name, loose, trees, classes)
+        for folder, tree in sorted(classes.items(), key=lambda item: class_name(item[0].name)):
+            files += sorted(tree.images)
+            labels += [class_name(folder.name)] * len(tree.images)
+    else:
+        files = sorted(loose.images)
+        named = labels_of(files, top, root) if files else None
+        labels += [class_name(cls) for cls in named] if named else [None] * len(files)
+    if not files and not further:
+        raise TutelageError(_nothing(name, top, everything))
+    return Found([*files, *further], [*labels, *[None] * len(further)], tuple(notes))
+
+
+def _passed_over(name: str, loose: Tree, trees: dict[Path, Tree], classes: dict[Path, Tree]) -> list[str]:
+    """Notes on images beside the class folders, and on folders without images."""
+    notes = []
+    if loose.images:
+        beside = sorted(path.name for path in loose.images)
+        if len(classes) < 2 or len(loose.images) >= sum(len(tree.images) for tree in classes.values()):
+            raise TutelageError(
+                f"{name}: {beside[0]} lies beside the class folders; move it into one of them or, if its class is not "
+                "known, into a folder _unlabelled beside them, or remove it"
+            )
+        notes.append(
+            f"{name}: {counted(len(beside), 'image')} beside the class folders passed over: {listed(beside)}"
+        )
+    if empty := [folder.name for folder in trees if folder not in classes]:
+        notes.append(f"{name}: folders without images are no classes: {listed(empty)}")
+    return notes
+
+
+def _nothing(name: str, top: Path, tree: Tree) -> str:
+    """Why there are no images, by what is there instead."""
+    line = f"{name}: no images found; looked for {' '.join(sorted(SUFFIXES))}"
+    if (top / PICKLED).is_file() or {"train", "test", "meta"} <= {
+        p.name for p in top.iterdir() if p.is_file()
+    }:
+        return f"{line}; this is CIFAR's python version: save its images as files, or write hf:cifar10"
+    there: Counter[str] = tree.unread + tree.others
+    if not there:
+        return line
+    kinds = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in there.most_common(4))
+    suffix = there.most_common(1)[0][0]
+    hint = remedy(suffix) if suffix in tree.unread else HINTS.get(suffix)
+    return f"{line}; there are {kinds}" + (f" ({suffix}: {hint})" if hint else "")
 
 
 def _existing(where: str) -> Path:
@@ -101,42 +225,55 @@ def _existing(where: str) -> Path:
     return root
 
 
-def _parts(root: Path) -> dict[str, Path]:
+def _unwrapped(root: Path) -> Path:
+    """The folder of classes or parts in a folder that holds nothing else, as an unpacked zip has it; or the folder."""
+    if read_layout(root) or _parts(root) or walk(root, deep=False).images:
+        return root
+    holders = _two_with_images(root)
+    if len(holders) != 1:
+        return root
+    inner = _unwrapped(holders[0])
+    if read_layout(inner) or _parts(inner):
+        return inner
+    return inner if len(_two_with_images(inner)) == 2 and not walk(inner, deep=False).images else root
+
+
+def _two_with_images(root: Path) -> list[Path]:
+    """The folders in a folder that hold images; no more than two of them are looked for."""
+    return list(itertools.islice(filter(holds_images, folders(root)), 2))
+
+
+def _parts(root: Path) -> dict[str, list[Path]]:
     """Folders of the parts by their common names. A class that happens to be called 'train' is not a part."""
-    folders = [folder for folder in _folders(root) if folder.name not in UNLABELLED]
-    found = {canonical_part(f.name): f for f in folders if canonical_part(f.name) in {"train", "val", "test"}}
+    own = [folder for folder in folders(root) if folder.name not in UNLABELLED]
+    found: dict[str, list[Path]] = {}
+    for folder in own:
+        if canonical_part(folder.name) in PARTS:
+            found.setdefault(canonical_part(folder.name), []).append(folder)
     paired = "train" in found and len(found) > 1
-    return dict(sorted(found.items())) if found and (paired or len(found) == len(folders)) else {}
+    return found if found and (paired or sum(map(len, found.values())) == len(own)) else {}
 
 
 def _unlabelled(root: Path) -> list[Path]:
-    return [folder for folder in _folders(root) if folder.name in UNLABELLED]
+    return [folder for folder in folders(root) if folder.name in UNLABELLED]
 
 
-def _folders(root: Path) -> list[Path]:
-    try:
-        with os.scandir(root) as entries:
-            return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError as error:
-        raise TutelageError(f"folder:{root}: cannot be read ({error.strerror})") from None
+def _part(where: str, name: str, top: Path, part: str) -> Path:
+    """The folder of a part.
 
-
-def _images(root: Path, deep: bool = True, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Image files below a folder. Links are followed, but not back to a folder above."""
-    here = root.resolve()
-    if here in seen:
-        return
-    try:
-        entries = list(os.scandir(root))
-    except OSError as error:
-        raise TutelageError(f"folder:{root}: cannot be read ({error.strerror})") from None
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield Path(entry.path)
-        elif deep and entry.is_dir():
-            yield from _images(Path(entry.path), True, seen | {here})
+    Raises:
+        TutelageError: there is none, or there are two.
+    """
+    found = _parts(top).get(canonical_part(part), [])
+    if not found:
+        raise TutelageError(f"{name}: there is no such folder below {where}")
+    if len(found) > 1:
+        names = " and ".join(folder.name for folder in found)
+        raise TutelageError(
+            f"{name}: the folders {names} are both its part {canonical_part(part)}; remove or rename one of them, "
+            f"or name the one to use, such as data.{canonical_part(part)}=folder:{found[0]}"
+        )
+    return found[0]
 
 
 def _stat(path: Path, field: str) -> int:

@@ -37,7 +37,12 @@ class Rows(ImageSet):
         content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
         if content is None:
             raise UnreadableImage(self.ids[index], "the row holds no image")
-        return decode(content, self.ids[index])
+        return decode(content, self.ids[index], self.max_pixels)
+
+    def content(self, index: int, count: int = -1) -> bytes | None:
+        """The first bytes of one encoded image, where the table holds it."""
+        content = (self._rows[int(index)][self._column] or {}).get("bytes")
+        return None if content is None else bytes(content[: None if count < 0 else count])
 
     def sizes(self) -> np.ndarray | None:
         """Size of each encoded image in bytes, read from the offsets of the table."""
@@ -50,16 +55,33 @@ class Rows(ImageSet):
 def parts(where: str) -> tuple[str, ...]:
     """The splits by their common names (``val`` for ``validation``); none where there is only one split."""
     splits = _splits(where)
-    return tuple(canonical_part(split) for split in splits) if len(splits) > 1 else ()
+    return tuple(dict.fromkeys(map(canonical_part, splits))) if len(splits) > 1 else ()
 
 
 def load(where: str, part: str | None) -> Rows:
     """One split; `part` may also be a slice in `datasets`' own syntax, such as ``train[:5000]``."""
     splits = _splits(where)
     split = part or splits[0]
-    split = next((own for own in splits if canonical_part(own) == canonical_part(split)), split)
+    if split not in splits:
+        split = _only(where, split, [own for own in splits if canonical_part(own) == canonical_part(split)])
+    elif canonical_part(split) == split:  # may be the common name of another split too
+        _only(where, split, [own for own in splits if canonical_part(own) == split])
     dataset = _opened(where, split)
     return Rows(f"hf:{where}#{part}" if part else f"hf:{where}", _resolved(where), split, dataset)
+
+
+def _only(where: str, part: str, own: list[str]) -> str:
+    """The split of a part; the part itself where it is none of the splits, such as ``train[:5000]``.
+
+    Raises:
+        TutelageError: there are two.
+    """
+    if len(own) > 1:
+        raise TutelageError(
+            f"hf:{where}#{part}: the splits {' and '.join(own)} are both its part {canonical_part(part)}; name the one "
+            f"to use by a slice, such as hf:{where}#{own[0]}[:100%]"
+        )
+    return own[0] if own else part
 
 
 @functools.lru_cache(maxsize=8)

@@ -125,6 +125,8 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     student = _with_input(student, recipe.student)
     for teacher in teachers:
         Looks(resolutions=recipe.targets.resolutions).check(teacher)
+    for note in splits.notes:
+        context.progress.say(note)
     for line in _data_lines(splits, recipe):
         context.progress.say(line)
     for name, model in [*(("teacher", t) for t in teachers), ("student", student)]:

@@ -1,0 +1,96 @@
+"""Names of images and classes: stored in little memory, valid text in one Unicode form, no paths."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+import numpy as np
+
+from tutelage.core.errors import TutelageError
+
+UNDECODED = re.compile("[\udc80-\udcff]")  # bytes of a file name that are no UTF-8, as Python keeps them
+
+
+class Names(Sequence[str]):
+    """Many strings in one block of bytes. It takes little memory, and a forked worker copies none of it."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self._text = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
+
+    def update(self, digest: hashlib._Hash) -> None:
+        """Feed all names to a hash."""
+        digest.update(self._ends.tobytes())
+        digest.update(self._text)
+
+
+def class_name(name: str) -> str:
+    """The name of a class as text that can be written anywhere.
+
+    Bytes that are no UTF-8 are read as Latin-1, which old zip files use. The name is composed (Unicode's form NFC), so
+    that a folder copied from macOS, which decomposes names, has the same classes.
+    """
+    text = UNDECODED.sub(lambda found: chr(ord(found[0]) - 0xDC00), name)
+    return unicodedata.normalize("NFC", text)
+
+
+def image_id(path: str) -> str:
+    """The id of an image stored under a path: bytes that are no UTF-8 are written ``%E9``, so that ids differ."""
+    return UNDECODED.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", path)
+
+
+def checked_class(source: str, name: str) -> str:
+    """Return a class name as `class_name` writes it, or refuse it where it could be used as a path out of a folder.
+
+    Raises:
+        TutelageError: it is empty, is a path, or has control characters.
+    """
+    steps = re.split(r"[/\\]", name)
+    if not name.strip() or {".", ".."} & set(steps) or name.startswith(("/", "\\")) or not _printable(name):
+        raise TutelageError(f"{source}: class name {name!r} is refused: it is empty, a path or unprintable")
+    return class_name(name)
+
+
+def unique_classes(
+    source: str, names: Sequence[str], labels: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Checked class names, with labels into them. Names that differ in their Unicode form only are one class.
+
+    Args:
+        source: named in errors.
+        names: in label order.
+        labels: integers, index into `names`; -1: not labelled.
+
+    Raises:
+        TutelageError: a name is refused by `checked_class`.
+    """
+    checked = [checked_class(source, name) for name in names]
+    classes = tuple(dict.fromkeys(checked))
+    if len(classes) == len(checked):
+        return classes, labels.astype(np.int64)
+    place = {name: index for index, name in enumerate(classes)}
+    return classes, np.array([*(place[name] for name in checked), -1], np.int64)[labels]
+
+
+def _printable(name: str) -> bool:
+    return all(ord(character) >= 32 and ord(character) != 127 for character in name)
