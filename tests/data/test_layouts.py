@@ -227,6 +227,10 @@ def test_a_published_layout_is_read(tmp_path: Path, build: Callable[[Path], Part
         assert images.image(0).size == (8, 8)
     splits = make_splits(DataRecipe(train=spec, val_fraction=0.3))
     assert len(splits.classes) == 2
+    bare = [part for part, counts in expected.items() if not counts]
+    assert [note for note in splits.notes if "have no labels and are not used" in note] == [
+        f"{spec}#{part}: its images have no labels and are not used" for part in bare
+    ]
     if expected.get("test"):
         assert len(splits.test) == sum(expected["test"].values())
 

@@ -16,7 +16,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import DataRecipe
 from tutelage.data.classes import map_classes
 from tutelage.data.decode import SUFFIXES, UnreadableImage, decode
-from tutelage.data.sources.base import open_source, parts_of
+from tutelage.data.sources.base import open_for_evaluation, open_source, parts_of
 from tutelage.data.splits import make_splits
 
 Build = Callable[[Path], None]
@@ -290,3 +290,10 @@ def test_one_picture_a_class(tmp_path: Path) -> None:
     put(tmp_path / "test", *(f"{cls}/2.png" for cls in "abc"))
     with pytest.raises(TutelageError, match=r"data.val: no image of .* is left for it"):
         make_splits(DataRecipe(train=f"{tmp_path}/train", test=f"{tmp_path}/test"))
+
+
+def test_what_an_evaluation_does_not_use_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pets(tmp_path)
+    loose(tmp_path)
+    open_for_evaluation(str(tmp_path))
+    assert "logo.gif" in caplog.text

@@ -109,7 +109,13 @@ def _open_roles(recipe: DataRecipe) -> dict[str, ImageSet]:
         if given.get(part, "") is None
     }
     labelled = {part: images for part, images in own.items() if images.labels is not None}
-    own = labelled or ({} if train.labels is not None else own)
+    used = labelled or ({} if train.labels is not None else own)
+    train.notes += tuple(
+        f"{images.name}: its images have no labels and are not used"
+        for part, images in own.items()
+        if part not in used
+    )
+    own = used
     test = _open(recipe.test, "test", "val") if recipe.test else own.get("test")
     if test is None and recipe.val is None:
         test = own.get("val")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from tutelage.core.plugins import load_plugin, nearest, plugin_names
 from tutelage.data.decode import SUFFIXES
 from tutelage.data.sources.names import Names, unique_classes
 
+log = logging.getLogger(__name__)
 GROUP = "tutelage.sources"  # of the entry points
 KINDS = {
     "folder": "tutelage.data.sources.folder",
@@ -169,13 +171,20 @@ def open_source(spec: str, part: str | None = None) -> ImageSet:
 
 
 def open_for_evaluation(spec: str) -> ImageSet:
-    """Open what a model is evaluated on: the part that the source names, else its test, else its val, else all."""
+    """Open what a model is evaluated on: the part that the source names, else its test, else its val, else all.
+
+    Notes on what is not used are logged.
+    """
     for part in ("test", "val"):
         if part in parts_of(spec):
             images = open_source(spec, part)
             if images.labels is not None:
-                return images
-    return open_source(spec)
+                break
+    else:
+        images = open_source(spec)
+    for note in images.notes:
+        log.warning("%s", note)
+    return images
 
 
 def parts_of(spec: str) -> tuple[str, ...]:
