@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from torch import Tensor
 
-from tutelage.evaluation.quality import Quality, over_classes, quality
+from tutelage.evaluation.quality import Quality, is_unbalanced, macro_recall, over_classes, quality
 
 
 def by_hand(logits: np.ndarray, labels: np.ndarray) -> Quality:
@@ -87,3 +87,33 @@ def test_half_precision_logits_are_weighed_in_float32() -> None:
 def test_over_some_classes() -> None:
     logits = torch.tensor([[1.0, 9.0, 2.0, 3.0]])
     assert over_classes(logits, torch.tensor([3, 0])).tolist() == [[3.0, 1.0]]
+
+
+def test_macro_recall_counts_each_class_alike() -> None:
+    labels = torch.tensor([0] * 8 + [1] * 2 + [-1])
+    logits = torch.zeros(11, 4)
+    logits[:, 0] = 1  # always the large class
+    assert quality(logits, labels).top1 == 80.0
+    assert macro_recall(logits, labels) == 50.0
+    logits[8, 1] = 2
+    assert macro_recall(logits, labels) == 75.0
+    with pytest.raises(ValueError, match="no labelled image"):
+        macro_recall(logits, torch.full((11,), -1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(answers())
+def test_macro_recall_is_the_mean_of_the_recalls(case: tuple[Tensor, Tensor]) -> None:
+    logits, labels = case
+    here = labels.unique()
+    each = [(logits[labels == c].argmax(1) == c).double().mean() for c in here]
+    assert macro_recall(logits, labels) == pytest.approx(100 * torch.stack(each).mean().item())
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [([4, 4], False), ([4, 8], False), ([4, 9], True), ([9], False), ([5, 0, 5], False), ([], False)],
+)
+def test_unbalanced_is_more_than_twice_as_many(counts: list[int], expected: bool) -> None:
+    labels = torch.tensor([-1, *(c for c, n in enumerate(counts) for _ in range(n))])
+    assert is_unbalanced(labels) is expected

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl, write_json, write_text
@@ -19,6 +20,8 @@ from tutelage.report import plots, tables
 from tutelage.report.class_names import class_names
 from tutelage.report.page import embed
 from tutelage.report.predictions import (
+    ClassChange,
+    Reliability,
     agreement,
     class_changes,
     confusion_matrix,
@@ -72,6 +75,25 @@ def test_class_changes_are_sorted_and_right(small: RunPredictions) -> None:
         ("y", 2, 50.0, 100.0, 50.0),
         ("z", 1, 100.0, 0.0, -100.0),
     ]
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (3, 5), (6, 6), (50, 60), (0, 200)])
+def test_the_interval_of_a_class_is_wilsons(right: int, n: int) -> None:
+    found = ClassChange("x", n, 0.0, 100 * right / n).interval
+    expected = binomtest(right, n).proportion_ci(method="wilson")
+    assert found == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-3)
+
+
+@pytest.mark.parametrize(("n", "told"), [(1, True), (5, True), (6, False), (60, False)])
+def test_a_class_of_few_images_is_too_few_to_tell(n: int, told: bool) -> None:
+    assert bool(binomtest(n, n).pvalue >= 0.05) is told  # McNemar's exact test if all images change
+    (line,) = tables.class_changes([ClassChange("x", n, 0.0, 100.0)], {"x": "x"}, "start").rows
+    assert (line[-1].note == "too few to tell") is told
+
+
+def test_a_diagram_without_a_filled_bin_can_be_drawn() -> None:
+    nothing = np.array([])
+    assert len(plots.reliability([Reliability("teacher", nothing, nothing, nothing.astype(int))]).data) == 2
 
 
 def test_the_greatest_changes_are_those_of_the_verdict(finished: Run, small: RunPredictions) -> None:

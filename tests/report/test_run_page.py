@@ -216,7 +216,9 @@ def test_a_killed_run_says_how_far_it_got(tmp_path: Path, visit: Visits, stage: 
 
 def test_damaged_files_are_named(tmp_path: Path, visit: Visits) -> None:
     run = make_run(
-        tmp_path, "damaged", overrides={"data": {"train": "digits", "limit": 200}, "train": {"epochs": 2, "lr": 1e-2}}
+        tmp_path,
+        "damaged",
+        overrides={"data": {"train": "digits", "limit": 200}, "train": {"epochs": 2, "lr": 1e-2}},
     )
     run.candidates.write_text("{")
     run.predictions.write_bytes(run.predictions.read_bytes()[:500])
@@ -232,7 +234,10 @@ def test_damaged_files_are_named(tmp_path: Path, visit: Visits) -> None:
 
 def test_images_that_are_gone_are_missed_not_fatal(tmp_path: Path, visit: Visits) -> None:
     folder = make_folder(tmp_path / "photos", ["one", "two", "three"], ["scan"])
-    overrides = {"data": {"train": f"folder:{folder}", "test_fraction": 0.4}, "train": {"epochs": 2, "lr": 1e-2}}
+    overrides = {
+        "data": {"train": f"folder:{folder}", "test_fraction": 0.4},
+        "train": {"epochs": 2, "lr": 1e-2},
+    }
     run = make_run(tmp_path, "moved", overrides=overrides)
     folder.rename(tmp_path / "elsewhere")
     write_report(run)
@@ -274,7 +279,10 @@ def test_hostile_names_are_text_and_run_nothing(tmp_path: Path, visit: Visits) -
 
 def test_names_that_are_no_unicode_do_not_stop_the_page(tmp_path: Path, visit: Visits) -> None:
     folder = make_folder(tmp_path / "photos", ["caf\udce9", "plain"], ["scan"])
-    overrides = {"data": {"train": f"folder:{folder}", "test_fraction": 0.4}, "train": {"epochs": 2, "lr": 1e-2}}
+    overrides = {
+        "data": {"train": f"folder:{folder}", "test_fraction": 0.4},
+        "train": {"epochs": 2, "lr": 1e-2},
+    }
     run = make_run(tmp_path, "latin", overrides=overrides)
     write_report(run)
     page = visit(run.report.as_uri())

@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from tutelage.evaluation.fidelity import FIDELITY
 
 BINS = 15
+UNEQUAL = 2  # times the images of the smallest class; beyond it, accuracy says little about small classes
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,38 @@ def quality(logits: Tensor, labels: Tensor) -> Quality:
         ece=100 * ece.item(),
         n=len(labels),
     )
+
+
+def is_unbalanced(labels: Tensor) -> bool:
+    """Whether the largest class has more than twice the images of the smallest one.
+
+    Args:
+        labels: (N,) int64; -1: not labelled, left out. Classes without images do not count.
+    """
+    counts = torch.bincount(labels[labels >= 0])
+    counts = counts[counts > 0]
+    return bool(len(counts)) and int(counts.max()) > UNEQUAL * int(counts.min())
+
+
+def macro_recall(logits: Tensor, labels: Tensor) -> float:
+    """The mean over classes of the share of a class's images that are classified correctly, in percent.
+
+    It is also called balanced accuracy. Each class counts alike, however many images it has.
+
+    Args:
+        logits: (N, C), any float type.
+        labels: (N,) int64 classes of the head; -1: not labelled, left out. Classes without images do not count.
+
+    Raises:
+        ValueError: no image has a label.
+    """
+    labelled = labels >= 0
+    if not labelled.any():
+        raise ValueError("no labelled image to measure recall on")
+    logits, labels = logits[labelled].float(), labels[labelled]
+    images = torch.bincount(labels, minlength=logits.shape[1]).double()
+    right = torch.bincount(labels[logits.argmax(1) == labels], minlength=logits.shape[1]).double()
+    return 100 * (right[images > 0] / images[images > 0]).mean().item()
 
 
 def _percent(share: Tensor, n: int) -> float:

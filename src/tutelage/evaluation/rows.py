@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tutelage.evaluation.fidelity import Fidelity
 from tutelage.evaluation.latency import Call, alternating_latency
-from tutelage.evaluation.quality import over_classes, quality
+from tutelage.evaluation.quality import is_unbalanced, macro_recall, over_classes, quality
 from tutelage.evaluation.size import gmacs, params_m, size_mb
 from tutelage.evaluation.table import Row
 
@@ -73,6 +73,8 @@ def timed(
 def graded(row: Row, logits: Tensor, labels: Tensor, head_index: Tensor) -> Row:
     """Add accuracy and calibration over all classes of the head, and accuracy over those of the data.
 
+    Where the classes have unequal numbers of images, the mean recall of all classes is added too.
+
     Args:
         row: of the model.
         logits: (N, C).
@@ -85,6 +87,8 @@ def graded(row: Row, logits: Tensor, labels: Tensor, head_index: Tensor) -> Row:
     if len(head_index) < logits.shape[1]:
         over_data = quality(over_classes(logits, head_index), labels)
         figures |= {"top1_data": over_data.top1, "top5_data": over_data.top5}
+    if is_unbalanced(labels):
+        figures["recall"] = macro_recall(logits, head_labels)
     return replace(row, n=over_head.n, **figures)
 
 

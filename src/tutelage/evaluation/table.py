@@ -44,6 +44,7 @@ class Row:
         ece: percent, over all of the head's classes.
         top1_data: percent, over the data set's classes only; None, without a why, where these are the head's.
         top5_data: percent, over the data set's classes only.
+        recall: percent, mean over classes; None, without a why, where all have about as many images.
         agreement: percent of the images on which it and the teacher give the same class; where there are no labels.
         fidelity: mean KL from the teacher's probabilities to its own, in nats; where there are no labels.
         n: number of images that quality was measured on: the labelled ones, or all where there are no labels.
@@ -72,6 +73,7 @@ class Row:
     ece: float | None = None
     top1_data: float | None = None
     top5_data: float | None = None
+    recall: float | None = None
     agreement: float | None = None
     fidelity: float | None = None
     n: int | None = None
@@ -117,6 +119,7 @@ FIGURES = (
     Figure("top5", "top-5, %", 2, "difference"),
     Figure("top1_data", "top-1, data only, %", 2, "difference"),
     Figure("top5_data", "top-5, data only, %", 2, "difference"),
+    Figure("recall", "mean recall of classes, %", 2, "difference"),
     Figure("nll", "NLL", 3, "difference"),
     Figure("ece", "ECE, %", 2, "difference"),
     Figure("agreement", "agreement with the teacher, %", 2, "difference"),

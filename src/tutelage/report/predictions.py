@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from tutelage.core.records import RunPredictions
 
 BINS = 15  # of the reliability diagram, as in the expected calibration error
 LEAST = 5  # images in a bin that is drawn
+Z = 1.959964  # standard deviations of a normal distribution that hold 95%
+TELLING = 6  # images of a class; with fewer, McNemar's exact test is above 0.05 even if all of them change
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,20 @@ class ClassChange:
     def change(self) -> float:
         """The difference in points."""
         return self.after - self.before
+
+    @property
+    def telling(self) -> bool:
+        """Whether the class has enough images for a change to be significant."""
+        return self.n >= TELLING
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the top-1 under the second model in percent (Wilson 1927)."""
+        share = self.after / 100
+        centre = share + Z**2 / (2 * self.n)
+        half = Z * math.sqrt(share * (1 - share) / self.n + (Z / (2 * self.n)) ** 2)
+        scale = 100 / (1 + Z**2 / self.n)
+        return max(0.0, scale * (centre - half)), min(100.0, scale * (centre + half))
 
 
 @dataclass(frozen=True)

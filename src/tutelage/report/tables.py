@@ -150,20 +150,27 @@ def resolutions(entries: Sequence[Mapping[str, Any]]) -> Sheet:
 
 
 def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], baseline: str) -> Sheet:
-    """List the top-1 of each class, of the baseline and of the distilled student."""
+    """List the top-1 of each class, of the baseline and of the distilled student, with its 95% interval."""
     lines = [
         [
             _class(c.name, names),
             number(c.n, 0),
             number(c.before, 1),
             number(c.after, 1),
-            Cell(signed(c.change, 1), c.change),
+            Cell("{:.0f} to {:.0f}".format(*c.interval)),
+            Cell(signed(c.change, 1), c.change, "" if c.telling else "too few to tell"),
         ]
         for c in changes
     ]
-    return Sheet(
-        ["Class", "Images", f"{NAMES[baseline]}, %", "Distilled student, %", "Change, points"], lines
-    )
+    heads = [
+        "Class",
+        "Images",
+        f"{NAMES[baseline]}, %",
+        "Distilled student, %",
+        "95% interval",
+        "Change, points",
+    ]
+    return Sheet(heads, lines)
 
 
 def confusions(pairs: Sequence[Confusion], names: Mapping[str, str], baseline: str) -> Sheet:

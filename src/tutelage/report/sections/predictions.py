@@ -6,6 +6,7 @@ from tutelage.report import plots, tables
 from tutelage.report.class_names import class_names
 from tutelage.report.page import UNLABELLED, Section, embed, missing, render_section
 from tutelage.report.predictions import (
+    TELLING,
     agreement,
     class_changes,
     confusion_matrix,
@@ -68,6 +69,9 @@ def classes_section(records: RunRecords) -> Section:
         "classes.html.j2",
         baseline=baseline,
         change=embed(plots.class_changes(changes, names)) if moved else None,
+        few=[c.name for c in changes if not c.telling],
+        least=TELLING,
+        classes=len(changes),
         sizes=str(smallest) if smallest == largest else f"{smallest} to {largest}",
         point=" to ".join(dict.fromkeys(f"{100 / n:.3g}" for n in (largest, smallest))),
         change_sheet=tables.class_changes(changes, names, baseline),
