@@ -108,7 +108,6 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         Loading(recipe.data.workers, BadImages(recipe.data.max_bad_images)),
         memo,
     )
-    _record_splits(splits, context)
     loaded = [_with_classes(model, recipe.teacher, splits.val, context) for model in loaded]
     student = _with_classes(student, recipe.student, splits.val, context)
     torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
@@ -125,6 +124,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     student = _with_input(student, recipe.student)
     for teacher in teachers:
         Looks(resolutions=recipe.targets.resolutions).check(teacher)
+    _record_splits(splits, context)
     for note in splits.notes:
         context.progress.say(note)
     for line in _data_lines(splits, recipe):
