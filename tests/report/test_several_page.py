@@ -136,7 +136,10 @@ def test_seeds_are_told_with_their_pooled_interval(tmp_path: Path, visit: Visits
     root = tmp_path / "thrice"
     runs = []
     for seed in range(3):
-        overrides = {"data": {"train": "digits", "limit": 200}, "train": {"epochs": 2, "seed": seed}}
+        overrides = {
+            "data": {"train": "digits", "limit": 200},
+            "train": {"epochs": 2, "lr": 1e-2, "seed": seed},
+        }
         runs.append(make_run(root, f"seed-{seed}", overrides=overrides))
     together = Run(root)
     together.recipe.write_text(runs[0].recipe.read_text())
