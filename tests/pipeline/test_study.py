@@ -429,7 +429,7 @@ def test_an_existing_study_of_another_base_is_refused(
 ) -> None:
     path = str(small(tmp_path))
     worker(Path(path), tmp_path)
-    assert "begun with base.train.epochs=10, not 3" in refused(
+    assert "begun with base.train.epochs='auto', not 3" in refused(
         [path, "train.epochs=3", "--studies", str(tmp_path)], capsys
     )
     changed = small(tmp_path, variants=[{"name": "one", "train.lr": 1.0}])
