@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tutelage.api import Result, Verdict, compare, distill
+    from tutelage.api import Advice, Result, Verdict, advise, compare, distill
     from tutelage.core.errors import TutelageError
     from tutelage.data.input_spec import InputSpec
     from tutelage.deploy.predictor import Predictor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tutelage.models.source import Model
 
 __all__ = [
+    "Advice",
     "Distiller",
     "InputSpec",
     "Model",
@@ -27,11 +28,13 @@ __all__ = [
     "TutelageError",
     "Verdict",
     "__version__",
+    "advise",
     "compare",
     "distill",
 ]
 
 _PLACES = {
+    "Advice": "api",
     "Distiller": "distillation.distiller",
     "InputSpec": "data.input_spec",
     "Model": "models.source",
@@ -40,6 +43,7 @@ _PLACES = {
     "Teacher": "distillation.teacher",
     "TutelageError": "core.errors",
     "Verdict": "api",
+    "advise": "api",
     "compare": "api",
     "distill": "api",
 }

@@ -22,6 +22,8 @@ from tutelage.evaluation.table import Row, Table
 from tutelage.evaluation.verdict import Outcome, outcome_of
 from tutelage.models.registry import OBJECT, architecture, given, load_model
 from tutelage.models.source import Model
+from tutelage.pipeline.advise import Advice
+from tutelage.pipeline.advise import advise as advise_run
 from tutelage.pipeline.console import open_progress
 from tutelage.pipeline.run import begin
 from tutelage.pipeline.run import distill as run_stages
@@ -133,6 +135,47 @@ def distill(
         else:
             run_stages(parsed, run, reporter)
         return _result(run, summary)
+
+
+def advise(
+    data: str | Path,
+    teacher: AnyModel | None = None,
+    students: Sequence[AnyModel] = (),
+    *,
+    teacher_resolution: int | None = None,
+    student_resolutions: Sequence[int] = (),
+    max_latency_ms: float | None = None,
+    max_size_mb: float | None = None,
+    images: int = 2000,
+    device: str | None = None,
+) -> Advice:
+    """Tell whether distilling is right for some images, and which student fits; what `tutelage advise` does.
+
+    Args:
+        data: a folder of labelled images, or KIND:WHERE. The images that a run would keep for test are not used.
+        teacher: NAME@WEIGHTS, `Model` or ``nn.Module``; None: the recipe's default.
+        students: likewise; () takes smaller models whose pretrained weights are on this machine.
+        teacher_resolution: in pixels; None: the teacher's own.
+        student_resolutions: in pixels, of every student; () takes its own and two smaller ones.
+        max_latency_ms: of one image, median, on this machine; None: no limit.
+        max_size_mb: of parameters and buffers in MiB (2^20 bytes); None: no limit.
+        images: at most so many to fit linear probes to, and half as many held out to judge them.
+        device: ``cpu``, ``cuda`` or ``mps``; None: the best there is.
+
+    Raises:
+        TutelageError: data or a model is missing or cannot be used.
+    """
+    return advise_run(
+        str(data),
+        None if teacher is None else _model(teacher),
+        [_model(student) for student in students],
+        teacher_resolution=teacher_resolution,
+        student_resolutions=student_resolutions,
+        max_latency_ms=max_latency_ms,
+        max_size_mb=max_size_mb,
+        images=images,
+        device=device,
+    )
 
 
 def compare(

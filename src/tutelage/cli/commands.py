@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tutelage.cli import look
+from tutelage.cli.advise import advise
 from tutelage.cli.options import ProgressOption, Runs, option
 from tutelage.core.errors import TutelageError, WeakTeacher
 
@@ -60,6 +61,9 @@ def quickstart(
     recipe = quickstart_recipe().model_copy(update={"name": name})
     done = Run(runs / name)
     _distill(recipe, done if done.versions.exists() else begin(recipe, runs, "tutelage quickstart"), progress)
+
+
+app.command(rich_help_panel=START, no_args_is_help=True)(advise)
 
 
 @app.command(rich_help_panel=START, no_args_is_help=True)

@@ -187,8 +187,8 @@ def _key(subset: Subset, side: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _fits(subset: Subset, side: int, directory: Path, limit_mb: float, say: Callable[[str], None]) -> bool:
-    """Report the size, estimated from a sample, and compare it with the limit and the free space."""
+def estimated_mb(subset: Subset, side: int) -> float:
+    """Estimate the size of a decoded copy in MB (10^6 bytes) from a sample of the images; see `cached`."""
     sizes = []
     for position in np.unique(np.linspace(0, len(subset) - 1, SAMPLE).astype(int)).tolist():
         try:
@@ -196,7 +196,12 @@ def _fits(subset: Subset, side: int, directory: Path, limit_mb: float, say: Call
         except UnreadableImage:
             continue
         sizes.append(width * height * 3)
-    megabytes = sum(sizes) / max(1, len(sizes)) * len(subset) / 1e6
+    return sum(sizes) / max(1, len(sizes)) * len(subset) / 1e6
+
+
+def _fits(subset: Subset, side: int, directory: Path, limit_mb: float, say: Callable[[str], None]) -> bool:
+    """Report the estimated size, and compare it with the limit and the free space."""
+    megabytes = estimated_mb(subset, side)
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free / 1e6
     if megabytes > min(limit_mb, free):

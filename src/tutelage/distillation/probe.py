@@ -33,6 +33,25 @@ STEPS = 200  # of L-BFGS, at most
 
 
 @dataclass(frozen=True)
+class Head:
+    """A linear layer that was fitted to features.
+
+    Attributes:
+        weight: (C, D) float32.
+        bias: (C,) float32.
+        strength: scikit-learn's C.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the logits (N, C) of features (N, D)."""
+        return features @ self.weight.T + self.bias
+
+
+@dataclass(frozen=True)
 class Probe:
     """A head that was fitted to features.
 
@@ -106,22 +125,34 @@ def fit_probe(
     return runtime.on_main(lambda: _best(ours, labels, theirs, truth, model.num_classes))
 
 
-def _best(features: Tensor, labels: Tensor, val: Tensor, truth: Tensor, classes: int) -> Probe:
-    best: Probe | None = None
+def fit_heads(features: Tensor, labels: Tensor, classes: int) -> list[Head]:
+    """Fit a head to features with each of `STRENGTHS`.
+
+    Args:
+        features: (N, D) float32, not standardised.
+        labels: (N,) int64 classes; two or more different ones.
+        classes: outputs of the head; one without an image is never predicted.
+    """
     mean, std = features.mean(0), features.std(0)
     # A feature that hardly varies is not blown up to the size of the others: its weight would be so large that the
     # first steps of a fit, which move the features, send the loss far above that of a guess.
     std = std.clamp_min(std.square().mean().sqrt().clamp_min(1e-6))
-    for strength, (coefficients, intercept) in zip(
-        STRENGTHS, _regressions((features - mean) / std, labels, classes, STRENGTHS), strict=True
-    ):
+    heads = []
+    found = _regressions((features - mean) / std, labels, classes, STRENGTHS)
+    for strength, (coefficients, intercept) in zip(STRENGTHS, found, strict=True):
         weight = coefficients / std  # the standardisation becomes part of the head
-        bias = intercept - weight @ mean
-        logits = val @ weight.T + bias
+        heads.append(Head(weight, intercept - weight @ mean, strength))
+    return heads
+
+
+def _best(features: Tensor, labels: Tensor, val: Tensor, truth: Tensor, classes: int) -> Probe:
+    best: Probe | None = None
+    for head in fit_heads(features, labels, classes):
+        logits = head.logits(val)
         nll = cross_entropy(logits, truth).item()
         top1 = 100 * (logits.argmax(1) == truth).float().mean().item()
         if best is None or nll < best.nll:
-            best = Probe(weight, bias, strength, top1, nll)
+            best = Probe(head.weight, head.bias, head.strength, top1, nll)
     assert best is not None
     return best
 
@@ -157,14 +188,14 @@ def _features(
     model: Model, subset: Subset, head_index: np.ndarray, runtime: Runtime, loading: Loading
 ) -> tuple[Tensor, Tensor]:
     """Compute the input of the head (N, D) for each labelled image; also return the labels (N,) as its classes."""
-    network = _BelowHead(model).to(runtime.device)
+    network = BelowHead(model).to(runtime.device)
     found = predict_logits(network, model.input_spec, subset, runtime, loading)
     labels = torch.from_numpy(subset.labels)[found.index]
     labelled = labels >= 0
     return found.logits[labelled], torch.from_numpy(head_index)[labels[labelled]]
 
 
-class _BelowHead(nn.Module):
+class BelowHead(nn.Module):
     """A network that returns the input of its head (B, D) in place of the logits."""
 
     def __init__(self, model: Model) -> None:
@@ -174,6 +205,7 @@ class _BelowHead(nn.Module):
         self.train(model.module.training)  # the network's mode is put back after a prediction
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the features (B, D) of normalised images (B, 3, H, W)."""
         seen: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -32,8 +32,6 @@ class Predictions:
     index: Tensor
 
 
-@torch.no_grad()
-@dead_workers_named()
 def predict_logits(
     module: nn.Module,
     spec: InputSpec,
@@ -53,25 +51,58 @@ def predict_logits(
     Raises:
         TutelageError: no image can be decoded, or more than allowed cannot.
     """
-    training = module.training
-    module.eval()
-    logits: list[Tensor] = []
+    (found,) = predict_together([(module, spec)], subset, runtime, loading)
+    return found
+
+
+@torch.no_grad()
+@dead_workers_named()
+def predict_together(
+    networks: Sequence[tuple[nn.Module, InputSpec]],
+    subset: Subset,
+    runtime: Runtime,
+    loading: Loading | None = None,
+    *,
+    batch_size: int = BATCH,
+    on_batch: Callable[[int], object] = lambda images: None,
+) -> list[Predictions]:
+    """Compute what several networks give for a subset's images, each of which is decoded once for all of them.
+
+    Args:
+        networks: each with its input; otherwise as in `predict_logits`.
+        subset: the images.
+        runtime: device and processes.
+        loading: as in `predict_logits`.
+        batch_size: images.
+        on_batch: called with the number of images of each batch that is done.
+
+    Raises:
+        TutelageError: as in `predict_logits`.
+    """
+    modes = [module.training for module, _ in networks]
+    specs = list(dict.fromkeys(spec for _, spec in networks))  # models with one input share one rendering
+    logits: list[list[Tensor]] = [[] for _ in networks]
     index: list[Tensor] = []
     loading = loading or Loading()
+    for module, _ in networks:
+        module.eval()
     for batch in eval_loader(
         subset,
-        [spec],
-        BATCH,
+        specs,
+        batch_size,
         loading.workers,
         rank=runtime.rank,
         world_size=runtime.world_size,
         bad=loading.bad,
     ):
-        images = normalise(batch["images"][0], spec, runtime.device)
-        logits.append(module(images).float())
+        for found, (module, spec) in zip(logits, networks, strict=True):
+            images = normalise(batch["images"][specs.index(spec)], spec, runtime.device)
+            found.append(module(images).float())
         index.append(batch["index"])
-    module.train(training)
-    return _gather(logits, index, runtime)
+        on_batch(len(batch["index"]))
+    for (module, _), training in zip(networks, modes, strict=True):
+        module.train(training)
+    return [_gather(found, index, runtime) for found in logits]
 
 
 def in_common(predictions: Sequence[Predictions]) -> list[Predictions]:

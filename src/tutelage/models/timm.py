@@ -26,7 +26,17 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.models.foreign import conversions, torchvision_head
 from tutelage.models.heads import zero_head
 from tutelage.models.source import Model, damaged, ready, resize, stored_classes, stored_input
-from tutelage.models.weights import Weights, fit, fits, load_from_hub, read_file, read_package
+from tutelage.models.weights import (
+    PACKAGES,
+    Weights,
+    fit,
+    fits,
+    has_package,
+    is_cached,
+    load_from_hub,
+    read_file,
+    read_package,
+)
 from tutelage.models.wrappings import unwrap
 
 CLASS_LIST = ".classes.txt"  # takes the place of a checkpoint's suffix
@@ -108,6 +118,24 @@ def _loaded(
     if num_classes is None or num_classes == model.num_classes:
         return model
     return model.with_head(num_classes, dropout)
+
+
+def at_hand() -> list[str]:
+    """Name the timm models whose pretrained weights are on this machine: in a package or in the hub's cache."""
+    cached = []
+    for name in timm.list_pretrained():
+        repository = _pretrained_cfg(name).hf_hub_id
+        if repository and is_cached(repository):
+            cached.append(name)
+    return [*(name for name in PACKAGES if has_package(name)), *cached]
+
+
+def parameters(name: str) -> int:
+    """Count the parameters of an architecture, without making its tensors."""
+    with torch.device("meta"):
+        return sum(
+            parameter.numel() for parameter in _build(name, num_classes=None, dropout=None).parameters()
+        )
 
 
 def check_name(name: str) -> None:

@@ -83,6 +83,22 @@ def read_package(name: str) -> Weights | None:
     return None
 
 
+def has_package(name: str) -> bool:
+    """Tell whether an installed package contains weights for a timm architecture."""
+    try:
+        return name in PACKAGES and bool(packages.distribution(PACKAGES[name]))
+    except packages.PackageNotFoundError:
+        return False
+
+
+def is_cached(repository: str) -> bool:
+    """Tell whether the hub's local cache holds the weights of a repository."""
+    from huggingface_hub import try_to_load_from_cache
+
+    files = ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
+
+
 def load_from_hub(name: str, build: Callable[[], nn.Module], repository: str | None) -> nn.Module:
     """Build a model with timm's pretrained weights, from the hub or its cache.
 
