@@ -105,7 +105,7 @@ def test_compare_takes_names_and_modules() -> None:
         ({"teacher": 3}, "a model is a name, a Model or an nn.Module, not int"),
         (
             {"settings": {"loss.temprature": 2}},
-            "tutelage.distill: unknown key 'loss.temprature'; did you mean 'temperature'",
+            "tutelage.distill: unknown key 'loss.temprature'; did you mean 'loss.temperature'",
         ),
         ({"settings": {"train.epochs": 2}}, "train.epochs is given twice"),
         ({"settings": {"loss.terms": [{"kll": {}}]}}, "no loss 'kll', did you mean kl"),

@@ -187,7 +187,7 @@ def test_unknown_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_unknown_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean 'temperature'" in refused(distil(tmp_path, "loss.temprature=2"), capsys)
+    assert "did you mean 'loss.temperature'" in refused(distil(tmp_path, "loss.temprature=2"), capsys)
 
 
 def test_unknown_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

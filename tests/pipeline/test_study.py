@@ -376,7 +376,7 @@ def test_the_shipped_studies_are_sound() -> None:
         ({"search": {"train.lr": 0.1}, "trials": 3}, "give a list of choices, or low and high"),
         ({"search": {"train.lr": [0.1]}}, "trials: set the number"),
         ({"search": {"train.lr": {"low": 0.1, "high": 0.2}}, "sampler": "grid"}, "a grid needs a list"),
-        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"seed": -1}, "seed: -1: write a number of at least 0, such as seed: 0"),
         ({"storage": "oracle9://x"}, "storage 'oracle9://x': cannot be opened"),
     ],
 )  # fmt: skip

@@ -7,13 +7,12 @@ defaults spelled out. Unknown keys are refused with the nearest right name; old 
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 
 from tutelage.core.components import (
     Component,
@@ -31,6 +30,7 @@ from tutelage.core.components import (
     ViewRecipe,
 )
 from tutelage.core.errors import TutelageError
+from tutelage.core.invalid import first_error
 from tutelage.core.recipe_tree import (
     as_model,
     has_key,
@@ -55,7 +55,6 @@ __all__ = [
     "TrainRecipe",
     "ViewRecipe",
     "dump_recipe",
-    "first_error",
     "load_recipe",
     "parse_recipe",
 ]
@@ -155,37 +154,9 @@ def parse_recipe(tree: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(rename_keys(tree, where))
     except ValidationError as error:
-        raise TutelageError(f"{where}: {first_error(error)}") from None
+        raise TutelageError(f"{where}: {first_error(error, Recipe)}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every default spelled out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def first_error(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
-    """What is wrong first, in one line that names the key and, of an unknown one, the nearest of `root`'s."""
-    errors = error.errors(include_url=False)
-    # a misspelt key is also missed where it should be: say what was written
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(first['loc'], root)}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if key else message
-
-
-def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
-    names = _fields_at(location[:-1], root)
-    close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.0)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _fields_at(parents: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    for parent in parents:
-        field = model.model_fields.get(str(parent))
-        if field is None:  # the tag of a union's member, e.g. FitRecipe
-            continue
-        options = [field.annotation, *get_args(field.annotation)]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
-    return list(model.model_fields)

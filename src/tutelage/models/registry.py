@@ -16,6 +16,7 @@ from pathlib import Path
 from tutelage.core.errors import TutelageError
 from tutelage.core.plugins import load_plugin, nearest, plugin_names
 from tutelage.models import timm
+from tutelage.models.misnamed import NEAR
 from tutelage.models.source import Loader, Model
 
 GROUP = "tutelage.models"  # of the entry points
@@ -131,9 +132,11 @@ def _split(spec: str) -> tuple[str, str]:
 def _load(kind: str, spec: str, where: str, num_classes: int | None, dropout: float | None) -> Model:
     known = [*KINDS, *plugin_names(GROUP)]
     if kind not in known:
+        near = nearest(kind, known, NEAR)
+        hint = f"did you mean {near!r}? Write" if near else "write"
         raise TutelageError(
-            f"model {spec!r}: unknown kind {kind!r}; did you mean {nearest(kind, known)!r}? Write NAME@WEIGHTS for "
-            f"timm's models, or KIND:WHERE for {', '.join(known)}"
+            f"model {spec!r}: unknown kind {kind!r}; {hint} NAME@WEIGHTS for timm's models, such as "
+            f"tf_efficientnet_lite0, or KIND:WHERE for {', '.join(known)}"
         )
     loader = KINDS.get(kind) or load_plugin(GROUP, kind, f"model {spec!r}")
     if not callable(loader):

@@ -25,6 +25,7 @@ from tutelage.core.plugins import nearest
 from tutelage.data.input_spec import InputSpec
 from tutelage.models.foreign import conversions, torchvision_head
 from tutelage.models.heads import zero_head
+from tutelage.models.misnamed import unknown_model
 from tutelage.models.source import Model, damaged, ready, resize, stored_classes, stored_input
 from tutelage.models.weights import (
     PACKAGES,
@@ -149,8 +150,7 @@ def check_name(name: str) -> None:
     """
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = nearest(architecture, timm.list_models())
-        raise TutelageError(f"unknown model {name!r}; did you mean {near!r}?")
+        raise unknown_model(name, timm.list_models())
     known = [
         full for full in timm.list_pretrained(f"{architecture}.*") if full.partition(".")[0] == architecture
     ]

@@ -30,7 +30,7 @@ KINDS = {
     "wds": "tutelage.data.sources.webdataset",
     "digits": "tutelage.data.sources.digits",
 }
-WRITE = "write a path that exists, folder:PATH, hf:NAME, wds:PATTERN or digits"
+WRITE = "write a path that exists, folder:PATH, hf:NAME, wds:PATTERN or digits, such as folder:photos"
 PART_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -227,7 +227,7 @@ def _unknown(spec: str, kind: str, colon: str) -> str:
             f"data source {spec!r}: say where after a colon, such as {kind}:PATH; there is no path {spec!r}"
         )
     packages = plugin_names(GROUP)
-    close = nearest(kind, [*KINDS, *packages], cutoff=0.0 if colon else 0.5)
+    close = nearest(kind, [*KINDS, *packages], cutoff=0.5)
     hint = f"; did you mean {close!r}?" if close else ""
     extra = "".join(f", or {name}:WHERE" for name in packages)
     return f"data source {spec!r}: unknown kind{'' if colon else ', and no such path'}{hint}; {WRITE}{extra}"

@@ -20,7 +20,8 @@ from pydantic import Field, ValidationError
 
 from tutelage.core.components import Component, Seed, Text
 from tutelage.core.errors import TutelageError, one_line
-from tutelage.core.recipe import Recipe, first_error, parse_recipe
+from tutelage.core.invalid import first_error
+from tutelage.core.recipe import Recipe, parse_recipe
 from tutelage.core.recipe_tree import parse_override, read_value, read_yaml, rename_keys, set_keys
 from tutelage.core.run_dir import NAME
 
@@ -134,7 +135,7 @@ def load_study(
     try:
         file = StudyRecipe.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise TutelageError(f"{path}: {first_error(error, StudyRecipe)}") from None
+        raise TutelageError(f"{path}: {first_error(error, StudyRecipe, ': ')}") from None
     name = name or file.name or path.stem
     if not NAME.fullmatch(name):
         raise TutelageError(f"{path}: name {name!r}: use letters, digits and . _ - + @ = only")
@@ -187,7 +188,7 @@ def _distribution(key: str, value: Any, path: Path) -> BaseDistribution:
     try:
         return Range.model_validate(value).distribution()
     except ValidationError as error:
-        raise TutelageError(f"{path}: search.{key}: {first_error(error, Range)}") from None
+        raise TutelageError(f"{path}: search.{key}: {first_error(error, Range, ': ')}") from None
     except ValueError as error:  # Optuna's: low above high, log of zero, both step and log
         raise TutelageError(f"{path}: search.{key}: {one_line(error)}") from None
 
