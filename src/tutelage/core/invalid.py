@@ -166,7 +166,8 @@ def _meant(key: str, value: Any, root: type[BaseModel], equals: str) -> str:
     elsewhere = [
         name for name in elsewhere if name.count(".") == least
     ]  # train.epochs before teacher.fit.epochs
-    close = difflib.get_close_matches(key, beside, n=1, cutoff=NEAR)
+    names = [name.removeprefix(prefix) for name in beside]
+    close = [f"{prefix}{name}" for name in difflib.get_close_matches(last, names, n=1, cutoff=NEAR)]
     if not elsewhere and not close:
         leaves = {name.rpartition(".")[2]: name for name in known}
         close = [leaves[leaf] for leaf in difflib.get_close_matches(last, list(leaves), n=1, cutoff=NEAR)]
