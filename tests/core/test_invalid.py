@@ -39,7 +39,7 @@ def refusal(override: str) -> str:
             "view.crop_scale: has too few values; write view.crop_scale=[0.35, 1.0], for instance",
         ),
         ("data=digits", "data=digits: write one of its keys, such as data.train=digits"),
-        ("train=3", "train=3: write one of its keys, such as train.epochs=10"),
+        ("train=3", "train=3: write one of its keys, such as train={epochs: 10}"),
         (
             "loss.options=3",
             "loss.options=3: write a mapping of keys to values, such as loss.options={beta: 8}",
@@ -47,7 +47,7 @@ def refusal(override: str) -> str:
         ("train.epochs=abc", "train.epochs=abc: write a whole number, such as train.epochs=10"),
         ("train.epochs=2.5", "train.epochs=2.5: write a whole number, such as train.epochs=10"),
         ("train.epochs=null", "train.epochs=null: write a whole number, such as train.epochs=10"),
-        ("train.lr=fast", "train.lr=fast: write a number, such as train.lr=0.0003"),
+        ("train.lr=fast", "train.lr=fast: write a number, such as train.lr=3e-4"),
         ("control=maybe", "control=maybe: write true or false, such as control=true"),
         ("loss.name=[kl]", "loss.name=[kl]: write a text, such as loss.name=kl"),
         # one of several kinds: none of pydantic's own names for them is shown
@@ -59,11 +59,14 @@ def refusal(override: str) -> str:
             "teacher.fit=3",
             "teacher.fit=3: write one of its keys or auto, probe or no, such as teacher.fit={epochs: 5}",
         ),
-        ("teacher.fit.epochs=x", "teacher.fit.epochs=x: write a whole number, such as teacher.fit.epochs=3"),
+        ("teacher.fit.epochs=x", "teacher.fit.epochs=x: write a whole number, such as teacher.fit.epochs=5"),
         # bounds and choices
-        ("train.epochs=0", "train.epochs=0: write a number of at least 1, such as train.epochs=10"),
+        (
+            "train.batch_size=0",
+            "train.batch_size=0: write a number of at least 2, such as train.batch_size=64",
+        ),
         ("view.flip=2", "view.flip=2: write a number of at most 1, such as view.flip=0.5"),
-        ("train.lr=0", "train.lr=0: write a number above 0, such as train.lr=0.0003"),
+        ("data.cache_mb=0", "data.cache_mb=0: write a number above 0, such as data.cache_mb=20000.0"),
         ("targets.mode=cache", "targets.mode=cache: write live or cached, such as targets.mode=live"),
         # keys
         ("epochs=3", "unknown key 'epochs'; did you mean 'train.epochs'? Write train.epochs=3"),

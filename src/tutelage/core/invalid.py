@@ -15,6 +15,11 @@ NEAR = 0.6  # similarity from which another key is taken to be meant
 # Examples for keys whose default is empty or says nothing about the form.
 EXAMPLES = {
     "track": "[mlflow]",
+    "train": "{epochs: 10}",
+    "train.epochs": "10",
+    "train.lr": "3e-4",
+    "teacher.fit.epochs": "5",
+    "student.head_fit.epochs": "5",
     "base": "recipe.yaml",
     "variants": "[{name: sharper, loss.temperature: 1}]",
     "search": "{train.lr: {low: 1e-4, high: 1e-3}}",
@@ -140,17 +145,18 @@ def _example(key: str, root: type[BaseModel], equals: str) -> str:
     if bare in EXAMPLES:
         return f"{bare}{equals}{EXAMPLES[bare]}"
     for name, value in _defaults(root):
-        plain = value is not None and value != () and value != {}
+        plain = value not in (None, "auto", [], {})
         if plain and (name == bare or name.startswith(f"{bare}.")):
-            return f"{name}{equals}{_shown(list(value) if isinstance(value, tuple) else value)}"
+            return f"{name}{equals}{_shown(value)}"
     return f"{bare}{equals}1"
 
 
 def _defaults(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each dotted key with its default, in the order in which the keys are defined."""
+    written = model.model_construct().model_dump(mode="json", warnings=False)
     for name, field in model.model_fields.items():
         inner = _inner(field.annotation)
-        yield f"{prefix}{name}", None if inner is not None else field.get_default(call_default_factory=True)
+        yield f"{prefix}{name}", None if inner is not None else written.get(name)
         if inner is not None:
             yield from _defaults(inner, f"{prefix}{name}.")
 

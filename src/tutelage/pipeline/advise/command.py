@@ -25,6 +25,7 @@ from tutelage.models.source import Model
 from tutelage.pipeline.advise.advice import Advice, Candidate, judged, recommended, sentences, warnings_of
 from tutelage.pipeline.advise.candidates import AnyModel, Contender, contenders
 from tutelage.pipeline.advise.probing import Parts, held_out_answers, parts
+from tutelage.pipeline.choices import with_fit_choices, with_train_choices
 from tutelage.pipeline.stages.preflight import estimate
 
 IMAGES = 2000  # to fit the probes to, where there are more
@@ -212,7 +213,9 @@ def _cost(
         role: {"model": model.spec, "resolution": model.input_spec.height} for role, model in models.items()
     }
     recipe = parse_recipe({**keys, "data": {"train": data}}, "advise")
-    images = len(splits.train)
+    images = len(splits.train) + len(splits.unlabelled or ())
+    train = with_train_choices(recipe.train, images, student.model)
+    recipe = recipe.model_copy(update={"train": train})
     rates = {"teacher": inference, "student": _training_rate(student.model, runtime)}
     try:
         ahead = estimate(recipe, images, rates, student.model, Path.cwd())
@@ -220,13 +223,14 @@ def _cost(
         return _Cost(None, None, f"The run cannot be made here: {error}.")
     minutes, disk = ahead["estimated_seconds"] / 60, ahead["disk_mb"]
     if teacher.own_head is None:  # all layers of a teacher with a new head are fitted first
-        minutes += FitRecipe().epochs * images / _training_rate(teacher.model, runtime) / 60
+        fit = with_fit_choices(FitRecipe(), len(splits.train), train.batch_size, teacher.model)
+        minutes += fit.epochs * len(splits.train) / _training_rate(teacher.model, runtime) / 60
     side = cache_side([model.input_spec for model in models.values()], recipe.view)
     decoded = sum(estimated_mb(part, side) for part in (splits.train, splits.val) if not part.images.decoded)
     disk += min(decoded, recipe.data.cache_mb)
     sentence = (
         f"The run takes about {max(1, round(minutes)):,} minutes on this machine and {disk:,.0f} MB of disk space: "
-        f"{images:,} training images, {recipe.train.epochs} epochs, with its labels-only control."
+        f"{images:,} training images, {train.epochs} epochs, with its labels-only control."
     )
     return _Cost(minutes, disk, sentence)
 
