@@ -34,7 +34,7 @@ def unknown_model(name: str, known: Iterable[str]) -> TutelageError:
         return TutelageError(
             f"{name}: a file of weights, not a model; write its architecture before it, such as resnet50@{name}"
         )
-    if path.exists():
+    if name and path.exists():
         return TutelageError(f"{name}: neither a model, nor a run, nor a file of weights; {WRITE}")
     if len(path.parts) > 1:
         return TutelageError(f"{name}: there is no such run or file, and no model has this name; {WRITE}")

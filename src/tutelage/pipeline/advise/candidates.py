@@ -13,7 +13,8 @@ from tutelage.distillation.probe import can_be_probed
 from tutelage.evaluation import resolution
 from tutelage.models import timm
 from tutelage.models.class_mapping import align_heads
-from tutelage.models.registry import architecture, load_model
+from tutelage.models.dry_run import check_resolution, problem
+from tutelage.models.registry import architecture, load_model, timm_name
 from tutelage.models.source import Model
 from tutelage.pipeline.advise.advice import RANDOM
 
@@ -62,13 +63,16 @@ def contenders(
         TutelageError: a model cannot be loaded, does not work at a resolution that was named, or cannot have the same
             classes as the teacher; or the teacher has random weights.
     """
-    first = _loaded(Recipe().teacher.model if teacher is None else teacher)
+    teacher = Recipe().teacher.model if teacher is None else teacher
+    first = _loaded(teacher)
     if not first.pretrained:
         raise TutelageError(
             f"--teacher {first.spec}: random weights have nothing to teach; name a model with trained weights, such as "
             f"{Recipe().teacher.model} or NAME@FILE.safetensors"
         )
     native = first.input_spec.height
+    if (name := _timm_name(teacher)) and teacher_resolution:
+        check_resolution(name, teacher_resolution, f"--teacher-resolution={teacher_resolution}")
     first = first if teacher_resolution is None else resolution.at(first, teacher_resolution)
     found: list[Contender] = []
     for student in students or _at_hand(first):
@@ -78,7 +82,8 @@ def contenders(
             found.append(_contender(aligned, mapping.index, first.spec in mapping.new, native))
         new = model.spec in mapping.new
         native = model.input_spec.height
-        found += [_contender(one, mapping.index, new, native) for one in _at(model, student_resolutions)]
+        at = _at(model, _timm_name(student), student_resolutions)
+        found += [_contender(one, mapping.index, new, native) for one in at]
     return found
 
 
@@ -95,18 +100,28 @@ def _contender(model: Model, index: np.ndarray, new: bool, native: int) -> Conte
     return Contender(model, None if new else index, why, native)
 
 
-def _at(model: Model, resolutions: Sequence[int]) -> list[Model]:
-    """Return a model at each resolution; where none is named, at those shares of its own at which it works."""
+def _timm_name(model: AnyModel) -> str | None:
+    return timm_name(model) if isinstance(model, str) else None
+
+
+def _at(model: Model, name: str | None, resolutions: Sequence[int]) -> list[Model]:
+    """Return a model at each resolution; where none is named, at those shares of its own at which it works.
+
+    Args:
+        model: at its own resolution.
+        name: timm's, by which resolutions are checked; None: another library's.
+        resolutions: in pixels.
+    """
     if resolutions:
+        for pixels in resolutions if name else ():
+            check_resolution(name or "", pixels, f"--student-resolution={pixels}")
         return [resolution.at(model, pixels) for pixels in dict.fromkeys(resolutions)]
     own = model.input_spec.height
     found = [model]
     for share in SHARES[1:]:
         pixels = max(MULTIPLE, round(own * share / MULTIPLE) * MULTIPLE)
-        try:
+        if name and not problem(name, pixels):  # whether another library's network works is not known
             found.append(resolution.at(model, pixels))
-        except TutelageError:  # an architecture with a fixed resolution
-            break
     return found
 
 
