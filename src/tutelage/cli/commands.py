@@ -85,9 +85,7 @@ def distill(
     data: Annotated[
         str | None, option("Training images, as KIND:WHERE or a path.", "digits, or as in RECIPE")
     ] = None,
-    epochs: Annotated[
-        int | None, option("Passes over the training images.", "auto, or as in RECIPE")
-    ] = None,
+    epochs: Annotated[int | None, option("Passes over the training images.", "auto, or as in RECIPE")] = None,
     lr: Annotated[float | None, option("Learning rate after warm-up.", "auto, or as in RECIPE")] = None,
     name: Annotated[
         str | None, option("Name of the run directory.", "as in RECIPE, or models and time")

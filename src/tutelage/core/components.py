@@ -261,6 +261,9 @@ class TargetsRecipe(Component):
     resolutions: tuple[
         Annotated[int, Field(ge=16)], ...
     ] = ()  # pixels; and over the view at these, such as [160]
+    folds: Annotated[int, Field(ge=2)] | None = (
+        None  # each training image is answered by one of so many probes that has not seen it; null: by the teacher
+    )
     directory: Text | None = None  # of targets and decoded images, shared between runs; null: the run's own
 
 

@@ -91,6 +91,22 @@ class Recipe(Component):
         return self
 
     @model_validator(mode="after")
+    def _can_be_out_of_fold(self) -> Recipe:
+        if not self.targets.folds:
+            return self
+        if self.teacher.fit != "probe":
+            raise ValueError(
+                "targets.folds: a full fit of the teacher for each fold takes too long, so only a linear probe can "
+                "have folds; set teacher.fit=probe, or leave targets.folds out"
+            )
+        if self.view.mixup or self.view.cutmix:
+            raise ValueError(
+                "targets.folds: a mixed image is in two folds; set view.mixup and view.cutmix to 0, or leave "
+                "targets.folds out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_cached(self) -> Recipe:
         if self.targets.mode == "live":
             return self

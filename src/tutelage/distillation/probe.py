@@ -16,7 +16,7 @@ from tutelage.core.runtime import Runtime
 from tutelage.data.loading import Loading
 from tutelage.data.splits import Subset, sample
 from tutelage.distillation.checkpoint import load_checkpoint
-from tutelage.evaluation.predict import predict_logits
+from tutelage.evaluation.predict import Predictions, predict_logits
 from tutelage.models.heads import head_layers
 from tutelage.models.source import Model
 
@@ -125,21 +125,24 @@ def fit_probe(
     return runtime.on_main(lambda: _best(ours, labels, theirs, truth, model.num_classes))
 
 
-def fit_heads(features: Tensor, labels: Tensor, classes: int) -> list[Head]:
-    """Fit a head to features with each of `STRENGTHS`.
+def fit_heads(
+    features: Tensor, labels: Tensor, classes: int, strengths: Sequence[float] = STRENGTHS
+) -> list[Head]:
+    """Fit a head to features with each of some strengths of regularisation.
 
     Args:
         features: (N, D) float32, not standardised.
         labels: (N,) int64 classes; two or more different ones.
         classes: outputs of the head; one without an image is never predicted.
+        strengths: scikit-learn's C.
     """
     mean, std = features.mean(0), features.std(0)
     # A feature that hardly varies is not blown up to the size of the others: its weight would be so large that the
     # first steps of a fit, which move the features, send the loss far above that of a guess.
     std = std.clamp_min(std.square().mean().sqrt().clamp_min(1e-6))
     heads = []
-    found = _regressions((features - mean) / std, labels, classes, STRENGTHS)
-    for strength, (coefficients, intercept) in zip(STRENGTHS, found, strict=True):
+    found = _regressions((features - mean) / std, labels, classes, strengths)
+    for strength, (coefficients, intercept) in zip(strengths, found, strict=True):
         weight = coefficients / std  # the standardisation becomes part of the head
         heads.append(Head(weight, intercept - weight @ mean, strength))
     return heads
@@ -184,12 +187,17 @@ def _regressions(
     return found
 
 
+def features_of(model: Model, subset: Subset, runtime: Runtime, loading: Loading) -> Predictions:
+    """Compute the input of a model's head (N, D), in place of logits, for un-augmented images."""
+    network = BelowHead(model).to(runtime.device)
+    return predict_logits(network, model.input_spec, subset, runtime, loading)
+
+
 def _features(
     model: Model, subset: Subset, head_index: np.ndarray, runtime: Runtime, loading: Loading
 ) -> tuple[Tensor, Tensor]:
     """Compute the input of the head (N, D) for each labelled image; also return the labels (N,) as its classes."""
-    network = BelowHead(model).to(runtime.device)
-    found = predict_logits(network, model.input_spec, subset, runtime, loading)
+    found = features_of(model, subset, runtime, loading)
     labels = torch.from_numpy(subset.labels)[found.index]
     labelled = labels >= 0
     return found.logits[labelled], torch.from_numpy(head_index)[labels[labelled]]

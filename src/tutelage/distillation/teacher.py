@@ -17,6 +17,7 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import Loading, normalise
 from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy
+from tutelage.distillation.folds import Folds
 from tutelage.distillation.looks import Looks
 from tutelage.distillation.losses import mean_teacher_logits
 from tutelage.distillation.objective import soft_temperature
@@ -70,6 +71,7 @@ class Teacher:
         temperature: divides the (joint) logits, to calibrate them; 1 leaves them as they are.
         looks: the mirror image and further resolutions of a view over which each network's probabilities are averaged.
             Tapped layers are those of the view itself.
+        folds: which head answers for each training image, where `models` are from `folds.with_fold_heads`.
 
     Raises:
         TutelageError: a network does not work at one of the resolutions.
@@ -83,13 +85,14 @@ class Teacher:
         layers: Sequence[Layer] = (),
         looks: Looks | None = None,
         temperature: float = 1.0,
+        folds: Folds | None = None,
     ) -> None:
         several = models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
         self.models = [as_model(model) for model in several]
         self.device = device or device_of(self.models[0].module)
         self.precision = precision
         self.layers = tuple(layers)
-        self.looks = looks or Looks()
+        self.looks, self.folds = looks or Looks(), folds
         self.temperature = temperature
         for model in self.models:
             model.module.eval().requires_grad_(False).to(self.device)
@@ -118,6 +121,11 @@ class Teacher:
         """The inputs of each network: its own, and those at further resolutions."""
         return [spec for model in self.models for spec in self.looks.inputs(model.input_spec)]
 
+    @property
+    def num_classes(self) -> int:
+        """Number of logits that it answers with."""
+        return self.models[0].num_classes // (self.folds.count + 1 if self.folds else 1)
+
     def info(self, layers: Sequence[Layer]) -> NetworkInfo:
         """Return the shapes of some layers of the first network."""
         spec = self.models[0].input_spec
@@ -133,8 +141,8 @@ class Teacher:
 
         Args:
             images: the batch (B, 3, H, W), normalised for each of `input_specs`.
-            index: not used; `CachedTeacher` needs it.
-            views: not used, likewise.
+            index: (B,) positions in the training images, which folds need; else not used.
+            views: not used; `CachedTeacher` needs them.
         """
         logits: list[list[Tensor]] = [[] for _ in self.models]
         features: dict[Layer, Tensor] = {}
@@ -143,6 +151,9 @@ class Teacher:
                 layers = self.layers if not logits[0] else ()  # of the first network's first look
                 with autocast(self.device, self.precision):
                     output, tapped = run_with_features(network, network, look, layers)
+                if self.folds:
+                    assert index is not None
+                    output = self.folds.pick(output, index)
                 logits[model].append(output.float())
                 features |= tapped
         together = _mean([_mean(own) for own in logits])
@@ -151,20 +162,27 @@ class Teacher:
     def identity(self) -> list[dict[str, Any]]:
         """Return all that the targets of a view depend on, as plain JSON values."""
         looks = {} if self.looks == Looks() else {"looks": [self.looks.flip, *self.looks.resolutions]}
+        folds = {"folds": self.folds.digest()} if self.folds else {}
         return [
             {
                 "name": model.name,
                 "weights": state_digest(model.module.state_dict()),
                 "input": model.input_spec.to_dict(),
                 **looks,
+                **folds,
             }
             for model in self.models
         ]
 
-    def logits(self, views: Sequence[Tensor]) -> Tensor:
-        """Compute the logits (B, C) of uint8 views from a loader, one tensor (B, 3, H, W) for each input."""
+    def logits(self, views: Sequence[Tensor], index: Tensor | None = None) -> Tensor:
+        """Compute the logits (B, C) of uint8 views from a loader, one tensor (B, 3, H, W) for each input.
+
+        Args:
+            views: one tensor for each of `input_specs`.
+            index: as for `outputs`.
+        """
         images = [normalise(x, spec, self.device) for x, spec in zip(views, self.input_specs, strict=True)]
-        logits = self.outputs(images).logits
+        logits = self.outputs(images, index).logits
         assert isinstance(logits, Tensor)
         return logits
 
@@ -240,7 +258,7 @@ def cached_teacher(
     """
     settings, seed, views = recipe.targets, recipe.train.seed, passes(recipe)
     policy = ViewPolicy(recipe.view)
-    layout = Layout(len(subset), teacher.models[0].num_classes, settings.top_k, soft_temperature(recipe.loss))
+    layout = Layout(len(subset), teacher.num_classes, settings.top_k, soft_temperature(recipe.loss))
     identity: dict[str, Any] = {"teachers": teacher.identity(), "precision": teacher.precision}
     if teacher.temperature != 1:
         identity["temperature"] = teacher.temperature

@@ -48,15 +48,13 @@ class TwoHeads:
     def __init__(self, student: Model) -> None:
         if not can_be_probed(student):
             raise _no_second_head(student)
-        self.model = replace(student.copied(), head_size=2 * student.num_classes)
+        (head,) = head_layers(student.module, student.num_classes)
+        doubled = [
+            torch.cat([old, old]) for old in (head.get_parameter(n).detach() for n in ("weight", "bias"))
+        ]
+        self.model = with_wide_head(student, *doubled)
         module = self.model.module
-        (head,) = head_layers(module, student.num_classes)
-        for name in ("weight", "bias"):
-            old = head.get_parameter(name)
-            setattr(head, name, nn.Parameter(torch.cat([old.detach(), old.detach()])))
-        setattr(
-            head, "out_features" if isinstance(head, nn.Linear) else "out_channels", 2 * student.num_classes
-        )
+        (head,) = head_layers(module, self.model.num_classes)
         of_head = {id(parameter) for parameter in head.parameters()}
         self.names = [name for name, parameter in module.named_parameters() if id(parameter) in of_head]
         if _outputs(self.model) != (1, 2 * student.num_classes):
@@ -70,6 +68,21 @@ class TwoHeads:
         """Return the weights of the student with one head, in which the teacher's head has this share (0 to 1)."""
         halves = {name: state[name].chunk(2) for name in self.names}
         return {**state, **{name: labels.lerp(teacher, share) for name, (labels, teacher) in halves.items()}}
+
+
+def with_wide_head(model: Model, weight: Tensor, bias: Tensor) -> Model:
+    """Return a copy of a model whose head, one linear layer, has other weights and any number of outputs.
+
+    Args:
+        model: see `probe.can_be_probed`.
+        weight: (outputs, D), or (outputs, D, 1, 1) for a head that is a 1x1 convolution.
+        bias: (outputs,).
+    """
+    wide = replace(model.copied(), head_size=len(bias))
+    (head,) = head_layers(wide.module, model.num_classes)
+    head.weight, head.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(bias))
+    return wide
 
 
 def by_head(logits: Tensor) -> tuple[Tensor, Tensor]:

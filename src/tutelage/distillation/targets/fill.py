@@ -16,7 +16,8 @@ from tutelage.data.views import ViewPolicy
 from tutelage.distillation.targets.cache import Cache
 from tutelage.distillation.targets.layout import BATCH
 
-Logits = Callable[[Sequence[Tensor]], Tensor]  # uint8 views, one tensor for each network, to (B, C) logits
+# uint8 views, one tensor for each input, and the images' positions (B,), to (B, C) logits
+Logits = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
 def identity_of_data(subset: Subset, policy: ViewPolicy, seed: int) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def fill_from(
             subset, policy, specs, batches, seed=seed, view=view, workers=loading.workers, bad=loading.bad
         ):
             positions = batch["index"].numpy()
-            yield positions, cache.layout.encode(logits(batch["images"]))
+            yield positions, cache.layout.encode(logits(batch["images"], batch["index"]))
             progress.step({}, len(positions))
             on_batch()
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, write_json
 from tutelage.core.recipe import FitRecipe, TrainRecipe
 from tutelage.core.runtime import Precision
-from tutelage.distillation.checkpoint import save_checkpoint, state_of
+from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint, state_of
+from tutelage.distillation.folds import Folds, assign_folds, with_fold_heads
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective
 from tutelage.distillation.probe import can_be_probed, fit_probe, load_probe
@@ -48,13 +51,13 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
         return _known_teachers(prepared)
     teachers = []
     for place, model in enumerate(prepared.teachers):
-        name = "teacher-fit" if place == 0 else f"teacher-fit-{place + 1}"
+        name = _fit_name(place)
         new = model.spec in prepared.class_mapping.new
         settings = (
             recipe if isinstance(recipe, FitRecipe) else FitRecipe() if recipe == "auto" and new else None
         )
         probed = _probed(prepared, name, model) if recipe != "no" else None
-        if recipe == "probe" and new and probed is None:
+        if recipe == "probe" and probed is None and (new or prepared.recipe.targets.folds):
             raise _no_probe("teacher.fit", model)
         fitted = probed or model
         if settings is not None and settings.epochs != 0:
@@ -130,7 +133,7 @@ def _probed(prepared: Prepared, name: str, model: Model) -> Model | None:
     new = model.spec in mapping.new and model.pretrained
     if not new or len(mapping.index) != model.num_classes or not can_be_probed(model):
         return None
-    splits, path = prepared.splits, context.run.checkpoints / f"{name}.probe.safetensors"
+    splits, path = prepared.splits, _probe_file(prepared, name)
 
     def key() -> dict[str, object]:
         network = [state_digest(model.module.state_dict()), model.input_spec.to_dict()]
@@ -150,6 +153,39 @@ def _probed(prepared: Prepared, name: str, model: Model) -> Model | None:
         f"{name}: a linear probe of {model.spec} has {probe.top1:.2f} top-1 and an NLL of {probe.nll:.3f} on val"
     )
     return probe.put_on(model)
+
+
+def _fit_name(place: int) -> str:
+    return "teacher-fit" if place == 0 else f"teacher-fit-{place + 1}"
+
+
+def _probe_file(prepared: Prepared, name: str) -> Path:
+    return prepared.context.run.checkpoints / f"{name}.probe.safetensors"
+
+
+def out_of_fold(
+    prepared: Prepared, teachers: Sequence[Model], images: int
+) -> tuple[Sequence[Model], Folds | None]:
+    """Give teachers that are linear probes a head for each fold; without ``targets.folds`` they stay as they are.
+
+    Args:
+        prepared: the recipe and the training images.
+        teachers: at the resolution of their targets.
+        images: number of the student's training images, of which the labelled ones are the first.
+    """
+    count, train = prepared.recipe.targets.folds, prepared.splits.train
+    if not count:
+        return teachers, None
+    context, index = prepared.context, prepared.class_mapping.index
+    folds = assign_folds(train, images, count, prepared.recipe.train.seed)
+    wide = []
+    for place, model in enumerate(teachers):
+        strength = load_checkpoint(_probe_file(prepared, _fit_name(place)))[1]["strength"]
+        wide.append(with_fold_heads(model, folds, strength, train, index, context.runtime, context.loading))
+    context.progress.say(
+        f"targets: each labelled training image is answered by one of {count} probes, without it"
+    )
+    return wide, folds
 
 
 def _no_probe(key: str, model: Model) -> TutelageError:

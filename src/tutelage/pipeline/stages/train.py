@@ -32,6 +32,7 @@ from tutelage.pipeline.stages.evaluate import (
     predict,
     probe_resolutions,
 )
+from tutelage.pipeline.stages.fit import out_of_fold
 from tutelage.pipeline.stages.preflight import Checked
 from tutelage.pipeline.stages.prepare import Prepared
 
@@ -144,12 +145,14 @@ def _targets(checked: Checked, subset: Subset) -> TargetSource:
     """Return the teachers, or their cached targets for the run's views."""
     prepared = checked.prepared
     recipe, context = prepared.recipe, prepared.context
+    models, folds = out_of_fold(prepared, checked.teachers, len(subset))
     teacher = Teacher(
-        checked.teachers,
+        models,
         prepared.device,
         checked.teacher_precision,
         looks=Looks(recipe.targets.flip, recipe.targets.resolutions),
         temperature=recipe.loss.teacher_temperature,
+        folds=folds,
     )
     if recipe.targets.mode == "live":
         return teacher
