@@ -29,7 +29,7 @@ from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to
 from tutelage.deploy.export import export_model
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.parity import Parity, complaint
-from tutelage.deploy.quantise import Pictures, quantise
+from tutelage.deploy.quantise import Pictures, Quantiser
 from tutelage.deploy.runtime import open_session
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import load_model
@@ -290,13 +290,53 @@ def test_layers_go_back_to_float_where_plain_int8_loses_too_much(tmp_path: Path)
     pictures = Pictures(pixels, labels)
     shares = []
     for validation in (None, pictures):
-        quantised = quantise(model, pictures, spec, validation, max_drop=1.0)
+        quantised = Quantiser(pictures, spec, validation, max_drop=1.0).openvino(model)
         save_openvino(quantised, tmp_path / "int8.xml", manifest)
         shares.append(
             (open_session(tmp_path / "int8.xml")(normalised(pixels, spec)).argmax(1) == labels).mean()
         )
     assert shares[0] < 0.9
     assert shares[1] >= 0.99
+
+
+def digits_and_answers(
+    net: torch.nn.Module, spec: InputSpec, tmp_path: Path
+) -> tuple[object, object, Pictures]:
+    """The ONNX and OpenVINO forms of a network, and images that it classifies without an error."""
+    require_deploy()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, spec.height, spec.width, 3), dtype=np.uint8)
+    onnx = to_onnx(net.eval(), spec)
+    save_onnx(onnx, tmp_path / "model.onnx", Manifest("net", spec, tuple("abcd"), tuple("abcd")))
+    labels = open_session(tmp_path / "model.onnx")(normalised(pixels, spec)).argmax(1)
+    return onnx, to_openvino(tmp_path / "model.onnx"), Pictures(pixels, labels)
+
+
+def test_the_search_for_harmful_layers_is_bounded_and_says_what_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that never gets good enough costs one attempt a share, and none once the time is over."""
+    spec = InputSpec(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    onnx, openvino_model, pictures = digits_and_answers(Fragile(), spec, tmp_path)
+    attempts: list[int] = []
+    plain = Quantiser._quantised
+
+    def counted(self: Quantiser, model: object, form: str, kept: list[str]) -> object:
+        attempts.append(len(kept))
+        return plain(self, model, form, kept)
+
+    monkeypatch.setattr(Quantiser, "_quantised", counted)
+    monkeypatch.setattr(Quantiser, "_lost", lambda *_: 50.0)
+    lines: list[str] = []
+    quantiser = Quantiser(pictures, spec, pictures, 1.0, lines.append)
+    quantiser.openvino(openvino_model)
+    assert attempts == [0, 1, 1, 2]
+    assert len(lines) == 4
+    quantiser.onnx(onnx)
+    assert attempts == [0, 1, 1, 2, 2]  # begins where the other form ended
+    attempts.clear()
+    monkeypatch.setattr("tutelage.deploy.quantise.SECONDS", -1.0)
+    Quantiser(pictures, spec, pictures, 1.0).openvino(openvino_model)
+    assert attempts == [0]
 
 
 class Attention(torch.nn.Module):
@@ -323,7 +363,7 @@ def test_products_of_activations_stay_in_float(tmp_path: Path) -> None:
     onnx = to_onnx(Attention().eval(), spec)
     save_onnx(onnx, tmp_path / "model.onnx", manifest)
     pictures = Pictures(pixels, np.full(30, -1))
-    quantised = quantise(to_openvino(tmp_path / "model.onnx"), pictures, spec, None, 1.0)
+    quantised = Quantiser(pictures, spec).openvino(to_openvino(tmp_path / "model.onnx"))
     kinds = [
         [source.get_node().get_type_name() for source in operation.input_values()]
         for operation in quantised.get_ops()
@@ -332,7 +372,7 @@ def test_products_of_activations_stay_in_float(tmp_path: Path) -> None:
     assert len(kinds) == 2
     assert "FakeQuantize" not in {kind for pair in kinds for kind in pair}
     assert "FakeQuantize" in {operation.get_type_name() for operation in quantised.get_ops()}
-    graph = quantise(onnx, pictures, spec, None, 1.0).graph
+    graph = Quantiser(pictures, spec).onnx(onnx).graph
     made_by = {name: node.op_type for node in graph.node for name in node.output}
     products = [node for node in graph.node if node.op_type == "MatMul"]
     assert len(products) == 2

@@ -23,12 +23,12 @@ from tutelage.deploy.convert import (
     to_openvino,
 )
 from tutelage.deploy.manifest import Manifest, one_line
-from tutelage.deploy.quantise import Pictures, quantise
+from tutelage.deploy.quantise import Pictures, Quantiser
 from tutelage.deploy.runtime import Arithmetic, Session, has_bf16, open_session
 from tutelage.models.source import Model
 
 CALIBRATION = 300  # images: NNCF's default; ranges of activations hardly change with more
-VALIDATION_IMAGES = 500  # images on which accuracy-aware quantisation measures, many times
+VALIDATION_IMAGES = 500  # images on which the accuracy of int8 is measured
 READ = 64  # images per batch
 MIB = 2**20
 Say = Callable[[str], object]
@@ -126,13 +126,15 @@ def build(
         validation = _labelled(
             _pictures(model, material.validation or material.calibration, VALIDATION_IMAGES)
         )
-        say(
-            f"{model.spec}: int8, calibrated on {len(calibration.pixels)} of {material.calibration.images.name}"
+        quantiser = Quantiser(
+            calibration,
+            model.input_spec,
+            validation,
+            material.max_drop,
+            lambda line: say(f"{model.spec}: {line}"),
         )
-        quantised = quantise(openvino, calibration, model.input_spec, validation, material.max_drop)
-        save_openvino(quantised, directory / "model-int8.xml", manifest)
-        quantised = quantise(onnx, calibration, model.input_spec, validation, material.max_drop)
-        save_onnx(quantised, directory / "model-int8.onnx", manifest)
+        save_openvino(quantiser.openvino(openvino), directory / "model-int8.xml", manifest)
+        save_onnx(quantiser.onnx(onnx), directory / "model-int8.onnx", manifest)
     return Deployed(model, directory, manifest, _present(directory))
 
 

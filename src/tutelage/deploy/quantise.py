@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-from collections.abc import Callable, Iterable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,13 @@ import numpy as np
 from tutelage.data.input_spec import InputSpec, normalised
 from tutelage.deploy.convert import INPUT, quiet
 
-RANKING = 100  # validation images used to rank the layers; each layer needs a pass over them
+SHARES = (0.1, 0.3, 0.6)  # of the layers that stay in float32, tried in turn until int8 loses little enough
+SECONDS = 40.0  # no further share is tried for a file after so long
+RANKING = 16  # images on which the layers' errors are measured
+BATCH = 16  # images
+LAYERS = ("Convolution", "GroupConvolution", "MatMul")  # OpenVINO's names of what is quantised
+UNBIASED = "/WithoutBiases"  # what OpenVINO adds to the name of a layer whose bias it has split off
+Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -30,54 +38,160 @@ class Pictures:
     labels: np.ndarray
 
 
-def quantise(
-    model: Any, calibration: Pictures, spec: InputSpec, validation: Pictures | None, max_drop: float
-) -> Any:
-    """Quantise weights and activations to int8.
+class Quantiser:
+    """Quantises weights and activations of one network to int8, in its OpenVINO and in its ONNX form.
 
-    Where plain quantisation loses more accuracy than is allowed, layers are set back to float32, the most harmful
-    first, until it does not (NNCF's accuracy control); this takes minutes.
+    Where plain quantisation loses more accuracy than is allowed, layers are left in float32, the most harmful first:
+    a tenth of them, then 30%, then 60% (`SHARES`), until it does not. No attempt begins more than `SECONDS` after
+    plain quantisation, so that the time is bounded; the most accurate attempt is then the result.
+    """
+
+    def __init__(
+        self,
+        calibration: Pictures,
+        spec: InputSpec,
+        validation: Pictures | None = None,
+        max_drop: float = 1.0,
+        say: Say = lambda line: None,
+    ) -> None:
+        """Prepare the images.
+
+        Args:
+            calibration: images whose activations give the ranges.
+            spec: input of the model.
+            validation: labelled images to measure accuracy on; None: plain quantisation, whatever it loses.
+            max_drop: points of top-1 that may be lost on them.
+            say: called with a line before each step.
+        """
+        self.calibration = calibration
+        self.spec = spec
+        self.validation = validation
+        self.max_drop = max_drop
+        self.say = say
+        self._reference: float | None = None  # top-1 in float32, which both forms share
+        self._pair: tuple[Any, Any] | None = None  # the OpenVINO form and its plain int8 form
+        self._first = 0  # how many of SHARES were too small for the form before
+
+    def openvino(self, model: Any) -> Any:
+        """Return the int8 form of an ``openvino.Model``, which is not changed."""
+        plain = self._quantised(model, "OpenVINO", ())
+        self._pair = model, plain
+        return self._accurate(model, plain, "OpenVINO")
+
+    def onnx(self, model: Any) -> Any:
+        """Return the int8 form of an ``onnx.ModelProto``, which is not changed; call `openvino` before."""
+        return self._accurate(model, self._quantised(model, "ONNX", ()) if not self._first else None, "ONNX")
+
+    def _accurate(self, model: Any, plain: Any, form: str) -> Any:
+        """Return the plain form, or one with layers in float32 where that loses too much."""
+        if self.validation is None:
+            return plain
+        if self._reference is None:
+            self._reference = self._top1(model)
+        tries: list[tuple[float, Any]] = []
+        if plain is not None:
+            tries.append((self._lost(plain, form, 0, ()), plain))
+        layers: Sequence[str] = ()
+        begin = time.monotonic()
+        for share in SHARES[max(0, self._first - 1) :]:
+            if tries and (tries[-1][0] <= self.max_drop or time.monotonic() - begin > SECONDS):
+                break
+            layers = layers or self._ranked()
+            kept = layers[: math.ceil(share * len(layers))]
+            self._first = max(self._first, SHARES.index(share) + 1)
+            candidate = self._quantised(model, form, kept)
+            tries.append((self._lost(candidate, form, len(kept), layers), candidate))
+        return min(tries, key=lambda one: max(one[0], self.max_drop))[1]
+
+    def _quantised(self, model: Any, form: str, kept: Sequence[str]) -> Any:
+        nncf: Any = importlib.import_module("nncf")
+        pixels = list(self.calibration.pixels)
+        self.say(f"{form}: quantising to int8, calibrated on {len(pixels)} images")
+        feed = nncf.Dataset(pixels, lambda one: {INPUT: normalised(one[None], self.spec)})
+        with _silent():
+            return nncf.quantize(model, feed, subset_size=len(pixels), **_options(model, kept))
+
+    def _lost(self, model: Any, form: str, kept: int, layers: Sequence[str]) -> float:
+        """Points of top-1 that an int8 form loses."""
+        assert self._reference is not None
+        assert self.validation is not None
+        lost = self._reference - self._top1(model)
+        floats = f" with {kept} of {len(layers)} layers in float32" if kept else ""
+        self.say(
+            f"{form}: int8{floats} loses {max(0.0, lost):.2f} points of top-1 on {len(self.validation.pixels)} images"
+        )
+        return lost
+
+    def _top1(self, model: Any) -> float:
+        assert self.validation is not None
+        run, right = _runner(model), 0
+        for begin in range(0, len(self.validation.pixels), BATCH):
+            pixels = self.validation.pixels[begin : begin + BATCH]
+            labels = self.validation.labels[begin : begin + BATCH]
+            right += int((run(normalised(pixels, self.spec)).argmax(1) == labels).sum())
+        return 100 * right / max(1, len(self.validation.pixels))
+
+    def _ranked(self) -> list[str]:
+        """Return the names of all layers, the most harmful first: by the error that a layer adds to its inputs'.
+
+        An error is the squared difference of the outputs of both forms, relative to the float32 output.
+        """
+        assert self._pair is not None
+        model, plain = self._pair
+        images = normalised(self.calibration.pixels[:RANKING], self.spec)
+        names = [
+            one.get_friendly_name()
+            for one in model.get_ordered_ops()
+            if one.get_type_name() in LAYERS and not _is_product(one)
+        ]
+        exact, rounded = (_layer_outputs(one, names, images) for one in (model, plain))
+        errors = {
+            name: float(np.square(found - value).sum() / max(np.square(value).sum(), 1e-12))
+            for name, value, found in zip(names, exact, rounded, strict=True)
+        }
+        reached: dict[str, float] = {}
+        added: dict[str, float] = {}
+        for operation in model.get_ordered_ops():
+            name = operation.get_friendly_name()
+            before = max(
+                (reached[one.get_node().get_friendly_name()] for one in operation.input_values()), default=0.0
+            )
+            reached[name] = errors.get(name, before)
+            if name in errors:
+                added[name] = errors[name] - before
+        return sorted(added, key=lambda name: -added[name])
+
+
+def _layer_outputs(model: Any, names: Sequence[str], images: np.ndarray) -> list[np.ndarray]:
+    """Run an OpenVINO model on (N, 3, H, W), and return the output of each named layer."""
+    copy = model.clone()
+    layers = {one.get_friendly_name(): one for one in copy.get_ordered_ops()}
+    results = copy.add_outputs([layers[name].output(0) for name in names])
+    places = [copy.get_result_index(result) for result in results]
+    found = _compiled(copy)({INPUT: images})
+    return [np.asarray(found[place]) for place in places]
+
+
+def _options(model: Any, kept: Sequence[str]) -> dict[str, Any]:
+    """Options of NNCF for a model.
+
+    In networks with attention NNCF's scheme for transformers is used, and products stay in float32. With products of
+    two activations in int8, OpenVINO 2026.4 reads memory that it never wrote, and gives wrong values or crashes:
+    EfficientViT's linear attention fell from 94% to 38% top-1 on the digits, each time differently.
 
     Args:
-        model: an ``onnx.ModelProto`` or an ``openvino.Model``; it is not changed.
-        calibration: images whose activations give the ranges.
-        spec: input of the model.
-        validation: labelled images to measure accuracy on; None: plain quantisation, whatever accuracy it loses.
-        max_drop: points of top-1 that may be lost.
+        model: an ``onnx.ModelProto`` or an ``openvino.Model``.
+        kept: OpenVINO's names of layers that stay in float32.
     """
     nncf: Any = importlib.import_module("nncf")
-    feed = nncf.Dataset(list(calibration.pixels), lambda pixels: {INPUT: normalised(pixels[None], spec)})
-    options = {"subset_size": len(calibration.pixels), **_options(model)}
-    with _silent():
-        if validation is None:
-            return nncf.quantize(model, feed, **options)
-        return nncf.quantize_with_accuracy_control(
-            model,
-            feed,
-            nncf.Dataset(list(zip(validation.pixels, validation.labels, strict=True))),
-            _validation(spec),
-            max_drop=max_drop / 100,
-            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-                ranking_subset_size=min(RANKING, len(validation.pixels))
-            ),
-            **options,
-        )
-
-
-def _options(model: Any) -> dict[str, Any]:
-    """Options for networks with attention: NNCF's scheme for transformers, and products stay in float32.
-
-    With products of two activations in int8, OpenVINO 2026.4 reads memory that it never wrote, and gives wrong
-    values or crashes: EfficientViT's linear attention fell from 94% to 38% top-1 on the digits, each time differently.
-    """
-    nncf: Any = importlib.import_module("nncf")
-    products = _products_onnx(model) if hasattr(model, "graph") else _products_openvino(model)
-    if not products:
-        return {}
-    return {
-        "model_type": nncf.ModelType.TRANSFORMER,
-        "ignored_scope": nncf.IgnoredScope(names=products),
-    }
+    is_onnx = hasattr(model, "graph")
+    products = _products_onnx(model) if is_onnx else _products_openvino(model)
+    ignored = [*products, *((name.removesuffix(UNBIASED) for name in kept) if is_onnx else kept)]
+    options: dict[str, Any] = {"model_type": nncf.ModelType.TRANSFORMER} if products else {}
+    if ignored:
+        # a name that the ONNX form does not have is passed over
+        options["ignored_scope"] = nncf.IgnoredScope(names=ignored, validate=False)
+    return options
 
 
 def _products_onnx(model: Any) -> list[str]:
@@ -90,29 +204,26 @@ def _products_onnx(model: Any) -> list[str]:
 
 def _products_openvino(model: Any) -> list[str]:
     """Names of the matrix products of two activations in an OpenVINO model."""
-    return [
-        operation.get_friendly_name()
-        for operation in model.get_ordered_ops()
-        if operation.get_type_name() == "MatMul"
-        and all(source.get_node().get_type_name() != "Constant" for source in operation.input_values())
-    ]
+    return [operation.get_friendly_name() for operation in model.get_ordered_ops() if _is_product(operation)]
 
 
-def _validation(spec: InputSpec) -> Callable[[Any, Iterable[Any]], tuple[float, list[float]]]:
-    """The validation function for NNCF: (model, images with labels) to (accuracy, 1 or 0 for each image)."""
+def _is_product(operation: Any) -> bool:
+    """Whether an OpenVINO operation is a matrix product of two activations."""
+    return operation.get_type_name() == "MatMul" and all(
+        source.get_node().get_type_name() != "Constant" for source in operation.input_values()
+    )
 
-    def validate(model: Any, items: Iterable[Any]) -> tuple[float, list[float]]:
-        run = _runner(model)
-        right = [float(run(normalised(pixels[None], spec)).argmax() == label) for pixels, label in items]
-        return sum(right) / max(1, len(right)), right
 
-    return validate
+def _compiled(model: Any) -> Any:
+    openvino: Any = importlib.import_module("openvino")
+    return openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def _runner(model: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that runs what NNCF gives: a compiled OpenVINO model, or an ONNX model that is not compiled."""
+    """A function that runs a model: from normalised images (B, 3, H, W) to logits (B, C)."""
     if not hasattr(model, "graph"):
-        return lambda images: np.asarray(model({INPUT: images})[0])
+        compiled = _compiled(model)
+        return lambda images: np.asarray(compiled({INPUT: images})[0])
     runtime: Any = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda images: np.asarray(session.run(None, {INPUT: images})[0])
