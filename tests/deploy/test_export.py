@@ -339,6 +339,33 @@ def test_the_search_for_harmful_layers_is_bounded_and_says_what_it_does(
     assert attempts == [0]
 
 
+class Depthwise(torch.nn.Module):
+    """What EfficientNet-Lite is made of: NNCF would give each channel of the depthwise layer's input its own scale."""
+
+    num_classes = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.deep = torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = torch.nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        deep = self.deep(torch.nn.functional.relu6(self.expand(images)))
+        return self.head(torch.nn.functional.relu6(deep)).mean((2, 3))
+
+
+def test_onnx_int8_of_depthwise_layers_runs_in_onnx_runtime(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = InputSpec(8, 8)
+    onnx, _, pictures = digits_and_answers(Depthwise(), spec, tmp_path)
+    quantised = Quantiser(pictures, spec).onnx(onnx)
+    scales = {entry.name: list(entry.dims) for entry in quantised.graph.initializer}
+    vectors = [n.name for n in quantised.graph.node if n.op_type == "QuantizeLinear" and scales[n.input[1]]]
+    assert [name for name in vectors if scales.get(name, [1]) != [1] and "weight" not in name] == []
+    save_onnx(quantised, tmp_path / "int8.onnx", Manifest("net", spec, tuple("abcd"), tuple("abcd")))
+    assert open_session(tmp_path / "int8.onnx")(normalised(pictures.pixels, spec)).shape == (40, 4)
+
+
 class Attention(torch.nn.Module):
     """Linear attention, as EfficientViT has it: products of activations, and a division by one."""
 

@@ -179,6 +179,9 @@ def _options(model: Any, kept: Sequence[str]) -> dict[str, Any]:
     two activations in int8, OpenVINO 2026.4 reads memory that it never wrote, and gives wrong values or crashes:
     EfficientViT's linear attention fell from 94% to 38% top-1 on the digits, each time differently.
 
+    In ONNX, activations have one scale for all channels: NNCF gives those of depthwise layers one scale each, with
+    which ONNX Runtime 1.32 ends in `QLinearConv : input zero point must be a scalar`.
+
     Args:
         model: an ``onnx.ModelProto`` or an ``openvino.Model``.
         kept: OpenVINO's names of layers that stay in float32.
@@ -191,6 +194,11 @@ def _options(model: Any, kept: Sequence[str]) -> dict[str, Any]:
     if ignored:
         # a name that the ONNX form does not have is passed over
         options["ignored_scope"] = nncf.IgnoredScope(names=ignored, validate=False)
+    if is_onnx:
+        parameters: Any = importlib.import_module("nncf.quantization.advanced_parameters")
+        options["advanced_parameters"] = parameters.AdvancedQuantizationParameters(
+            activations_quantization_params=parameters.QuantizationParameters(per_channel=False)
+        )
     return options
 
 
