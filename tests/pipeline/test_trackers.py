@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -236,15 +237,56 @@ def test_a_run_that_fails_marks_its_trackers_as_failed(
     assert found.info.status == "FAILED"
 
 
-def test_a_store_that_cannot_be_opened_is_one_line_and_closes_the_others(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "nowhere://store",
+        "sqlite:////proc/nowhere/mlflow.db",
+        "sqlite:///{}/broken.db",
+        "file:///proc/nowhere",
+        "http://127.0.0.1:9",
+        "postgresql://u:p@127.0.0.1:9/db",
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_one_line_and_the_run_goes_on(
+    uri: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    closed = []
-    monkeypatch.setattr(TensorBoard, "close", lambda self, outcome: closed.append(outcome))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://store")
-    with pytest.raises(TutelageError, match="track: mlflow cannot start"):
-        open_trackers(["tensorboard", "mlflow"], run)
-    assert closed == ["FAILED"]
+    (tmp_path / "broken.db").write_bytes(b"no database" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path))
+    monkeypatch.setattr("tutelage.pipeline.patience.SECONDS", 3.0)
+    with tracking(["tensorboard", "mlflow"], run, PARAMS) as tracker:
+        assert list(tracker.trackers) == ["tensorboard"]
+        tracker.on_epoch(ROWS[0])
+    told = [record.message for record in caplog.records if record.name.startswith("tutelage")]
+    assert len(told) == 1
+    assert told[0].startswith("mlflow ")
+    assert "\n" not in told[0]
+
+
+def test_a_tracker_that_does_not_answer_is_given_up(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tutelage.pipeline.patience.SECONDS", 0.2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(TensorBoard, "on_start", lambda self, params: time.sleep(30))
+    begin_ = time.monotonic()
+    with tracking(["tensorboard"], run, PARAMS) as tracker:
+        tracker.on_epoch(ROWS[0])
+    assert time.monotonic() - begin_ < 5
+    assert "no answer within 0.2 seconds" in caplog.text
+
+
+def test_a_run_in_a_directory_with_signs_of_a_uri_has_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place = tmp_path / "which? #1 100%"
+    run = Run.create(place, "run")
+    with tracking(["mlflow"], run, PARAMS) as tracker:
+        assert list(tracker.trackers) == ["mlflow"]
+        tracker.on_epoch(ROWS[0])
+    assert (run.mlflow / "mlflow.db").stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
 
 
 def test_a_tracker_that_fails_costs_no_training(run: Run, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tutelage.core.errors import TutelageError, WeakTeacher, one_line
@@ -17,6 +20,8 @@ from tutelage.core.progress import Progress, Tabular
 from tutelage.core.recipe_tree import flat
 from tutelage.core.run_dir import Run
 from tutelage.distillation.stop import Interrupted
+from tutelage.pipeline import patience
+from tutelage.pipeline.patience import within
 
 if TYPE_CHECKING:
     from tutelage.models.source import Model
@@ -35,6 +40,7 @@ FIGURES = (
     "agreement",
     "fidelity",
 )  # logged for each model on test
+MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow.pytorch"}
 BATCH = 100  # most parameters in one MLflow request
 LONGEST = 6000  # most characters in an MLflow parameter
 
@@ -69,6 +75,8 @@ def tracking(names: Sequence[str], run: Run, params: Mapping[str, Any]) -> Itera
         run: its directory has the stores.
         params: the recipe, nested or flat.
 
+    A tracker that fails or does not answer within `patience.SECONDS` is disabled with one line in the log.
+
     Raises:
         TutelageError: as `open_trackers`.
     """
@@ -88,15 +96,15 @@ def tracking(names: Sequence[str], run: Run, params: Mapping[str, Any]) -> Itera
 def open_trackers(names: Sequence[str], run: Run) -> Tracker:
     """Open the trackers that a recipe asks for, combined into one; `tracking` also closes them.
 
-    A tracker that fails once the run has started is disabled, with one line in the log, so that a server that is
-    down does not stop a training.
+    A tracker that cannot be opened is left out, with one line in the log, so that a server that is down does not stop
+    a training.
 
     Args:
         names: of ``tensorboard`` and ``mlflow``.
         run: its directory has the stores.
 
     Raises:
-        TutelageError: a tracker is unknown, cannot start, or its package is not installed.
+        TutelageError: a tracker is unknown, or its package is not installed.
     """
     makers: dict[str, Callable[[Run], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
     for name in names:
@@ -105,14 +113,15 @@ def open_trackers(names: Sequence[str], run: Run) -> Tracker:
     trackers: dict[str, Tracker] = {}
     for name in names:
         try:
-            trackers[name] = makers[name](run)
-        except Exception as error:
+            for module in (name, MODULES[name]):  # before the clock runs, since it takes seconds
+                importlib.import_module(module)
+        except ImportError:
             Trackers(trackers).close("FAILED")
-            if isinstance(error, ImportError):
-                raise TutelageError(
-                    f"track: {name} is not installed; `pip install 'tutelage[{name}]'`"
-                ) from None
-            raise TutelageError(f"track: {name} cannot start ({one_line(error)})") from error
+            raise TutelageError(f"track: {name} is not installed; `pip install 'tutelage[{name}]'`") from None
+        try:
+            trackers[name] = within(partial(makers[name], run))
+        except Exception as error:  # of any library
+            log.warning("%s cannot start, and the run goes on without it: %s", name, one_line(error))
     return Trackers(trackers)
 
 
@@ -123,20 +132,12 @@ class Trackers:
         self.trackers = trackers
 
     def on_start(self, params: Mapping[str, Any]) -> None:
-        """Start each.
-
-        Raises:
-            TutelageError: one of them cannot start.
-        """
-        for name, tracker in self.trackers.items():
-            try:
-                tracker.on_start(params)
-            except Exception as error:
-                raise TutelageError(f"track: {name} cannot start ({one_line(error)})") from error
+        """Start each."""
+        self._call_each(lambda tracker: within(lambda: tracker.on_start(params)))
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Pass the row on to each."""
-        self._call_each(lambda tracker: tracker.on_epoch(row))
+        self._call_each(lambda tracker: within(lambda: tracker.on_epoch(row)))
 
     def on_end(self, artifacts: Sequence[Path], model: Model | None) -> None:
         """Pass the files and the model on to each."""
@@ -144,7 +145,7 @@ class Trackers:
 
     def close(self, outcome: Outcome) -> None:
         """Close each."""
-        self._call_each(lambda tracker: tracker.close(outcome))
+        self._call_each(lambda tracker: within(lambda: tracker.close(outcome)))
 
     def _call_each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.trackers.items()):
@@ -152,9 +153,9 @@ class Trackers:
                 call(tracker)
             except Exception as error:
                 log.warning("%s is disabled after an error: %s", name, one_line(error))
-                del self.trackers[name]
+                self.trackers.pop(name, None)
                 with suppress(Exception):
-                    tracker.close("FAILED")
+                    within(lambda tracker=tracker: tracker.close("FAILED"))  # type: ignore[misc]
 
 
 class TensorBoard:
@@ -204,12 +205,17 @@ class MLflow:
 
     def __init__(self, run: Run) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent to third parties
+        os.environ.setdefault(
+            "MLFLOW_HTTP_REQUEST_TIMEOUT", f"{patience.SECONDS:g}"
+        )  # else 120 seconds, seven times
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         import mlflow.pytorch  # noqa: F401 - a missing or broken package is found before training
         from mlflow import MlflowClient
 
         self.run = run
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.mlflow.resolve()}/mlflow.db"
         run.mlflow.mkdir(parents=True, exist_ok=True)
+        place, self._keeper = _plain_path(run.mlflow.resolve())
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place}/mlflow.db"
         with _quiet():
             self.client = MlflowClient(tracking_uri=self.uri)
         self.id = ""
@@ -338,6 +344,19 @@ def final_metrics(run: Run) -> dict[str, float]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain_path(place: Path) -> tuple[Path, TemporaryDirectory[str] | None]:
+    """Return a path of a directory without signs that mean something in a URI, and what keeps it.
+
+    SQLAlchemy and MLflow do not quote such signs in the same way, so that the directory gets a link with a plain name.
+    """
+    if not set("?#%") & set(str(place)):
+        return place, None
+    keeper = TemporaryDirectory(prefix="tutelage-")
+    link = Path(keeper.name) / "store"
+    link.symlink_to(place, target_is_directory=True)
+    return link, keeper
 
 
 @contextmanager
