@@ -25,7 +25,8 @@ from tutelage.models.source import Model
 from tutelage.pipeline.advise import Advice
 from tutelage.pipeline.advise import advise as advise_run
 from tutelage.pipeline.console import open_progress
-from tutelage.pipeline.run import begin
+from tutelage.pipeline.early import check_early
+from tutelage.pipeline.run import begin, refusals_leave_nothing
 from tutelage.pipeline.run import distill as run_stages
 from tutelage.pipeline.seeds import distill_seeds
 
@@ -127,13 +128,15 @@ def distill(
     set_keys(tree, [*(settings or {}).items(), *given_keys.items()])
     parsed = parse_recipe(tree, "tutelage.distill")
     reporter = open_progress(progress) if isinstance(progress, str) else progress
+    check_early(parsed, Path(runs))
     with given(objects):
         run = begin(parsed, Path(runs), shlex.join(["python", *sys.argv]), seeds)
-        summary = distill_seeds(parsed, run, seeds, reporter) if seeds > 1 else None
+        with refusals_leave_nothing(run):
+            summary = distill_seeds(parsed, run, seeds, reporter) if seeds > 1 else None
+            if seeds == 1:
+                run_stages(parsed, run, reporter)
         if seeds > 1:
             run = Run(run.path / f"seed-{parsed.train.seed}")
-        else:
-            run_stages(parsed, run, reporter)
         return _result(run, summary)
 
 

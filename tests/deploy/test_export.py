@@ -430,7 +430,7 @@ def test_a_runs_table_gains_its_files(exported: Exported, tmp_path: Path) -> Non
     ]
     write_json(run_.comparison, {"rows": Table(old).records(), "verdict": {"sentence": "kept"}})
     with pytest.raises(SystemExit) as ended:
-        main(["export", str(run_.path)])
+        main(["export", str(run_.path), "--teacher"])
     assert not ended.value.code
     content = json.loads(run_.comparison.read_text())
     roles = [row["role"] for row in content["rows"]]
@@ -443,6 +443,40 @@ def test_a_runs_table_gains_its_files(exported: Exported, tmp_path: Path) -> Non
     assert rows["onnx"]["n"] == len(exported.splits.test)
     assert run_.digests.is_file()
     assert Manifest.read(run_.deploy).provenance["run"] == "digits"
+
+
+def test_a_run_is_exported_without_its_teacher_unless_asked(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a teacher that cannot be exported does not keep the student from its files."""
+    built: list[str] = []
+    plain = export.build
+
+    def build(model: Model, *arguments: object, **named: object) -> object:
+        built.append(model.name)
+        if model.name == "test_resnet":
+            raise TutelageError("test_resnet: cannot be exported to ONNX")
+        return plain(model, *arguments, **named)
+
+    monkeypatch.setattr(export, "build", build)
+    report = export_model(exported.model, tmp_path / "a", test=exported.splits.test, int8=False)
+    assert built == ["test_efficientnet"]
+    assert report.table.rows[0].role == ""
+    teacher = load_model(exported.teacher)
+    report = export_model(
+        exported.model, tmp_path / "b", test=exported.splits.test, teacher=teacher, int8=False
+    )
+    assert (tmp_path / "b" / "model.onnx").is_file()
+    assert any("without the teacher's files: test_resnet" in note for note in report.table.notes)
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused_before_any_work(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    monkeypatch.setattr(export, "build", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(TutelageError, match="this is a file"):
+        export_model(exported.model, tmp_path / "out", int8=False)
 
 
 def test_random_models_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

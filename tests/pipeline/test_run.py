@@ -127,6 +127,7 @@ def test_changed_images_are_noticed_on_resume(finished: Run, tmp_path: Path) -> 
 
     copied = tmp_path / "copy"
     shutil.copytree(finished.path, copied)
+    Run(copied).begun.unlink()  # else the edit of the recipe is refused first
     recipe = load_recipe(finished.recipe)
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit": 200})})
     with pytest.raises(TutelageError, match="images have changed since"):

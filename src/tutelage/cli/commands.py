@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tutelage.cli import look
+from tutelage.cli import deploy, look
 from tutelage.cli.advise import advise
+from tutelage.cli.interrupts import INTERRUPTED, exit_now, interrupts_exit, interrupts_raise
 from tutelage.cli.options import ProgressOption, Runs, option
-from tutelage.core.errors import TutelageError, WeakTeacher
+from tutelage.core.errors import Incomplete, TutelageError, WeakTeacher, one_line
 
 if TYPE_CHECKING:
     from tutelage.core.recipe import Recipe
@@ -55,12 +55,20 @@ def quickstart(
 ) -> None:
     """Run a complete distillation on a small bundled data set, in a few minutes."""
     from tutelage.core.run_dir import Run
+    from tutelage.pipeline.early import check_early
     from tutelage.pipeline.quickstart import quickstart_recipe
-    from tutelage.pipeline.run import begin
 
     recipe = quickstart_recipe().model_copy(update={"name": name})
     done = Run(runs / name)
-    _distill(recipe, done if done.versions.exists() else begin(recipe, runs, "tutelage quickstart"), progress)
+    if done.versions.exists():
+        _distill(recipe, done, progress)
+        return
+    check_early(recipe, runs)
+    from tutelage.pipeline.run import begin, refusals_leave_nothing
+
+    run = begin(recipe, runs, "tutelage quickstart")
+    with refusals_leave_nothing(run):
+        _distill(recipe, run, progress)
 
 
 app.command(rich_help_panel=START, no_args_is_help=True)(advise)
@@ -125,7 +133,8 @@ def distill(
 ) -> None:
     """Distil a teacher into a student, and compare the result with start, control and teacher."""
     from tutelage.core.recipe import load_recipe
-    from tutelage.pipeline.run import begin
+    from tutelage.pipeline.console import open_progress
+    from tutelage.pipeline.early import check_early
 
     words = list(words or [])
     path = Path(words.pop(0)) if words and "=" not in words[0] else None
@@ -141,6 +150,10 @@ def distill(
         "--allow-weak-teacher": ("preflight.allow_weak_teacher", allow_weak or None),
     }
     recipe = load_recipe(path, words, options)
+    open_progress(progress)
+    check_early(recipe, runs)
+    from tutelage.pipeline.run import begin, refusals_leave_nothing  # PyTorch is imported here
+
     run = begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds)
     if watching:
         from tutelage.report.server import Server
@@ -148,7 +161,8 @@ def distill(
         server = Server(run.path)
         server.start()
         print(f"{server.url} follows {run.path}", file=sys.stderr, flush=True)
-    _distill(recipe, run, progress)
+    with refusals_leave_nothing(run):
+        _distill(recipe, run, progress)
 
 
 @app.command(rich_help_panel=START)
@@ -177,15 +191,17 @@ def compare(
     from rich.console import Console
 
     from tutelage.core.files import write_json, write_text
+    from tutelage.pipeline.console import shown_steps
+    from tutelage.pipeline.early import check_place
 
     if deploy:
         from tutelage.deploy.compare import compare_deployed as measure  # needs the extra `deploy`
     else:
         from tutelage.evaluation.compare import compare as measure
-    with Console(stderr=True).status("loading") as status:
-        table = measure(
-            models, data=data, batch_size=batch_size, threads=threads, device=device, say=status.update
-        )
+    for place in filter(None, (json, csv, markdown)):
+        check_place(place.parent)
+    with shown_steps() as say:
+        table = measure(models, data=data, batch_size=batch_size, threads=threads, device=device, say=say)
     Console().print(table.rich())
     if json:
         write_json(json, table.records())
@@ -201,72 +217,8 @@ app.command(rich_help_panel=LOOK)(look.verify)
 app.command("check", hidden=True)(look.verify)  # the name of `verify` in earlier versions
 
 
-@app.command(rich_help_panel=DEPLOY)
-def export(
-    what: Annotated[
-        str, typer.Argument(help="Run directory, or a model as NAME@WEIGHTS.", metavar="RUN|MODEL")
-    ],
-    int8: Annotated[
-        bool | None,
-        option(
-            "Also write files quantised to 8-bit integers.",
-            "--int8, or as in RUN",
-            name="--int8/--no-int8",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None, option("Labelled images for MODEL, as KIND:WHERE or a path.", "as in RUN")
-    ] = None,
-    out: Annotated[Path | None, option("Directory to write to.", "RUN/deploy, or MODEL-deploy")] = None,
-    max_drop: Annotated[
-        float | None,
-        option("Largest accepted loss of top-1, in percentage points.", "1, or as in RUN", min=0),
-    ] = None,
-) -> None:
-    """Write a model as ONNX and OpenVINO files, and verify them; the exit code is 1 if one fails."""
-    from rich.console import Console
-
-    from tutelage.deploy.command import export_named
-
-    with Console(stderr=True).status("loading") as status:
-        report = export_named(what, out, data=data, int8=int8, max_drop=max_drop, say=status.update)
-    Console().print(report.table.rich())
-    print(f"written to {report.directory}")
-    for name, reason in report.rejected.items():
-        print(f"{report.directory / 'rejected' / name}: {reason}", file=sys.stderr)
-    if report.rejected:
-        raise SystemExit(1)
-
-
-@app.command(rich_help_panel=DEPLOY)
-def predict(
-    directory: Annotated[Path, typer.Argument(help="Directory that `tutelage export` wrote, or of a run.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders to search for them.")],
-    top: Annotated[int, typer.Option(min=1, help="Number of classes shown per image.")] = 5,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
-) -> None:
-    """Classify images with exported files, without PyTorch; the exit code is 2 if an image cannot be read."""
-    from tutelage.deploy.predictor import Predictor, find_images
-
-    predictor, errors = Predictor(directory), 0
-
-    def tell(error: TutelageError) -> None:
-        nonlocal errors
-        errors += 1
-        print(f"error: {error}", file=sys.stderr)
-
-    for place in images:
-        try:
-            for image in find_images([place]):
-                try:
-                    (found,) = predictor(image, top)
-                    print(found.json() if json else found.line(), flush=True)
-                except TutelageError as error:
-                    tell(error)
-        except TutelageError as error:  # the place has no images; the others are not lost
-            tell(error)
-    if errors:
-        raise SystemExit(2)
+app.command(rich_help_panel=DEPLOY)(deploy.export)
+app.command(rich_help_panel=DEPLOY)(deploy.predict)
 
 
 @app.command(rich_help_panel=FURTHER)
@@ -279,16 +231,19 @@ def resume(
     progress: ProgressOption = "auto",
 ) -> None:
     """Continue a run that was stopped."""
+    from tutelage.core.begun import check_edits, where_it_began
     from tutelage.core.recipe import load_recipe
     from tutelage.core.run_dir import Run
-    from tutelage.core.runtime import Runtime
-    from tutelage.pipeline.stages.teacher_check import allow_weak_teacher
 
-    opened = Run.open(run)
-    recipe = load_recipe(opened.recipe)
-    if allow_weak:
-        recipe = Runtime.start().on_main(lambda: allow_weak_teacher(recipe, opened))
-    _distill(recipe, opened, progress)
+    with where_it_began(Run.open(run)) as opened:
+        recipe = load_recipe(opened.recipe)
+        check_edits(opened, recipe)
+        from tutelage.core.runtime import Runtime  # PyTorch is imported here
+        from tutelage.pipeline.stages.teacher_check import allow_weak_teacher
+
+        if allow_weak:
+            recipe = Runtime.start().on_main(lambda: allow_weak_teacher(recipe, opened))
+        _distill(recipe, opened, progress)
 
 
 @app.command(rich_help_panel=FURTHER)
@@ -319,12 +274,12 @@ def study(
 
     plan = load_study(Path(words[0]), words[1:], trials=trials, name=name)
     reporter = open_progress(progress)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also between stages, as in a run
+    interrupts_raise()  # also between stages, as in a run
     try:
         found = run_study(plan, studies, reporter, " ".join(["tutelage", *sys.argv[1:]]))
     except (Interrupted, KeyboardInterrupt):
         reporter.say("stopped; all results are kept: continue with the same command")
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     reporter.table(found)
     reporter.say(found.sentence())
 
@@ -338,8 +293,8 @@ def _distill(recipe: Recipe, run: Run, progress: str) -> None:
     from tutelage.pipeline.run import show
     from tutelage.pipeline.seeds import distill_seeds
 
-    # also between stages, a run that is terminated says how to continue
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # also between stages, a run that is stopped says how to continue
+    interrupts_raise()
     reporter = open_progress(progress if Runtime.start().is_main else "none")
     seeds = entry(run.versions, "seeds")
     try:
@@ -349,10 +304,14 @@ def _distill(recipe: Recipe, run: Run, progress: str) -> None:
             all_stations(recipe, run, reporter)
     except (Interrupted, KeyboardInterrupt):
         reporter.say(f"stopped; all results are kept: continue with `tutelage resume {run.path}`")
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except WeakTeacher as stopped:
         if Runtime.start().is_main:
             print(f"{stopped} (`tutelage resume {run.path} --allow-weak-teacher`)", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Incomplete as error:
+        if Runtime.start().is_main:
+            print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     if seeds == 1:
         show(run, reporter)
@@ -368,8 +327,14 @@ def main(arguments: list[str] | None = None) -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks ends no command
         sys.stdout.reconfigure(errors="backslashreplace")
+    if arguments is None:
+        interrupts_exit()
     try:
         app(arguments)
     except TutelageError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    except SystemExit as ended:
+        if arguments is None and ended.code == INTERRUPTED:
+            exit_now()
+        raise

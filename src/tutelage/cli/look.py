@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tutelage.cli.interrupts import interrupts_raise
 from tutelage.cli.options import option
 
 
@@ -39,6 +40,7 @@ def watch(
 
     from tutelage.report.server import Server
 
+    interrupts_raise()
     server = Server(run, port)
     print(f"{server.url} follows {run}; stop it with Ctrl-C", flush=True)
     with suppress(KeyboardInterrupt):

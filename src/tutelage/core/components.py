@@ -272,6 +272,7 @@ class ExportRecipe(Component):
 
     enabled: bool = False
     int8: bool = True
+    teacher: bool = False  # export the teacher too, so that files are compared with files of the same kind
     max_drop: NonNegative = (
         1.0  # largest accepted loss of top-1 of a file against PyTorch on test, in percentage points
     )

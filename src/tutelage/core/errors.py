@@ -16,6 +16,13 @@ class WeakTeacher(TutelageError):  # noqa: N818 - the run is stopped and kept, i
     """
 
 
+class Incomplete(TutelageError):  # noqa: N818 - the student is kept
+    """The student is kept, but a station after its training failed, such as the page; the others were made.
+
+    ``tutelage resume`` makes what is missing. The command line prints the message and exits with code 1.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of any exception as one line, or the name of its type where it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ class Run:
         self.path = path
         self.recipe = path / "recipe.yaml"
         self.versions = path / "versions.json"
+        self.begun = path / "begun.json"
         self.splits = path / "splits.json"
         self.preflight = path / "preflight.json"
         self.choices = path / "choices.json"  # what `auto` became
@@ -57,17 +59,15 @@ class Run:
         Raises:
             TutelageError: the name is a path, or the directory exists, or it cannot be written.
         """
-        if not NAME.fullmatch(name):
-            raise TutelageError(f"run name {name!r}: use letters, digits and . _ - + @ = only, not a path")
+        check_name(root, name)
         path = root / name
         try:
             root.mkdir(parents=True, exist_ok=True)
-            path.mkdir()
-        except FileExistsError:
-            if not _not_begun(path):
-                raise TutelageError(
-                    f"{path}: this run exists; continue it with `tutelage resume {path}` or use another --name"
-                ) from None
+            path.mkdir(exist_ok=_not_begun(path))
+        except FileExistsError:  # made by another process a moment ago
+            raise TutelageError(
+                f"{path}: cannot be created; another process or a file has this name"
+            ) from None
         except OSError as error:
             raise TutelageError(f"{path}: cannot be created ({error.strerror})") from None
         return cls(path)
@@ -106,16 +106,45 @@ class Run:
         try:
             for temporary in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
                 temporary.unlink(missing_ok=True)
-            self.digests.unlink(missing_ok=True)  # the files that it lists are about to change
             yield
         finally:
             lock.release()
+
+    def discard(self) -> None:
+        """Remove the directory of a run that was refused before anything was computed; leave any other."""
+        own = {
+            self.recipe,
+            self.versions,
+            self.begun,
+            self.splits,
+            self.lock,
+            self.tensorboard,
+            self.mlflow,
+            self.cache,
+        }
+        if set(self.path.iterdir()) <= own:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def check_name(root: Path, name: str) -> None:
+    """Refuse the name of a new run that is a path, or whose directory exists.
+
+    Raises:
+        TutelageError: names the directory, and says how to continue.
+    """
+    if not NAME.fullmatch(name):
+        raise TutelageError(f"run name {name!r}: use letters, digits and . _ - + @ = only, not a path")
+    path = root / name
+    if path.exists() and not _not_begun(path):
+        raise TutelageError(
+            f"{path}: this run exists; continue it with `tutelage resume {path}` or use another --name"
+        )
 
 
 def _not_begun(path: Path) -> bool:
     """Whether a directory was left by a run that was killed before it began."""
     return path.is_dir() and all(
-        file.name == "recipe.yaml" or file.suffix == ".tmp" for file in path.iterdir()
+        file.name in {"recipe.yaml", "begun.json"} or file.suffix == ".tmp" for file in path.iterdir()
     )
 
 

@@ -34,6 +34,7 @@ def export_named(
     data: str | None = None,
     int8: bool | None = None,
     max_drop: float | None = None,
+    teacher: bool | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export a run's student or any model.
@@ -44,6 +45,7 @@ def export_named(
         data: images for a model, KIND:WHERE, see `images_of`. A run has its own.
         int8: write quantised files too; None: as the run's recipe says, and for a model yes.
         max_drop: points of top-1 that a file may lose; None: as the run's recipe says, and for a model 1.
+        teacher: of a run, export the teacher too, to compare files of the same kind; None: as the run's recipe says.
         say: called with a line before each step.
 
     Raises:
@@ -54,9 +56,12 @@ def export_named(
             raise TutelageError(f"--data {data}: {what} is a run, which has its own images; leave --data out")
         run = Run.open(Path(what))
         with run.held():
-            report = export_run(run, out, int8=int8, max_drop=max_drop, say=say)
-            write_digests(run)
+            report = export_run(run, out, int8=int8, max_drop=max_drop, teacher=teacher, say=say)
+            if run.comparison.exists():  # else `tutelage resume` has something left to do
+                write_digests(run)
         return report
+    if teacher:
+        raise TutelageError(f"--teacher: {what} is no run, so it has no teacher; leave --teacher out")
     name = architecture(what)
     if what == name and ":" not in what and len(Path(name).parts) > 1:
         raise TutelageError(f"{what}: no such run directory")
@@ -85,6 +90,7 @@ def export_run(
     *,
     int8: bool | None = None,
     max_drop: float | None = None,
+    teacher: bool | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export the student that a run selected, and add its files to ``comparison.json``.
@@ -97,6 +103,7 @@ def export_run(
         out: directory of the files; None: the run's own.
         int8: write quantised files too; None: as the recipe says.
         max_drop: points of top-1 that a file may lose; None: as the recipe says.
+        teacher: export the teacher too, to compare files of the same kind; None: as the recipe says.
         say: called with a line before each step.
 
     Raises:
@@ -106,18 +113,21 @@ def export_run(
     if not run.student.is_file():
         raise TutelageError(f"{run.path}: has no student yet; go on with `tutelage resume {run.path}`")
     splits = make_splits(recipe.data)
+    wants_teacher = recipe.export.teacher if teacher is None else teacher
     report = export_model(
         _saved(recipe.student.model, run.student),
         out or run.deploy,
         calibration=splits.train,
         validation=splits.val,
         test=splits.test,
-        teacher=_teacher(run, recipe, say),
+        teacher=_teacher(run, recipe, say) if wants_teacher else None,
         int8=recipe.export.int8 if int8 is None else int8,
         max_drop=recipe.export.max_drop if max_drop is None else max_drop,
         provenance=_provenance(run, recipe, splits),
         say=say,
     )
+    if not run.comparison.exists():  # the evaluation failed; the files are good without it
+        return report
     content = read_json(run.comparison)
     rows = [Row.from_dict(row) for row in entry(run.comparison, "rows")]
     write_json(run.comparison, content | {"rows": Table(with_files(rows, report)).records()})

@@ -112,12 +112,16 @@ def export_model(
         TutelageError: the extra ``deploy`` is not installed, the model cannot be exported, there are no images to
             quantise pretrained weights with, or the directory cannot be written.
     """
+    if out.exists() and not out.is_dir():
+        raise TutelageError(
+            f"--out {out}: this is a file; name a directory, such as {out.with_suffix('')}-deploy"
+        )
     material = _material(model, calibration, validation, max_drop) if int8 else None
     with _aside(out) as stage:
         deployed = build(model, stage, material, provenance, say)
         with TemporaryDirectory() as elsewhere:
-            first = [build(teacher, Path(elsewhere), material, say=say)] if teacher else []
-            roles = ["teacher", ""] if teacher else [""]
+            first, missing = _teachers_files(teacher, Path(elsewhere), material, say)
+            roles = ["teacher", ""] if first else [""]
             bench = Bench([*first, deployed], test, BATCH, roles)
             table = evaluate(
                 bench.models,
@@ -132,11 +136,25 @@ def export_model(
             table = bench.like_for_like(table)
             checks = tuple(bench.checked(table, deployed, max_drop))
         images = bench.subset.images.name
-        lines = [*([calibrated(material)] if material else []), *(one.sentence(images) for one in checks)]
-        lines += [*notes, *_unnamed(model)]
+        lines = [*([calibrated(material)] if material else []), *missing]
+        lines += [*(one.sentence(images) for one in checks), *notes, *_unnamed(model)]
         report = DeployReport(out, Table(table.rows, [*table.notes, *lines]), checks, images)
         _publish(stage, deployed, report)
     return report
+
+
+def _teachers_files(
+    teacher: Model | None, directory: Path, material: Material | None, say: Say
+) -> tuple[list[Deployed], list[str]]:
+    """Export the teacher; where that fails, return a note in its place, so that the student keeps its files."""
+    if teacher is None:
+        return [], []
+    try:
+        return [build(teacher, directory, material, say=say)], []
+    except TutelageError as error:
+        note = f"compared without the teacher's files: {error}"
+        say(note)
+        return [], [note]
 
 
 def _rejects(one: Checked) -> bool:

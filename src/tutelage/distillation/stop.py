@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -19,18 +19,42 @@ def stop_requests() -> Iterator[threading.Event]:
     Outside the main thread, which alone can handle signals, the flag is never set.
     """
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
-    def ask(number: int, _frame: object) -> None:
+    def ask(_number: int, _frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(ask):
         yield stop
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[threading.Event]:
+    """Let Ctrl-C (SIGINT) and SIGTERM set a flag and raise KeyboardInterrupt.
+
+    The flag is for code below which a native library may turn KeyboardInterrupt into an exception of its own.
+    Outside the main thread, which alone can handle signals, the flag is never set.
+    """
+    came = threading.Event()
+
+    def note(_number: int, _frame: object) -> None:
+        came.set()
+        raise KeyboardInterrupt
+
+    with _handled(note):
+        yield came
+
+
+@contextmanager
+def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Let a function handle SIGINT and SIGTERM, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -44,6 +47,20 @@ def open_progress(kind: str) -> Progress:
     if kind == "none":
         return Silent()
     raise TutelageError(f"--progress {kind}: use auto, rich, json or none")
+
+
+@contextmanager
+def shown_steps() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows what is being done, on stderr.
+
+    On a terminal each line replaces the one before; elsewhere, in a log file, lines are printed one after the other.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda line: print(line, file=sys.stderr, flush=True)
+        return
+    with console.status("loading") as status:
+        yield lambda line: status.update(escape(line))
 
 
 class JsonLines(Silent):

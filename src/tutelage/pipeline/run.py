@@ -6,15 +6,17 @@ results to the run directory, so that a run that was stopped can be resumed.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tutelage.core.errors import WeakTeacher
+from tutelage.core.begun import check_edits, record_begin
+from tutelage.core.errors import Incomplete, TutelageError, WeakTeacher, one_line
 from tutelage.core.files import read_json, write_json, write_text
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe, dump_recipe
@@ -22,6 +24,7 @@ from tutelage.core.run_dir import Run, write_digests
 from tutelage.core.runtime import Runtime
 from tutelage.distillation.objective import check_losses
 from tutelage.distillation.optim import check_optimizer
+from tutelage.distillation.stop import Interrupted, noted_interrupts
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.dry_run import check_models
 from tutelage.models.registry import architecture
@@ -35,6 +38,9 @@ from tutelage.pipeline.stages.train import train_control, train_student
 from tutelage.pipeline.trackers import Tracked, Tracker, Trackers, tracking
 from tutelage.pipeline.versions import versions
 from tutelage.report.build import write_report
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
@@ -60,6 +66,7 @@ def describe(run: Run, recipe: Recipe, versions: Mapping[str, Any]) -> None:
     """Write the recipe of a run that has not begun, and then its versions, which show that it has begun."""
     if not run.versions.exists():
         write_text(run.recipe, dump_recipe(recipe))
+        record_begin(run, recipe)
         write_json(run.versions, versions)
 
 
@@ -79,6 +86,7 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         memo: directory where the runs of a study keep results that all of them need; None: a single run.
 
     Raises:
+        Incomplete: the student is kept, and what follows was made as far as possible.
         WeakTeacher: the teacher is not shown to be better than the control, which is kept.
         TutelageError: the input is not valid, or the pre-flight refused the teacher.
         Interrupted: the run was asked to stop; `distill` on the same run resumes it.
@@ -96,17 +104,76 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
                 write_report(run)
             raise
         distilled = train_student(checked)
-        result = measure(checked, control, distilled)
         if runtime.is_main:
-            explain(run)
+            run.digests.unlink(missing_ok=True)  # the files that it lists are about to change
+        after = Stations(run, alone=runtime.world_size == 1)
+        result = after.attempt("the evaluation on test", lambda: measure(checked, control, distilled))
+        if runtime.is_main:
+            after.attempt("the diagnosis", lambda: explain(run))
             if recipe.export.enabled:
-                deploy(run, progress)
-            write_digests(run)
-            page = write_report(run)
-            tracker.on_end([page, run.recipe, run.comparison, run.diagnosis, run.student], distilled.model)
-            shutil.rmtree(run.cache, ignore_errors=True)  # only training needs it
+                after.attempt("the deployed files", lambda: deploy(run, progress))
+            if not after.failed:
+                after.attempt("the digests", lambda: write_digests(run))
+            after.attempt("the page", lambda: write_report(run))
+            files = [run.report, run.recipe, run.comparison, run.diagnosis, run.student]
+            tracker.on_end([file for file in files if file.exists()], distilled.model)
+            if not after.failed:
+                shutil.rmtree(run.cache, ignore_errors=True)  # only training needs it
         runtime.wait()
+        after.finish()
+    assert result is not None
     return result
+
+
+class Stations:
+    """What follows the training: one station that fails does not keep the others from being done.
+
+    Attributes:
+        failed: the stations that failed, each with the reason.
+    """
+
+    def __init__(self, run: Run, alone: bool) -> None:
+        """Begin; with several processes (not `alone`) errors are raised at once, since the others would wait."""
+        self.run = run
+        self.alone = alone
+        self.failed: dict[str, str] = {}
+
+    def attempt(self, name: str, call: Callable[[], T]) -> T | None:
+        """Call a station, and return its result, or None where it failed.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM came, also where a library made another exception of it.
+        """
+        result = None
+        with noted_interrupts() as interrupt:
+            try:
+                result = call()
+            except Interrupted:
+                raise
+            except Exception as error:
+                if interrupt.is_set():
+                    raise KeyboardInterrupt from error
+                if not self.alone:
+                    raise
+                log.debug("%s failed", name, exc_info=True)
+                known = isinstance(error, TutelageError)
+                self.failed[name] = one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
+            if interrupt.is_set():  # it was taken for a failure of a part, which the station can do without
+                raise KeyboardInterrupt
+        return result
+
+    def finish(self) -> None:
+        """Raise an error where a station failed.
+
+        Raises:
+            Incomplete: names each station that failed with its reason.
+        """
+        if self.failed:
+            reasons = "; ".join(f"{name} failed ({reason})" for name, reason in self.failed.items())
+            raise Incomplete(
+                f"the student is kept in {self.run.student}, but {reasons}; "
+                f"`tutelage resume {self.run.path}` makes what is missing"
+            )
 
 
 @contextmanager
@@ -118,6 +185,7 @@ def _opened(recipe: Recipe, run: Run, runtime: Runtime) -> Iterator[Tracker]:
         def enter() -> None:
             nonlocal tracker
             stack.enter_context(run.held())
+            check_edits(run, recipe)
             tracker = stack.enter_context(tracking(recipe.track, run, recipe.model_dump(mode="json")))
 
         runtime.on_main(enter)
@@ -131,6 +199,17 @@ def deploy(run: Run, progress: Progress) -> None:
     report = export_run(run, say=progress.say)
     for name, reason in report.rejected.items():
         progress.say(f"{name} is not fit to be deployed: {reason}")
+
+
+@contextmanager
+def refusals_leave_nothing(run: Run) -> Iterator[None]:
+    """Remove the directory of a new run that is refused before anything was computed."""
+    try:
+        yield
+    except TutelageError:
+        if Runtime.start().is_main:  # the others may raise it at another moment, so nothing waits for them
+            run.discard()
+        raise
 
 
 def show(run: Run, progress: Progress) -> None:

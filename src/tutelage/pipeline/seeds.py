@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.core.errors import Incomplete
 from tutelage.core.files import read_json, write_json
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe
@@ -32,33 +33,46 @@ def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> d
 
     Raises:
         TutelageError: bad input, or the pre-flight found nothing to teach.
+        Incomplete: a seed's student is kept, but something after its training failed.
         Interrupted: the run was asked to stop; the same call resumes it.
     """
     runtime = Runtime.start()
     runs = []
+    incomplete: Incomplete | None = None
     for number in range(seeds):
         train = recipe.train.model_copy(update={"seed": recipe.train.seed + number})
         seeded = recipe.model_copy(update={"train": train})
         one = Run(run.path / f"seed-{train.seed}")
         progress.say(f"seed {train.seed} ({number + 1} of {seeds})")
         if not runtime.on_main(partial(_done, one, seeded, run)):
-            distill(seeded, one, progress, memo=run.cache)
+            try:
+                distill(seeded, one, progress, memo=run.cache)
+            except Incomplete as error:
+                incomplete = error
+                progress.say(str(error))
         runs.append(one)
+
+    if incomplete is not None and not all(one.comparison.exists() for one in runs):
+        raise incomplete
 
     def finish() -> dict[str, Any]:
         result = summary(runs)
         write_json(run.seeds, result)
-        write_digests(run)
-        shutil.rmtree(run.cache, ignore_errors=True)
+        if incomplete is None:
+            write_digests(run)
+            shutil.rmtree(run.cache, ignore_errors=True)
         return result
 
-    return runtime.on_main(finish)
+    result = runtime.on_main(finish)
+    if incomplete is not None:
+        raise incomplete
+    return result
 
 
 def _done(one: Run, recipe: Recipe, whole: Run) -> bool:
     """Whether a seed's run has ended; a run that has not begun gets its recipe and the versions of the whole."""
     describe(one, recipe, read_json(whole.versions))
-    return one.digests.exists()
+    return one.digests.exists() and one.report.exists()
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:

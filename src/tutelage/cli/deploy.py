@@ -1,0 +1,106 @@
+"""The commands that make deployment files and use them."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tutelage.cli.options import option
+from tutelage.core.errors import TutelageError
+
+if TYPE_CHECKING:
+    from tutelage.core.run_dir import Run
+
+
+def export(
+    what: Annotated[
+        str, typer.Argument(help="Run directory, or a model as NAME@WEIGHTS.", metavar="RUN|MODEL")
+    ],
+    int8: Annotated[
+        bool | None,
+        option(
+            "Also write files quantised to 8-bit integers.",
+            "--int8, or as in RUN",
+            name="--int8/--no-int8",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, option("Labelled images for MODEL, as KIND:WHERE or a path.", "as in RUN")
+    ] = None,
+    out: Annotated[Path | None, option("Directory to write to.", "RUN/deploy, or MODEL-deploy")] = None,
+    teacher: Annotated[
+        bool | None,
+        option(
+            "Also export a run's teacher, to compare files of the same kind.",
+            "--no-teacher, or as in RUN",
+            name="--teacher/--no-teacher",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        option("Largest accepted loss of top-1, in percentage points.", "1, or as in RUN", min=0),
+    ] = None,
+) -> None:
+    """Write a model as ONNX and OpenVINO files, and verify them; the exit code is 1 if one fails."""
+    from rich.console import Console
+
+    from tutelage.core.begun import where_it_began
+    from tutelage.core.run_dir import Run as RunDirectory
+    from tutelage.deploy.command import export_named
+    from tutelage.pipeline.console import shown_steps
+    from tutelage.pipeline.early import check_place
+
+    where: AbstractContextManager[Run | None] = nullcontext()
+    if Path(what).is_dir():
+        where, out = where_it_began(RunDirectory.open(Path(what))), out and out.absolute()
+    check_place(out or Path(what if Path(what).is_dir() else "."))
+    with where as run, shown_steps() as say:
+        report = export_named(
+            str(run.path) if run else what,
+            out,
+            data=data,
+            int8=int8,
+            max_drop=max_drop,
+            teacher=teacher,
+            say=say,
+        )
+    Console().print(report.table.rich())
+    print(f"written to {report.directory}")
+    for name, reason in report.rejected.items():
+        print(f"{report.directory / 'rejected' / name}: {reason}", file=sys.stderr)
+    if report.rejected:
+        raise SystemExit(1)
+
+
+def predict(
+    directory: Annotated[Path, typer.Argument(help="Directory that `tutelage export` wrote, or of a run.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders to search for them.")],
+    top: Annotated[int, typer.Option(min=1, help="Number of classes shown per image.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
+) -> None:
+    """Classify images with exported files, without PyTorch; the exit code is 2 if an image cannot be read."""
+    from tutelage.deploy.predictor import Predictor, find_images
+
+    predictor, errors = Predictor(directory), 0
+
+    def tell(error: TutelageError) -> None:
+        nonlocal errors
+        errors += 1
+        print(f"error: {error}", file=sys.stderr)
+
+    for place in images:
+        try:
+            for image in find_images([place]):
+                try:
+                    (found,) = predictor(image, top)
+                    print(found.json() if json else found.line(), flush=True)
+                except TutelageError as error:
+                    tell(error)
+        except TutelageError as error:  # the place has no images; the others are not lost
+            tell(error)
+    if errors:
+        raise SystemExit(2)

@@ -1,0 +1,76 @@
+"""What can be known of a recipe before PyTorch is imported and before a run directory is made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import Recipe
+from tutelage.core.run_dir import check_name
+from tutelage.data.splits import make_splits
+
+SMALLEST_MB = 50  # a disk with less free space takes no run
+DEPLOY = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")  # packages of the extra `deploy`
+
+
+def check_early(recipe: Recipe, root: Path) -> None:
+    """Refuse what cannot work: missing packages, the place of the run, the data, and a batch larger than the data.
+
+    Args:
+        recipe: of the run.
+        root: directory in which the run directory will be made.
+
+    Raises:
+        TutelageError: one line that names the key, what was given, and what is expected.
+    """
+    for name in recipe.track:
+        _require(f"track=[{name}]", (name,), name)
+    if recipe.export.enabled:
+        _require("--export", DEPLOY, "deploy")
+    if recipe.name is not None:
+        check_name(root, recipe.name)
+    check_place(root)
+    images = len(make_splits(recipe.data).train)
+    if recipe.train.batch_size > images:
+        raise TutelageError(
+            f"train.batch_size={recipe.train.batch_size}: there are {images} training images in "
+            f"{recipe.data.train}; use at most {images}, such as train.batch_size={max(2, images // 4)}"
+        )
+
+
+def check_place(place: Path) -> None:
+    """Refuse a directory that cannot be made or written, or whose disk is full.
+
+    Raises:
+        TutelageError: one line that names the directory.
+    """
+    there = place.absolute()
+    while not there.exists() and not there.is_symlink():
+        there = there.parent
+    if not there.is_dir():
+        raise TutelageError(
+            f"{place}: cannot be created, since {there} is not a directory; name another place"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise TutelageError(f"{place}: cannot be written; get write access to {there}, or name another place")
+    free = shutil.disk_usage(there).free / 1e6
+    if free < SMALLEST_MB:
+        raise TutelageError(f"{place}: the disk has {free:.0f} MB left; free at least {SMALLEST_MB} MB")
+
+
+def _require(what: str, packages: tuple[str, ...], extra: str) -> None:
+    for name in packages:
+        if not _is_installed(name):
+            raise TutelageError(
+                f"{what}: needs {name}, which is not installed; run `pip install 'tutelage[{extra}]'`"
+            )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # a module without a spec, or one that was set to None
+        return False
