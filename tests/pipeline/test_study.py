@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tests.helpers.killing import Moment, tutelage
 
 from tutelage.cli import main
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, WeakTeacher
 from tutelage.core.files import read_json, read_jsonl, write_json
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import Recipe, load_recipe
@@ -181,7 +181,7 @@ def test_a_trial_that_kills_its_processes_is_given_up(tmp_path: Path) -> None:
 def test_a_trial_that_is_stopped_politely_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise Interrupted
 
     path = small(tmp_path)
@@ -292,6 +292,21 @@ def test_a_failed_trial_is_a_line_of_the_table(tmp_path: Path) -> None:
     three = small(tmp_path, name="three", variants=[{"name": f"v{n}"} for n in range(4)])
     with pytest.raises(TutelageError, match="the last 3 trials failed"):
         run_study(load_study(three), tmp_path, Silent(), "test")
+
+
+def test_a_trial_with_a_weak_teacher_is_finished(
+    tmp_path: Path, tiny: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weak(*_: object) -> None:
+        raise WeakTeacher("the teacher has nothing to teach")
+
+    monkeypatch.setattr("tutelage.pipeline.run.check_teacher", weak)
+    tiny["train"]["epochs"] = tiny["teacher"]["fit"]["epochs"] = 1
+    tiny["data"]["limit"] = 64
+    path = write(tmp_path / "weak.yaml", {"base": tiny, "variants": [{"name": "one"}]})
+    found = run_study(load_study(path), tmp_path, Silent(), "test")
+    assert [ranked.entry.name for ranked in found.done] == ["one"]
+    assert not found.others
 
 
 def test_a_database_keeps_the_trials_too(tmp_path: Path) -> None:

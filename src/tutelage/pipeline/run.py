@@ -76,7 +76,14 @@ def _default_name(recipe: Recipe) -> str:
     return f"{student}-from-{teacher}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = None) -> dict[str, Any]:
+def distill(
+    recipe: Recipe,
+    run: Run,
+    progress: Progress,
+    memo: Path | None = None,
+    *,
+    stop_at_weak_teacher: bool = True,
+) -> dict[str, Any]:
     """Run all stages that are not done yet, and return the content of comparison.json.
 
     Args:
@@ -84,6 +91,7 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         run: its directory.
         progress: receives reports.
         memo: directory where the runs of a study keep results that all of them need; None: a single run.
+        stop_at_weak_teacher: whether a teacher that is not shown to be better than the control stops the run.
 
     Raises:
         Incomplete: the student is kept, and what follows was made as far as possible.
@@ -100,9 +108,10 @@ def distill(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         try:
             check_teacher(checked, control)
         except WeakTeacher:
-            if runtime.is_main:
-                write_report(run)
-            raise
+            if stop_at_weak_teacher:
+                if runtime.is_main:
+                    write_report(run)
+                raise
         distilled = train_student(checked)
         if runtime.is_main:
             run.digests.unlink(missing_ok=True)  # the files that it lists are about to change

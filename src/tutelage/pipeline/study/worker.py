@@ -276,7 +276,9 @@ class _Worker:
         try:
             recipe = self.plan.recipe(precision | claim.overrides | {"name": claim.directory})
             describe(run, recipe, versions(self.command) | {"seeds": 1})
-            distill(load_recipe(run.recipe), run, self.progress, self.files.shared)
+            recipe = load_recipe(run.recipe)
+            # a study compares trials with each other, and those with a weak teacher are a result too
+            distill(recipe, run, self.progress, self.files.shared, stop_at_weak_teacher=False)
             merit = kept_candidate(run)["val"][self.plan.base.selection.metric]
         except (Interrupted, KeyboardInterrupt):
             with FileLock(self.files.lock):
