@@ -72,3 +72,19 @@ def test_a_run_records_what_it_chose_and_resumes_with_it(tiny: dict, tmp_path: P
     before = {path: path.read_bytes() for path in (run.choices, run.student, run.preflight)}
     distill(load_recipe(run.recipe), run, Silent())
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_runs_that_share_a_preflight_record_its_temperatures_too(tiny: dict, tmp_path: Path) -> None:
+    tiny |= {"loss": {"label_weight": 0.1}, "control": False}
+    tiny["train"]["epochs"] = 1
+    runs = []
+    for name, rate in (("one", 1e-3), ("two", 2e-3)):
+        recipe = parse_recipe(tiny | {"name": name, "train": tiny["train"] | {"lr": rate}})
+        run = begin(recipe, tmp_path, "test")
+        distill(recipe, run, Silent(), memo=tmp_path / "shared")
+        runs.append(run)
+    assert len(list((tmp_path / "shared").glob("preflight-*.json"))) == 1
+    one, two = (read_json(run.choices) for run in runs)
+    for key in ("loss.temperature", "loss.teacher_temperature"):
+        assert two[key]["value"] == one[key]["value"]
+    assert settings_of(runs[1]).loss == settings_of(runs[0]).loss

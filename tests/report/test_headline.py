@@ -1,12 +1,13 @@
 """The headline of a page is green only where the diagnosis has no reason against it."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from tests.report.small_run import random_start
 
-from tutelage.core.files import read_json, write_json
+from tutelage.core.files import read_json, read_jsonl, write_json
 from tutelage.core.run_dir import Run
 from tutelage.report.build import write_report
 from tutelage.report.headline import headline
@@ -61,3 +62,15 @@ def test_the_reason_is_told_once(better: Run, tmp_path: Path) -> None:
     told = headline(read_run_records(run))
     assert [one.css_class for one in told] == ["same"] * len(told)
     assert [REASON in one.words for one in told] == [True] + [False] * (len(told) - 1)
+
+
+def test_a_training_that_stopped_early_is_done_where_a_later_stage_has_begun(better: Run) -> None:
+    rows = [row | {"epochs": row["epochs"] + 5} for row in read_jsonl(better.metrics)]
+    better.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    records = read_run_records(better)
+    assert records.finished
+    better.candidates.unlink()
+    for later in (better.comparison, better.diagnosis):
+        later.unlink()
+    records = read_run_records(better)
+    assert [stage.state for stage in records.stages][1:3] == ["done", "going"]  # control, and distillation

@@ -53,8 +53,13 @@ def epochs_for(steps: int, images: int, batch_size: int, bounds: tuple[int, int]
 
 def record_choice(run: Run, key: str, value: Any, why: str) -> None:
     """Add what was chosen for a key of the recipe; call it in the first process only."""
-    before = read_json(run.choices) if run.choices.exists() else {}
-    write_json(run.choices, before | {key: {"value": value, "why": why}})
+    write_json(run.choices, choices_of(run) | {key: {"value": value, "why": why}})
+
+
+def choices_of(run: Run) -> dict[str, dict[str, Any]]:
+    """Read what a run has chosen: by key of the recipe the value, and why."""
+    found: dict[str, dict[str, Any]] = read_json(run.choices) if run.choices.exists() else {}
+    return found
 
 
 def settings_of(run: Run) -> Recipe:
@@ -63,9 +68,8 @@ def settings_of(run: Run) -> Recipe:
     Raises:
         TutelageError: a file is missing or damaged.
     """
-    chosen = read_json(run.choices) if run.choices.exists() else {}
     recipe = load_recipe(run.recipe)
-    for key, entry in chosen.items():
+    for key, entry in choices_of(run).items():
         part, name = key.split(".")
         component = getattr(recipe, part).model_copy(update={name: entry["value"]})
         recipe = recipe.model_copy(update={part: component})

@@ -279,9 +279,18 @@ def _training(records: RunRecords) -> list[StageState]:
 
 
 def _settle(stages: list[StageState]) -> list[StageState]:
-    """Mark stages as skipped that left nothing although a later one is done."""
+    """Mark stages as skipped that left nothing although a later one is done.
+
+    A training that ended before its last epoch (early stopping) is done where a later stage has begun.
+    """
     last = max((i for i, s in enumerate(stages) if s.state == "done"), default=-1)
-    return [
-        StageState(s.name, "skipped", s.detail) if s.state == "ahead" and i < last else s
-        for i, s in enumerate(stages)
-    ]
+    begun = max((i for i, s in enumerate(stages) if s.state != "ahead"), default=-1)
+    settled = []
+    for i, s in enumerate(stages):
+        state = s.state
+        if state == "ahead" and i < last:
+            state = "skipped"
+        elif state == "going" and i < begun:
+            state = "done"
+        settled.append(StageState(s.name, state, s.detail))
+    return settled

@@ -30,6 +30,7 @@ from tutelage.models.batchnorm import decode_sample
 from tutelage.models.class_mapping import ClassMapping
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
+from tutelage.pipeline.choices import choices_of, record_choice
 from tutelage.pipeline.memo import made_once
 from tutelage.pipeline.stages.evaluate import labels_of, predict_jointly, probe_resolutions, quality_on
 from tutelage.pipeline.stages.fit import Fitted
@@ -119,7 +120,22 @@ def _with_temperatures(
         names = {"teacher_temperature": 1.0, "temperature": None} | before.get("temperatures", {})
         auto = [key for key in names if getattr(recipe.loss, key) in (AUTO, "auto")]
         loss = recipe.loss.model_copy(update={key: names[key] for key in auto})
+        _record_shared(
+            prepared, {key: value for key, value in before.get("temperatures", {}).items() if key in auto}
+        )
     return replace(prepared, recipe=recipe.model_copy(update={"loss": loss}))
+
+
+def _record_shared(prepared: Prepared, values: dict[str, Any]) -> None:
+    """Record temperatures that another run of the same study or of another seed has chosen for all."""
+    if not prepared.context.runtime.is_main:
+        return
+    known = choices_of(prepared.run)
+    for key, value in values.items():
+        if value != "auto" and f"loss.{key}" not in known:  # a loss other than kl keeps its own temperature
+            why = "chosen by the first of the runs that share this pre-flight"
+            record_choice(prepared.run, f"loss.{key}", value, why)
+            prepared.context.progress.say(f"auto: loss.{key} = {value:g} ({why})")
 
 
 def _key(fitted: Fitted) -> dict[str, Any]:
