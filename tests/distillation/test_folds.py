@@ -13,6 +13,7 @@ from tests.distillation.test_teacher import losses_of
 from tests.helpers.stages import network
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import DataRecipe, parse_recipe
 from tutelage.core.run_dir import Run
@@ -151,6 +152,19 @@ def test_cached_and_live_training_have_the_same_losses(out_of_fold: dict, tmp_pa
     plain = student_of(out_of_fold, tmp_path, "plain")
     assert losses_of(plain)[0][0] != pytest.approx(losses_of(live)[0][0], rel=1e-2)
     assert len(list((tmp_path / "shared" / "targets").glob("targets-*"))) == 2
+
+
+def test_the_temperature_is_chosen_for_the_answers_out_of_fold(out_of_fold: dict, tmp_path: Path) -> None:
+    """What counts is how certain these are on training views, and not the probe that was fitted to all images."""
+    out_of_fold["loss"] = {"label_weight": 0.1, "teacher_temperature": 1.0}
+    chosen = []
+    for folds in (3, None):
+        out_of_fold["targets"] = {"folds": folds}
+        recipe = parse_recipe(out_of_fold | {"name": f"folds-{folds}"})
+        prepared = prepare(recipe, begin(recipe, tmp_path, "test"), Silent())
+        preflight(Fitted(prepared, fit_teachers(prepared), fit_head(prepared)))
+        chosen.append(read_json(prepared.run.choices)["loss.temperature"]["why"])
+    assert chosen[0] != chosen[1]  # the mean entropies on training views and on val
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What a run chooses for the keys of the recipe that are `auto`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.helpers.stages import network
 
 from tutelage.core.components import AUTO, FitRecipe, TrainRecipe
 from tutelage.core.errors import TutelageError
@@ -11,8 +13,12 @@ from tutelage.core.progress import Silent
 from tutelage.core.recipe import dump_recipe, load_recipe, parse_recipe
 from tutelage.core.recipe_tree import read_yaml
 from tutelage.models.registry import load_model
+from tutelage.models.weights import save_weights
 from tutelage.pipeline.choices import epochs_for, settings_of, with_fit_choices, with_train_choices
 from tutelage.pipeline.run import begin, distill
+from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
+from tutelage.pipeline.stages.preflight import preflight
+from tutelage.pipeline.stages.prepare import prepare
 
 
 @pytest.mark.parametrize(
@@ -88,3 +94,25 @@ def test_runs_that_share_a_preflight_record_its_temperatures_too(tiny: dict, tmp
     for key in ("loss.temperature", "loss.teacher_temperature"):
         assert two[key]["value"] == one[key]["value"]
     assert settings_of(runs[1]).loss == settings_of(runs[0]).loss
+
+
+def test_a_preflight_is_shared_between_seeds_but_not_between_views(tiny: dict, tmp_path: Path) -> None:
+    """The temperature of kl is chosen on training views, which do not depend on the seed there."""
+    tiny["loss"] = {"label_weight": 0.1}
+    for role, name in (("teacher", "test_resnet"), ("student", "test_efficientnet")):
+        model = replace(network(name, 0), class_ids=tuple("0123456789"))
+        save_weights(model.module, tmp_path / f"{name}.safetensors", model.metadata())
+        tiny[role] |= {"model": f"{name}@{tmp_path / name}.safetensors"}  # the same with any seed
+    tiny["teacher"]["fit"] = "no"
+    tiny["student"]["head_fit"] = "no"
+    shared = tmp_path / "shared"
+
+    def preflights(name: str, part: str, changes: dict) -> int:
+        recipe = parse_recipe(tiny | {"name": name, part: tiny[part] | changes})
+        prepared = prepare(recipe, begin(recipe, tmp_path, "test"), Silent(), shared)
+        preflight(Fitted(prepared, fit_teachers(prepared), fit_head(prepared)))
+        return len(list(shared.glob("preflight-*.json")))
+
+    assert preflights("first", "train", {}) == 1
+    assert preflights("seed", "train", {"seed": 1}) == 1
+    assert preflights("views", "view", {"crop_scale": [0.1, 0.2]}) == 2

@@ -12,10 +12,12 @@ from tutelage.core.recipe import FitRecipe, TrainRecipe
 from tutelage.core.runtime import Precision
 from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint, state_of
 from tutelage.distillation.folds import Folds, assign_folds, with_fold_heads
+from tutelage.distillation.looks import Looks
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective
 from tutelage.distillation.probe import can_be_probed, fit_probe, load_probe
 from tutelage.distillation.stage import Stage
+from tutelage.distillation.teacher import Teacher
 from tutelage.models import precision
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
@@ -163,7 +165,25 @@ def _probe_file(prepared: Prepared, name: str) -> Path:
     return prepared.context.run.checkpoints / f"{name}.probe.safetensors"
 
 
-def out_of_fold(
+def teacher_of_targets(
+    prepared: Prepared, teachers: Sequence[Model], precision: Precision, temperature: float = 1.0
+) -> Teacher:
+    """Make the teacher that answers for the training images, with the looks and the folds of the recipe.
+
+    Args:
+        prepared: the recipe and the training images.
+        teachers: at the resolution of their targets.
+        precision: in which they run.
+        temperature: divides their logits.
+    """
+    splits, targets = prepared.splits, prepared.recipe.targets
+    images = len(splits.train) + len(splits.unlabelled or ())
+    models, folds = _out_of_fold(prepared, teachers, images)
+    looks = Looks(targets.flip, targets.resolutions)
+    return Teacher(models, prepared.device, precision, looks=looks, temperature=temperature, folds=folds)
+
+
+def _out_of_fold(
     prepared: Prepared, teachers: Sequence[Model], images: int
 ) -> tuple[Sequence[Model], Folds | None]:
     """Give teachers that are linear probes a head for each fold; without ``targets.folds`` they stay as they are.

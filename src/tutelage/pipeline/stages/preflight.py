@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from tutelage.core.components import AUTO
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, read_json, write_json
 from tutelage.core.recipe import Recipe
@@ -30,12 +29,11 @@ from tutelage.models.batchnorm import decode_sample
 from tutelage.models.class_mapping import ClassMapping
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
-from tutelage.pipeline.choices import choices_of, record_choice
 from tutelage.pipeline.memo import made_once
 from tutelage.pipeline.stages.evaluate import labels_of, predict_jointly, probe_resolutions, quality_on
 from tutelage.pipeline.stages.fit import Fitted
 from tutelage.pipeline.stages.prepare import Prepared
-from tutelage.pipeline.stages.temperatures import choose_temperatures
+from tutelage.pipeline.stages.temperatures import with_temperatures
 
 TRAIN_IMAGES = 500  # on which the teacher's predictions are compared with the labels
 NEAR_CHANCE = 2.0  # a teacher with a top-1 below this many times chance is refused
@@ -96,7 +94,7 @@ def preflight(fitted: Fitted) -> Checked:
             chosen = _choose_precision(prepared, rates)
         prepared = _with_precision(prepared, chosen[0])
         on_val = predict_jointly(prepared, teachers, prepared.splits.val)
-        prepared = _with_temperatures(prepared, teachers, chosen[1], on_val, before)
+        prepared = with_temperatures(prepared, teachers, chosen[1], on_val, before)
         checked = Checked(prepared, teachers, fitted.student, chosen[1], on_val)
         if rates is not None:
             record = _measure(checked, rates) | {"resolutions": resolutions}
@@ -105,48 +103,19 @@ def preflight(fitted: Fitted) -> Checked:
     return checked
 
 
-def _with_temperatures(
-    prepared: Prepared,
-    teachers: tuple[Model, ...],
-    precision: Precision,
-    on_val: Predictions,
-    before: dict[str, Any] | None,
-) -> Prepared:
-    """Choose the temperatures that the recipe leaves to the run, or read them from preflight.json."""
-    recipe = prepared.recipe
-    if before is None:
-        loss = choose_temperatures(prepared, Teacher(teachers, prepared.device, precision), on_val)
-    else:  # a run of an older version divided by nothing
-        names = {"teacher_temperature": 1.0, "temperature": None} | before.get("temperatures", {})
-        auto = [key for key in names if getattr(recipe.loss, key) in (AUTO, "auto")]
-        loss = recipe.loss.model_copy(update={key: names[key] for key in auto})
-        _record_shared(
-            prepared, {key: value for key, value in before.get("temperatures", {}).items() if key in auto}
-        )
-    return replace(prepared, recipe=recipe.model_copy(update={"loss": loss}))
-
-
-def _record_shared(prepared: Prepared, values: dict[str, Any]) -> None:
-    """Record temperatures that another run of the same study or of another seed has chosen for all."""
-    if not prepared.context.runtime.is_main:
-        return
-    known = choices_of(prepared.run)
-    for key, value in values.items():
-        if value != "auto" and f"loss.{key}" not in known:  # a loss other than kl keeps its own temperature
-            why = "chosen by the first of the runs that share this pre-flight"
-            record_choice(prepared.run, f"loss.{key}", value, why)
-            prepared.context.progress.say(f"auto: loss.{key} = {value:g} ({why})")
-
-
 def _key(fitted: Fitted) -> dict[str, Any]:
     recipe, splits = fitted.prepared.recipe, fitted.prepared.splits
+    parts = {"teacher", "student", "preflight", "control", "view", "targets"}  # views: for loss.temperature
     return {
-        "recipe": recipe.model_dump(mode="json", include={"teacher", "student", "preflight", "control"}),
+        "recipe": recipe.model_dump(mode="json", include=parts),
         "train": recipe.train.model_dump(mode="json", include={"epochs", "batch_size", "precision"}),
         "loss": recipe.loss.model_dump(mode="json"),
         "metric": recipe.selection.metric,
+        "folds": recipe.train.seed if recipe.targets.folds else None,  # which images are in which fold
         "states": [state_digest(model.module.state_dict()) for model in [*fitted.teachers, fitted.student]],
-        "images": [splits.train.digest(), splits.val.digest()],
+        "images": [
+            part.digest() for part in (splits.train, splits.val, splits.unlabelled) if part is not None
+        ],
     }
 
 

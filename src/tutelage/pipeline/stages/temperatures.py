@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from tutelage.core.components import AUTO, LossRecipe
+from tutelage.core.runtime import Precision
 from tutelage.data.loading import view_loader
 from tutelage.data.splits import sample
 from tutelage.data.views import ViewPolicy
 from tutelage.distillation.teacher import Teacher
 from tutelage.evaluation import calibration
 from tutelage.evaluation.predict import Predictions
-from tutelage.pipeline.choices import record_choice
+from tutelage.models.source import Model
+from tutelage.pipeline.choices import choices_of, record_choice
 from tutelage.pipeline.stages.evaluate import labels_of
+from tutelage.pipeline.stages.fit import teacher_of_targets
 from tutelage.pipeline.stages.prepare import Prepared
 
 IMAGES = 500  # whose training views show how certain the teacher is there
@@ -22,18 +29,56 @@ BATCH = 50
 BOUNDS = (1.0, 4.0)  # of the temperature of kl
 
 
-def choose_temperatures(prepared: Prepared, teacher: Teacher, on_val: Predictions) -> LossRecipe:
+def with_temperatures(
+    prepared: Prepared,
+    teachers: Sequence[Model],
+    precision: Precision,
+    on_val: Predictions,
+    before: dict[str, Any] | None,
+) -> Prepared:
+    """Choose the temperatures that the recipe leaves to the run, or read them from the pre-flight.
+
+    Args:
+        prepared: the data and the recipe.
+        teachers: at the resolution of their targets.
+        precision: in which they compute the targets.
+        on_val: their joint logits on val.
+        before: content of preflight.json; None where the pre-flight is yet to be made.
+    """
+    recipe = prepared.recipe
+    if before is None:
+        loss = _choose(prepared, teachers, precision, on_val)
+    else:  # a run of an older version divided by nothing
+        names = {"teacher_temperature": 1.0, "temperature": None} | before.get("temperatures", {})
+        auto = [key for key in names if getattr(recipe.loss, key) in (AUTO, "auto")]
+        loss = recipe.loss.model_copy(update={key: names[key] for key in auto})
+        _record_shared(
+            prepared, {key: value for key, value in before.get("temperatures", {}).items() if key in auto}
+        )
+    return replace(prepared, recipe=recipe.model_copy(update={"loss": loss}))
+
+
+def _record_shared(prepared: Prepared, values: dict[str, Any]) -> None:
+    """Record temperatures that another run of the same study or of another seed has chosen for all."""
+    if not prepared.context.runtime.is_main:
+        return
+    known = choices_of(prepared.run)
+    for key, value in values.items():
+        if value != "auto" and f"loss.{key}" not in known:  # a loss other than kl keeps its own temperature
+            why = "chosen by the first of the runs that share this pre-flight"
+            record_choice(prepared.run, f"loss.{key}", value, why)
+            prepared.context.progress.say(f"auto: loss.{key} = {value:g} ({why})")
+
+
+def _choose(
+    prepared: Prepared, teachers: Sequence[Model], precision: Precision, on_val: Predictions
+) -> LossRecipe:
     """Replace ``auto`` in ``loss.teacher_temperature`` and ``loss.temperature``.
 
     The first one calibrates the teacher on val (Guo et al. 2017, "On calibration of modern neural networks"). The
     second one is that of kl only: other losses keep their own. A teacher that was fitted to the training images is
     nearly certain of them, so that its targets say no more than the labels. The temperature makes its targets on
     training views as uncertain, by their mean entropy, as the calibrated teacher is on val, where it knows no image.
-
-    Args:
-        prepared: the data and the recipe.
-        teacher: computes the targets.
-        on_val: its joint logits on val.
     """
     loss = prepared.recipe.loss
     chosen: dict[str, tuple[float, str]] = {}
@@ -46,7 +91,7 @@ def choose_temperatures(prepared: Prepared, teacher: Teacher, on_val: Prediction
         chosen["teacher_temperature"] = scale, why
     if loss.temperature == "auto" and loss.name == "kl" and not loss.terms:
         target = calibration.entropy(on_val.logits, scale)
-        views = _on_views(prepared, teacher)
+        views = _on_views(prepared, teacher_of_targets(prepared, teachers, precision))
         found = round(calibration.matching_temperature(views / scale, target, BOUNDS), 2)
         own = calibration.entropy(views, scale)
         why = f"the teacher's mean entropy is {own:.3f} nats on training views and {target:.3f} on val"
@@ -61,17 +106,22 @@ def choose_temperatures(prepared: Prepared, teacher: Teacher, on_val: Prediction
 
 
 def _on_views(prepared: Prepared, teacher: Teacher) -> Tensor:
-    """Compute the teacher's logits on the first training view of some images."""
-    subset = sample(prepared.splits.train, IMAGES)
+    """Compute the teacher's logits on one training view of some images.
+
+    The views do not depend on the seed of the run, so that runs with several seeds can share the choice.
+    """
+    train = prepared.splits.train
+    subset = sample(train, IMAGES)
+    places = torch.from_numpy(np.searchsorted(train.indices, subset.indices))  # in train, for folds
     batches = np.array_split(np.arange(len(subset)), max(1, len(subset) // BATCH))
     views = view_loader(
         subset,
         ViewPolicy(prepared.recipe.view),
         teacher.input_specs,
         iter(batches),
-        seed=prepared.recipe.train.seed,
+        seed=0,
         view=0,
         workers=0,
         bad=prepared.context.loading.bad,
     )
-    return torch.cat([teacher.logits(batch["images"]).cpu() for batch in views])
+    return torch.cat([teacher.logits(batch["images"], places[batch["index"]]).cpu() for batch in views])

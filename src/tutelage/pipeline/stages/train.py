@@ -11,13 +11,12 @@ from tutelage.core.files import write_json
 from tutelage.data.joined import join
 from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.checkpoint import State, state_of
-from tutelage.distillation.looks import Looks
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective, body_state, label_smoothing_of, terms_of
 from tutelage.distillation.selection import Choice, choose
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
-from tutelage.distillation.teacher import TargetSource, Teacher, cached_teacher, passes
+from tutelage.distillation.teacher import TargetSource, cached_teacher, passes
 from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation.fidelity import FIDELITY
 from tutelage.evaluation.predict import Predictions
@@ -32,7 +31,7 @@ from tutelage.pipeline.stages.evaluate import (
     predict,
     probe_resolutions,
 )
-from tutelage.pipeline.stages.fit import out_of_fold
+from tutelage.pipeline.stages.fit import teacher_of_targets
 from tutelage.pipeline.stages.preflight import Checked
 from tutelage.pipeline.stages.prepare import Prepared
 
@@ -145,14 +144,8 @@ def _targets(checked: Checked, subset: Subset) -> TargetSource:
     """Return the teachers, or their cached targets for the run's views."""
     prepared = checked.prepared
     recipe, context = prepared.recipe, prepared.context
-    models, folds = out_of_fold(prepared, checked.teachers, len(subset))
-    teacher = Teacher(
-        models,
-        prepared.device,
-        checked.teacher_precision,
-        looks=Looks(recipe.targets.flip, recipe.targets.resolutions),
-        temperature=recipe.loss.teacher_temperature,
-        folds=folds,
+    teacher = teacher_of_targets(
+        prepared, checked.teachers, checked.teacher_precision, recipe.loss.teacher_temperature
     )
     if recipe.targets.mode == "live":
         return teacher
