@@ -13,7 +13,7 @@ from PIL import Image
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import DataRecipe
-from tutelage.data import duplicates
+from tutelage.data.sources.folder import Folder
 from tutelage.data.splits import make_splits
 
 
@@ -103,12 +103,42 @@ def test_only_files_of_equal_size_are_read(tmp_path: Path, monkeypatch: pytest.M
     copy(train[9:10], tmp_path / "test")
     for number, path in enumerate(train[1:9] + train[10:]):
         path.write_bytes(path.read_bytes() + bytes(1000 * (number + 1)))
-    read: list[int] = []
-    head = duplicates._head
-    monkeypatch.setattr(duplicates, "_head", lambda images, index: read.append(index) or head(images, index))
+    read = reads(monkeypatch)
     splits = make_splits(DataRecipe(train=f"{tmp_path}/train", test=f"{tmp_path}/test"))
     assert len(splits.train) + len(splits.val) == 16
-    assert sorted(read) == [0, 0, 1, 9]  # the two test images, and the two training images of their sizes
+    # the two test images, and the two training images of their sizes
+    assert sorted(index for index, count in read if count > 0) == [0, 0, 1, 9]
+
+
+def test_no_file_is_read_twice_however_many_begin_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):  # uncompressed, with the same first rows: equal sizes and equal beginnings
+        pixels = np.zeros((40, 40, 3), np.uint8)
+        pixels[0] = number  # BMP begins with the lowest row
+        folder = tmp_path / ("train" if number < 40 else "test") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.bmp")
+    shutil.copy(tmp_path / "test" / "a" / "50.bmp", tmp_path / "train" / "a")
+    read = reads(monkeypatch)
+    splits = make_splits(DataRecipe(train=f"{tmp_path}/train", test=f"{tmp_path}/test"))
+    assert len(splits.train) + len(splits.val) == 40
+    assert "a/50.bmp = a/50.bmp" in splits.notes[0]
+    assert len([count for _, count in read if count > 0]) == 41 + 20
+    assert len(read) <= 2 * (41 + 20) + 61  # and at most each once as a whole in each of the two comparisons
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The calls of `content` from now on: index and number of bytes."""
+    found: list[tuple[int, int]] = []
+    content = Folder.content
+
+    def recorded(self: Folder, index: int, count: int = -1) -> bytes | None:
+        found.append((index, count))
+        return content(self, index, count)
+
+    monkeypatch.setattr(Folder, "content", recorded)
+    return found
 
 
 def test_nothing_but_copies_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import DataRecipe
-from tutelage.data.duplicates import copies_in
+from tutelage.data.duplicates import Copies
 from tutelage.data.joined import join
 from tutelage.data.sources.base import ImageSet, open_source, parts_of
 from tutelage.data.subset import Subset, sample, whole
@@ -78,7 +78,8 @@ def make_splits(recipe: DataRecipe) -> Splits:
     sets = _open_roles(recipe)
     classes = _classes(sets)
     notes = list(dict.fromkeys(note for images in sets.values() for note in images.notes))
-    left_out = _copies_of_others(sets, notes) if recipe.drop_duplicates else np.array([], np.int64)
+    copies = Copies()
+    left_out = _copies_of_others(sets, copies, notes) if recipe.drop_duplicates else np.array([], np.int64)
     parts = {
         role: part
         for group in _groups(sets).values()
@@ -91,7 +92,7 @@ def make_splits(recipe: DataRecipe) -> Splits:
         _check(role, part, parts["train"].labelled)
     _check_disjoint(parts)
     if recipe.drop_duplicates:
-        _drop_copies(parts, notes)
+        _drop_copies(parts, copies, notes)
     parts |= _labelled_apart(parts["train"], parts.get("unlabelled"), recipe)
     unlabelled = parts.get("unlabelled")
     return Splits(
@@ -302,6 +303,8 @@ def _check_disjoint(parts: dict[str, Subset]) -> None:
 
     Two links to one file in one source are copies, which `_drop_copies` looks for.
     """
+    if len({part.images.origin for part in parts.values()}) == 1:
+        return
     owner: dict[int, str] = {}
     for role, part in parts.items():
         for position in range(len(part)):
@@ -314,20 +317,20 @@ def _check_disjoint(parts: dict[str, Subset]) -> None:
                 )
 
 
-def _copies_of_others(sets: dict[str, ImageSet], notes: list[str]) -> np.ndarray:
+def _copies_of_others(sets: dict[str, ImageSet], copies: Copies, notes: list[str]) -> np.ndarray:
     """The indices of the training source's images that are copies of those of other sources, for val or test."""
     train = sets["train"]
     others = [sets[role] for role in ("val", "test") if sets[role].origin != train.origin]
     held = [(images, np.arange(len(images))) for images in others]
-    return copies_in("train", (train, np.arange(len(train))), held, notes)
+    return copies.positions("train", (train, np.arange(len(train))), held, notes)
 
 
-def _drop_copies(parts: dict[str, Subset], notes: list[str]) -> None:
+def _drop_copies(parts: dict[str, Subset], copies: Copies, notes: list[str]) -> None:
     """Leave out training images that are copies of val or test images; a note on each subset's is added to `notes`."""
     held = [(parts[role].images, parts[role].indices) for role in ("val", "test")]
     for role in (role for role in ("train", "unlabelled") if role in parts):
         part = parts[role]
-        copies = copies_in(role, (part.images, part.indices), held, notes)
-        if len(copies):
-            split = f"{part.split}; without {len(copies):,} copies of val or test images"
-            parts[role] = replace(part, indices=np.delete(part.indices, copies), split=split)
+        found = copies.positions(role, (part.images, part.indices), held, notes)
+        if len(found):
+            split = f"{part.split}; without {len(found):,} copies of val or test images"
+            parts[role] = replace(part, indices=np.delete(part.indices, found), split=split)

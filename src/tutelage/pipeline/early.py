@@ -33,7 +33,8 @@ def check_early(recipe: Recipe, root: Path) -> None:
     if recipe.name is not None:
         check_name(root, recipe.name)
     check_place(root)
-    images = len(make_splits(recipe.data).train)
+    # copies are looked for when the run begins: for that, the beginnings of all files may have to be read
+    images = len(make_splits(recipe.data.model_copy(update={"drop_duplicates": False})).train)
     if recipe.train.batch_size > images:
         raise TutelageError(
             f"train.batch_size={recipe.train.batch_size}: there are {images} training images in "

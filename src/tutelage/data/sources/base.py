@@ -87,7 +87,10 @@ class ImageSet(ABC):
         """
 
     def content(self, index: int, count: int = -1) -> bytes | None:
-        """The first `count` bytes of an encoded image, all of them for -1; None where they cannot be had cheaply."""
+        """The first `count` bytes of an encoded image, all of them for -1; None where they cannot be had cheaply.
+
+        Several threads may call it at the same time.
+        """
         return None
 
     def place(self, index: int) -> str:

@@ -61,6 +61,7 @@ class Folder(ImageSet):
             found: the images.
         """
         self._root = root
+        self._sizes: np.ndarray | None = None
         self.notes = found.notes
         paths = [file.relative_to(root).as_posix() for file in found.files]
         ids = [image_id(path) for path in paths]
@@ -94,8 +95,10 @@ class Folder(ImageSet):
         return f"{found.st_dev}:{found.st_ino}"
 
     def sizes(self) -> np.ndarray:
-        """Size of each file in bytes; -1 where it does not exist any more."""
-        return self._stats("st_size")
+        """Size of each file in bytes when they were first asked for; -1 where it did not exist any more."""
+        if self._sizes is None:  # of a million files on a network disk, this takes minutes
+            self._sizes = self._stats("st_size")
+        return self._sizes
 
     def stamp(self) -> str:
         """A hash of the times when the files were last changed."""
