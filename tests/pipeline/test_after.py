@@ -15,7 +15,7 @@ import yaml
 from tests.conftest import TINY
 
 from tutelage.cli import main
-from tutelage.core.begun import check_edits, record_begin, where_it_began
+from tutelage.core.begun import record_begin, record_edits, where_it_began
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json
 from tutelage.core.recipe import Recipe, load_recipe, parse_recipe
@@ -159,6 +159,9 @@ def test_a_new_run_that_is_refused_leaves_no_directory_but_one_with_work_stays(
         ("train.epochs", 3),
         ("teacher.model", "test_vit@none"),
         ("teacher.fit", "probe"),
+        ("teacher.fit", {"epochs": 3}),
+        ("student.head_fit", {"epochs": 3}),
+        ("data.cache", False),
         ("view.flip", 0.5),
         ("data.limit", 99),
         ("selection.soup", False),
@@ -181,16 +184,16 @@ def test_an_edit_that_would_mix_two_recipes_is_refused_by_its_key(
 def test_an_edit_that_changes_no_figure_is_taken_and_recorded(tmp_path: Path) -> None:
     run, recipe = Run.create(tmp_path, "run"), parse_recipe({"data": {"workers": 0}})
     record_begin(run, recipe)
-    check_edits(run, recipe)
+    record_edits(run, recipe)
     edited = parse_recipe({"data": {"workers": 2}, "export": {"enabled": True}, "track": ["tensorboard"]})
-    check_edits(run, edited)
+    record_edits(run, edited)
     edits = read_json(run.begun)["edits"]
     assert {one["key"]: (one["from"], one["to"]) for one in edits} == {
         "data.workers": (0, 2),
         "export.enabled": (False, True),
         "track": ([], ["tensorboard"]),
     }
-    check_edits(run, edited)
+    record_edits(run, edited)
     assert len(read_json(run.begun)["edits"]) == 3
 
 

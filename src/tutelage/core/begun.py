@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, read_json, write_json
@@ -18,7 +19,6 @@ from tutelage.core.run_dir import Run
 FREE = (
     "name",
     "data.workers",
-    "data.cache",
     "data.cache_mb",
     "data.max_bad_images",
     "train.checkpoint_minutes",
@@ -35,33 +35,58 @@ def record_begin(run: Run, recipe: Recipe) -> None:
     write_json(run.begun, content)
 
 
-def check_edits(run: Run, recipe: Recipe) -> None:
-    """Refuse a recipe that was changed since the run began, where the change concerns the results; record others.
+def record_edits(run: Run, recipe: Recipe) -> None:
+    """Refuse edits as `check_edits` does, and record the others in ``begun.json``.
 
-    Runs of earlier versions have no ``begun.json``, and are not checked.
+    Raises:
+        TutelageError: names the key with both values.
+    """
+    if edits := check_edits(run, recipe):
+        content = read_json(run.begun)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        content["edits"] += [edit | {"at": at} for edit in edits]
+        write_json(run.begun, content | {"recipe": recipe.model_dump(mode="json")})
+
+
+def check_edits(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
+    """Refuse a recipe that was changed since the run began, where the change concerns the results.
+
+    Runs of earlier versions have no ``begun.json``, and are not checked. A key that only one of the two recipes has is
+    of another version of tutelage, unless it is a part of what the other recipe has as a whole.
+
+    Returns:
+        The other changes: key, value before (``from``) and now (``to``) of each.
 
     Raises:
         TutelageError: names the key with both values.
     """
     if not run.begun.exists():
-        return
-    content = read_json(run.begun)
-    before, now = flat(entry(run.begun, "recipe")), flat(recipe.model_dump(mode="json"))
-    changed = [key for key, value in now.items() if key in before and before[key] != value]
-    # a mapping that was empty, or that is now, has other keys
-    changed += sorted(
-        key for key in before.keys() ^ now.keys() if key.startswith(("loss.options", "loss.terms"))
-    )
-    for key in changed:
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE):
+        return []
+    trees = entry(run.begun, "recipe"), recipe.model_dump(mode="json")
+    before, now = map(flat, trees)
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    # auto became {epochs: 3}, for instance, or the other way round
+    changed += [key for key in before if any(other.startswith(f"{key}.") for other in now)]
+    changed += [key for key in now if any(other.startswith(f"{key}.") for other in before)]
+    if any(key.startswith("loss.options.") for key in before.keys() ^ now.keys()):
+        changed.append("loss.options")
+    edits = [
+        dict(zip(("key", "from", "to"), (key, *(_value(t, key) for t in trees)), strict=True))
+        for key in changed
+    ]
+    for edit in edits:
+        if not any(edit["key"] == free or edit["key"].startswith(f"{free}.") for free in FREE):
             raise TutelageError(
-                f"{run.recipe}: {key} was {before.get(key)!r} when the run began and is now {now.get(key)!r}, which "
+                f"{run.recipe}: {edit['key']} was {edit['from']!r} when the run began and is now {edit['to']!r}, which "
                 "would mix two recipes; put it back, or begin a new run with `tutelage distill`"
             )
-    if changed:
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        content["edits"] += [{"key": k, "from": before.get(k), "to": now.get(k), "at": at} for k in changed]
-        write_json(run.begun, content | {"recipe": recipe.model_dump(mode="json")})
+    return edits
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part)
+    return tree
 
 
 @contextlib.contextmanager

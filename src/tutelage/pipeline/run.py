@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tutelage.core.begun import check_edits, record_begin
+from tutelage.core.begun import record_begin, record_edits
 from tutelage.core.errors import Incomplete, TutelageError, WeakTeacher, one_line
 from tutelage.core.files import read_json, write_json, write_text
 from tutelage.core.progress import Progress
@@ -194,7 +194,7 @@ def _opened(recipe: Recipe, run: Run, runtime: Runtime) -> Iterator[Tracker]:
         def enter() -> None:
             nonlocal tracker
             stack.enter_context(run.held())
-            check_edits(run, recipe)
+            record_edits(run, recipe)
             tracker = stack.enter_context(tracking(recipe.track, run, recipe.model_dump(mode="json")))
 
         runtime.on_main(enter)
