@@ -159,6 +159,8 @@ def test_torchvisions_checkpoints_give_the_same_logits(ours: str, tmp_path: Path
     for name, tensor in theirs.state_dict().items():
         if name.endswith("running_mean"):
             tensor.normal_(std=0.1)
+        elif ours.startswith("mobilenetv3") and name.endswith("running_var"):
+            tensor.uniform_(0.01, 0.5)  # as small as in trained networks, where BatchNorm's eps counts
         elif name.endswith(("head.weight", "head.bias")):
             tensor.normal_(std=0.02)  # ViT's begins at zero
     torch.save({"model": under("module.", theirs.state_dict())}, tmp_path / "a.pth")

@@ -87,6 +87,7 @@ RENAMED = {
     ),
 }
 Convert = Callable[[State], State]
+VARIANCE = ".running_var"  # of BatchNorm
 
 
 def torchvision_head(tensors: State, name: str) -> int | None:
@@ -108,7 +109,10 @@ def conversions(tensors: State, module: nn.Module, name: str) -> Iterator[tuple[
     if names and _has_names(tensors, names):
         kind = name.partition("_")[0]
         renamed = partial(_renamed, rules=RENAMED[kind]) if kind in RENAMED else None
-        yield "torchvision's names mapped", renamed or partial(_by_order, names=names, module=module)
+        yield (
+            "torchvision's names mapped",
+            renamed or partial(_by_order, names=names, module=module, name=name),
+        )
     for function in _filters(module):
         yield "converted by timm", partial(_filtered, function=function, module=module)
 
@@ -138,29 +142,46 @@ def _renamed(tensors: State, rules: tuple[tuple[str, str], ...]) -> State:
     return found
 
 
-def _by_order(tensors: State, names: tuple[str, ...], module: nn.Module) -> State:
-    """Tensors in torchvision's order of layers, renamed; reshaped where only one library has a convolution."""
+def _by_order(tensors: State, names: tuple[str, ...], module: nn.Module, name: str) -> State:
+    """Tensors in torchvision's order of layers, renamed; reshaped where only one library has a convolution.
+
+    Where torchvision's BatchNorm adds more to the variance than timm's (0.001 and 0.00001 in MobileNetV3), the
+    difference becomes a part of the variance, so that the logits are the same.
+    """
     expected = [item for item in module.state_dict().items() if not item[0].endswith(COUNTER)]
+    network = _torchvision(name)
     found = {}
     for theirs, (ours, wanted) in zip(names, expected, strict=True):
         if list(filter((1).__ne__, tensors[theirs].shape)) != list(filter((1).__ne__, wanted.shape)):
             return {}
         found[ours] = tensors[theirs].reshape(wanted.shape)
+        if network is not None and ours.endswith(VARIANCE):
+            found[ours] = found[ours] + (_eps(network, theirs) - _eps(module, ours))
     return found
+
+
+def _eps(network: nn.Module, variance: str) -> float:
+    return float(network.get_submodule(variance.removesuffix(VARIANCE)).eps)  # type: ignore[arg-type]
 
 
 def _has_names(tensors: State, names: tuple[str, ...]) -> bool:
     return {name for name in tensors if not name.endswith(COUNTER)} == set(names)
 
 
-@cache
 def _torchvision_names(name: str) -> tuple[str, ...]:
     """The names in torchvision's network, in its order; none where it has no such architecture."""
+    network = _torchvision(name)
+    return tuple(key for key in network.state_dict() if not key.endswith(COUNTER)) if network else ()
+
+
+@cache
+def _torchvision(name: str) -> nn.Module | None:
+    """torchvision's network of one of timm's architectures, without its tensors; None where it has none."""
     theirs = TORCHVISION.get(name.partition(".")[0])
     if theirs is None:
-        return ()
+        return None
     import torchvision  # timm needs it anyway
 
     with torch.device("meta"):
-        network = torchvision.models.get_model(theirs, weights=None)
-    return tuple(key for key in network.state_dict() if not key.endswith(COUNTER))
+        network: nn.Module = torchvision.models.get_model(theirs, weights=None)
+    return network
