@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from torch import Tensor
 
-from tutelage.evaluation.quality import Quality, is_unbalanced, macro_recall, over_classes, quality
+from tutelage.evaluation.fidelity import FIDELITY, fidelity
+from tutelage.evaluation.quality import Quality, is_unbalanced, macro_recall, merit, over_classes, quality
 
 
 def by_hand(logits: np.ndarray, labels: np.ndarray) -> Quality:
@@ -117,3 +118,19 @@ def test_macro_recall_is_the_mean_of_the_recalls(case: tuple[Tensor, Tensor]) ->
 def test_unbalanced_is_more_than_twice_as_many(counts: list[int], expected: bool) -> None:
     labels = torch.tensor([-1, *(c for c, n in enumerate(counts) for _ in range(n))])
     assert is_unbalanced(labels) is expected
+
+
+def test_a_student_without_finite_logits_is_the_least_like_its_teacher() -> None:
+    teacher = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    broken, poor = fidelity(torch.full((2, 2), torch.nan), teacher), fidelity(-teacher, teacher)
+    assert np.isnan(broken.kl)
+    assert fidelity(teacher, teacher).kl == 0
+    merits = [merit({FIDELITY: one.kl, "agreement": one.agreement}, FIDELITY) for one in (broken, poor)]
+    assert merits[0] < merits[1]
+
+
+def test_not_a_number_is_the_worst_of_each_metric() -> None:
+    broken, poor = {"top1": 50.0, "nll": np.nan}, {"top1": 50.0, "nll": 9.0}
+    assert merit(broken, "nll") < merit(poor, "nll")
+    assert merit(broken, "top1") < merit(poor, "top1")
+    assert merit(poor, "nll") == (-9.0, 50.0)

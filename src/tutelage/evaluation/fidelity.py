@@ -21,7 +21,8 @@ class Fidelity:
 
     Attributes:
         agreement: images on which both give the same class first, in percent.
-        kl: mean KL from the teacher's probabilities to the student's in nats, at T=1; 0 where they are equal.
+        kl: mean KL from the teacher's probabilities to the student's in nats, at T=1; 0 where they are equal, NaN
+            where a logit is not finite.
         n: images.
     """
 
@@ -39,7 +40,7 @@ def fidelity(student: Tensor, teacher: Tensor) -> Fidelity:
     ours, theirs = student.float().log_softmax(1), teacher.float().log_softmax(1)
     kl = torch.sum(theirs.exp() * (theirs - ours), 1).mean().item()
     same = (ours.argmax(1) == theirs.argmax(1)).sum().item()
-    return Fidelity(100 * same / len(ours), max(0.0, kl), len(ours))
+    return Fidelity(100 * same / len(ours), max(kl, 0.0), len(ours))  # in this order, NaN stays NaN
 
 
 def unlabelled_verdict(found: Mapping[str, Fidelity], kept: str) -> dict[str, Any]:

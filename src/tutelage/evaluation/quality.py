@@ -114,7 +114,6 @@ def merit(val: Mapping[str, Any], metric: str) -> tuple[float, float]:
 
     The fidelity to the teacher is for a val without labels, which has neither of the others.
     """
-    if metric == FIDELITY:
-        return -val[FIDELITY], val["agreement"]
-    top1, nll = (-math.inf if math.isnan(value) else value for value in (val["top1"], -val["nll"]))
-    return (top1, nll) if metric == "top1" else (nll, top1)
+    figures = (-val[FIDELITY], val["agreement"]) if metric == FIDELITY else (val["top1"], -val["nll"])
+    first, second = (-math.inf if math.isnan(value) else value for value in figures)
+    return (second, first) if metric == "nll" else (first, second)
