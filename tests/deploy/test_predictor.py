@@ -22,7 +22,7 @@ from timm.data import create_transform
 import tutelage
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError
-from tutelage.data.sources.folder import Folder
+from tutelage.data.sources.base import open_source
 from tutelage.deploy import predictor as predictor_module
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.predictor import Predictor, find_images
@@ -377,8 +377,9 @@ def test_folders_are_searched_as_in_training(exported: Exported, tmp_path: Path)
     for name in ("__MACOSX", ".cache"):
         (place / name).mkdir()
         (place / name / "._b.png").write_bytes(b"\0\5\x16\7")
+        photo(40, 40).save(place / name / "thumbnail.png")
     trained = sorted(
-        Path(name).relative_to("photos").as_posix() for name in Folder("x", tmp_path, tmp_path).ids
+        Path(name).relative_to("photos").as_posix() for name in open_source(f"folder:{tmp_path}").ids
     )
     assert trained == [path.relative_to(place).as_posix() for path in find_images([place])]
     (place / "inner/named.png").mkdir()

@@ -17,6 +17,7 @@ from PIL import Image
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.decode import SUFFIXES, decode, upright_rgb
 from tutelage.data.input_spec import eval_pixels, normalised
+from tutelage.data.sources.tree import walk
 from tutelage.deploy.manifest import PREPROCESS, Manifest
 from tutelage.deploy.runtime import REMEDY, has_runtime, open_session
 
@@ -163,11 +164,11 @@ class Predictor:
 def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
     """The given files, and the image files in the given folders, sorted.
 
-    As in training, hidden files and folders (such as macOS leaves: ``._cat.jpg``), folders that are named like images,
-    and links back to a folder above are passed over.
+    As in training, hidden files and folders (such as macOS leaves: ``._cat.jpg``), those of the system, folders that
+    are named like images, and links back to a folder above are passed over.
 
     Raises:
-        TutelageError: a path does not exist, or a folder has no images.
+        TutelageError: a path does not exist, or a folder has no images or cannot be read.
     """
     for path in map(Path, paths):
         if not path.is_dir():
@@ -175,23 +176,10 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
                 raise TutelageError(f"{path}: no such image or folder")
             yield path
             continue
-        found = sorted(_images(path))
+        found = sorted(walk(path).images)
         if not found:
             raise TutelageError(f"{path}: no images found; looked for {' '.join(sorted(SUFFIXES))}")
         yield from found
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    above: dict[str, frozenset[str]] = {}  # the folders above each one, links resolved
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        passed = above.get(here, frozenset())
-        folders[:] = [name for name in folders if not name.startswith(".")] if real not in passed else []
-        for name in folders:
-            above[os.path.join(here, name)] = passed | {real}
-        for name in files if real not in passed else ():
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield Path(here, name)
 
 
 def _deployed(folder: Path) -> Path:
