@@ -98,8 +98,7 @@ def _key(location: Sequence[int | str], root: type[BaseModel]) -> str:
                 break
             continue
         parts.append(part)
-        inner = _inner(field.annotation)
-        model = inner
+        model = _inner(field.annotation)
     return ".".join(parts)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import write_bytes
+from tutelage.data.sources.tree import listed
 from tutelage.models.foreign import whose
 from tutelage.models.wrappings import COUNTER, State, state_of
 
@@ -36,7 +37,6 @@ HARMLESS: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),  # before NumPy 2
     (_SCALAR, "numpy._core.multiarray.scalar"),
 ]
-NAMED_AT_MOST = 3  # tensors in an error's line
 HUB_SECONDS = 5.0  # to wait for the hub's first answer
 
 
@@ -227,12 +227,7 @@ def _complaints(tensors: State, expected: State) -> list[str]:
         if name in tensors and tensors[name].shape != wanted.shape
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": other_shape}
-    return [f"{len(names)} {what}: {_some(names)}" for what, names in found.items() if names]
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED_AT_MOST
-    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    return [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]
 
 
 def _shape(tensor: Tensor) -> str:

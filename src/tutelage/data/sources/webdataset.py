@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -118,7 +119,11 @@ class Shards(ImageSet):
 
     def place(self, index: int) -> str:
         """The file of the shard and the offset of the member."""
-        return f"{self._paths[self._shards[index]].resolve()}@{self._starts[index]}"
+        return f"{self._resolved[self._shards[index]]}@{self._starts[index]}"
+
+    @cached_property
+    def _resolved(self) -> list[Path]:
+        return [path.resolve() for path in self._paths]
 
     def stamp(self) -> str:
         """The times when the shards were last changed."""
