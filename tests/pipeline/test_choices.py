@@ -15,6 +15,7 @@ from tutelage.core.recipe_tree import read_yaml
 from tutelage.models.registry import load_model
 from tutelage.models.weights import save_weights
 from tutelage.pipeline.choices import epochs_for, settings_of, with_fit_choices, with_train_choices
+from tutelage.pipeline.early import check_early
 from tutelage.pipeline.run import begin, distill
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.preflight import preflight
@@ -116,3 +117,17 @@ def test_a_preflight_is_shared_between_seeds_but_not_between_views(tiny: dict, t
     assert preflights("first", "train", {}) == 1
     assert preflights("seed", "train", {"seed": 1}) == 1
     assert preflights("views", "view", {"crop_scale": [0.1, 0.2]}) == 2
+
+
+def test_a_fit_has_fewer_labelled_images_than_a_batch_and_records_what_it_chose(
+    tiny: dict, tmp_path: Path
+) -> None:
+    tiny["data"]["labels_per_class"] = 2  # 20 images, and 220 without a label
+    tiny["teacher"]["fit"] = {"epochs": 1}
+    recipe = parse_recipe(tiny)
+    check_early(recipe, tmp_path)
+    prepared = prepare(recipe, begin(recipe, tmp_path, "test"), Silent())
+    fit_teachers(prepared)
+    assert [row["step"] for row in read_jsonl(prepared.run.metrics)] == [1]
+    assert read_json(prepared.run.choices)["teacher.fit.lr"]["value"] == 3e-3
+    assert settings_of(prepared.run).teacher == recipe.teacher

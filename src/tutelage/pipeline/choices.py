@@ -70,7 +70,9 @@ def settings_of(run: Run) -> Recipe:
     """
     recipe = load_recipe(run.recipe)
     for key, entry in choices_of(run).items():
-        part, name = key.split(".")
+        part, _, name = key.partition(".")
+        if part not in {"train", "loss"}:  # a fit is over when its choices are read
+            continue
         component = getattr(recipe, part).model_copy(update={name: entry["value"]})
         recipe = recipe.model_copy(update={part: component})
     if recipe.loss.teacher_temperature == AUTO:  # a run of an older version, or before its pre-flight

@@ -34,7 +34,8 @@ def check_early(recipe: Recipe, root: Path) -> None:
         check_name(root, recipe.name)
     check_place(root)
     # copies are looked for when the run begins: for that, the beginnings of all files may have to be read
-    images = len(make_splits(recipe.data.model_copy(update={"drop_duplicates": False})).train)
+    splits = make_splits(recipe.data.model_copy(update={"drop_duplicates": False}))
+    images = len(splits.train) + len(splits.unlabelled or ())
     if recipe.train.batch_size > images:
         raise TutelageError(
             f"train.batch_size={recipe.train.batch_size}: there are {images} training images in "

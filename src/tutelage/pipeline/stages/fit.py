@@ -21,10 +21,15 @@ from tutelage.distillation.teacher import Teacher
 from tutelage.models import precision
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
-from tutelage.pipeline.choices import with_fit_choices
+from tutelage.pipeline.choices import record_choice, with_fit_choices
 from tutelage.pipeline.memo import made_once, train_once
 from tutelage.pipeline.stages.evaluate import evaluate_state
 from tutelage.pipeline.stages.prepare import Prepared
+
+KEYS = {
+    "teacher-fit": "teacher.fit",
+    "head-fit": "student.head_fit",
+}  # in the recipe; further teachers share one
 
 
 @dataclass(frozen=True)
@@ -227,14 +232,15 @@ def _fit(
 
     The best is the one with the lowest NLL, since a teacher is used for its probabilities.
     """
-    base = prepared.recipe.train
-    fit = with_fit_choices(fit, len(prepared.splits.train), base.batch_size, model)
+    base, images = prepared.recipe.train, len(prepared.splits.train)
+    batch_size = max(2, min(base.batch_size, images))  # with few labels, a batch has all of them
+    fit = _with_choices(prepared, name, fit, batch_size, model)
     settings = TrainRecipe(
         epochs=fit.epochs,
         patience=fit.patience,
         lr=fit.lr,
         weight_decay=fit.weight_decay,
-        batch_size=base.batch_size,
+        batch_size=batch_size,
         optimizer=base.optimizer,
         seed=base.seed,
         checkpoint_minutes=base.checkpoint_minutes,
@@ -264,6 +270,21 @@ def _fit(
     fitted.module.load_state_dict(states[min(nll, key=nll.__getitem__)])
     fitted.module.eval().requires_grad_(True)  # a fit of the head has frozen the body
     return fitted
+
+
+def _with_choices(prepared: Prepared, name: str, fit: FitRecipe, batch_size: int, model: Model) -> FitRecipe:
+    """Replace ``auto`` in the settings of a fit; tell what was chosen, and record it for keys of the recipe."""
+    chosen = with_fit_choices(fit, len(prepared.splits.train), batch_size, model)
+    whys = {
+        "epochs": "by the number of steps",
+        "lr": "pretrained weights" if model.pretrained else "random weights",
+    }
+    for setting, why in whys.items():
+        if (value := getattr(chosen, setting)) != getattr(fit, setting):
+            prepared.context.progress.say(f"auto: {name}: {setting} = {value} ({why})")
+            if name in KEYS and prepared.context.runtime.is_main:
+                record_choice(prepared.run, f"{KEYS[name]}.{setting}", value, why)
+    return chosen
 
 
 def _precision(prepared: Prepared, name: str, model: Model) -> Precision:
