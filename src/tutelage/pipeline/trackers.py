@@ -70,12 +70,12 @@ def tracking(names: Sequence[str], run: Run, params: Mapping[str, Any]) -> Itera
     A run that ends with an error is marked as failed in them; one that is interrupted, or stopped for its weak teacher,
     is marked as killed.
 
+    A tracker that fails or does not answer within `patience.SECONDS` is disabled with one line in the log.
+
     Args:
         names: as in `open_trackers`.
         run: its directory has the stores.
         params: the recipe, nested or flat.
-
-    A tracker that fails or does not answer within `patience.SECONDS` is disabled with one line in the log.
 
     Raises:
         TutelageError: as `open_trackers`.
