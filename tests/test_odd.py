@@ -147,6 +147,7 @@ COMMANDS = {
     "a prediction with nothing": ("predict nothing photos", "nothing"),
     "a comparison of an unknown model": ("compare resnet5O", "resnet50"),
     "a table in the place of a folder": ("compare test_resnet@none --json afile/x.json", "not a directory"),
+    "advice in the place of a folder": ("advise --data digits --json afile/x.json", "not a directory"),
     "a comparison on an unknown device": ("compare test_resnet@none --device tpu", "tpu"),
     "a comparison on data that is not there": ("compare test_resnet@none --data nothing", "nothing"),
     "a study that is not there": ("study nothing.yaml", "nothing.yaml"),

@@ -53,7 +53,11 @@ def advise(
     from rich.console import Console
 
     from tutelage.core.files import write_json
-    from tutelage.pipeline.advise import advise as judge
+    from tutelage.pipeline.early import check_place
+
+    if json:
+        check_place(json.parent)
+    from tutelage.pipeline.advise import advise as judge  # PyTorch is imported here
 
     with Console(stderr=True).status("loading") as status:
         advice = judge(
