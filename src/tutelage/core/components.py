@@ -66,7 +66,7 @@ class Component(BaseModel):
 class FitRecipe(Component):
     """How a model is first fitted to the user's data with hard labels (the teacher, or a new head)."""
 
-    epochs: FitEpochs = AUTO  # auto: as many as make a few hundred steps
+    epochs: FitEpochs = AUTO  # auto: as many as make about 400 steps, from 4 to 20
     patience: Annotated[int, Field(ge=1)] | None = 3  # stop after so many epochs without a better val
     lr: Rate = AUTO  # auto: 3e-4 for pretrained weights, 3e-3 for random ones
     weight_decay: NonNegative = 0.01
@@ -205,8 +205,9 @@ class LossRecipe(Component):
 class TrainRecipe(Component):
     """The training loop."""
 
-    epochs: Epochs = AUTO  # auto: as many as make a few hundred steps
-    patience: Annotated[int, Field(ge=1)] | None = None  # stop after so many epochs without a better val
+    epochs: Epochs = AUTO  # auto: as many as make about 800 steps, from 6 to 40
+    # stop after so many epochs without a better val; control and student may then have unequal numbers of steps
+    patience: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=2)] = 64  # over all processes
     labelled_share: Share | None = None  # of each batch, where some images have no label; null: as they come
     optimizer: Text = "adamw"  # any of timm's
