@@ -57,6 +57,7 @@ def test_attention_that_cannot_be_exported_is_unfused_in_the_copy(tmp_path: Path
     assert module.fused_attn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nest_tiny", "hiera_tiny_224"])
 def test_timms_networks_with_fused_attention_are_exported(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

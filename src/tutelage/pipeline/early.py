@@ -58,8 +58,9 @@ def check_place(place: Path) -> None:
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise TutelageError(f"{place}: cannot be written; get write access to {there}, or name another place")
-    free = shutil.disk_usage(there).free / 1e6
-    if free < SMALLEST_MB:
+    disk = shutil.disk_usage(there)
+    free = disk.free / 1e6
+    if disk.total and free < SMALLEST_MB:  # a file system without a size, such as /proc, says nothing
         raise TutelageError(f"{place}: the disk has {free:.0f} MB left; free at least {SMALLEST_MB} MB")
 
 
