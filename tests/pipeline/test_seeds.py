@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tutelage.core.errors import WeakTeacher
 from tutelage.core.files import read_json
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
@@ -32,6 +33,33 @@ def test_two_seeds_train_apart_and_report_on_the_same_images(tiny: dict, tmp_pat
     before = one.student.stat().st_mtime_ns
     distill_seeds(recipe, run, 2, Silent())
     assert one.student.stat().st_mtime_ns == before
+
+
+def test_only_the_first_seed_is_stopped_by_a_weak_teacher(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def weak_from(call: int) -> None:
+        def check(*_: object) -> None:
+            asked.append(None)
+            if len(asked) >= call:
+                raise WeakTeacher("nothing to teach")
+
+        monkeypatch.setattr("tutelage.pipeline.run.check_teacher", check)
+
+    tiny |= {"control": False, "name": "seeds"}
+    tiny["train"]["epochs"] = tiny["teacher"]["fit"]["epochs"] = 1
+    tiny["data"]["limit"] = 64
+    recipe = parse_recipe(tiny)
+    run = begin(recipe, tmp_path, "test", seeds=2)
+    weak_from(1)
+    with pytest.raises(WeakTeacher):
+        distill_seeds(recipe, run, 2, Silent())
+    asked.clear()
+    weak_from(2)
+    assert "distilled" in distill_seeds(recipe, run, 2, Silent())["top1"]
+    assert len(asked) == 2
 
 
 def test_pooled_is_the_mean_over_trainings_with_an_interval_over_images() -> None:

@@ -34,6 +34,7 @@ def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> d
     Raises:
         TutelageError: bad input, or the pre-flight found nothing to teach.
         Incomplete: a seed's student is kept, but something after its training failed.
+        WeakTeacher: in the first seed the teacher is not shown to be better than the control. Later seeds go on.
         Interrupted: the run was asked to stop; the same call resumes it.
     """
     runtime = Runtime.start()
@@ -46,7 +47,8 @@ def distill_seeds(recipe: Recipe, run: Run, seeds: int, progress: Progress) -> d
         progress.say(f"seed {train.seed} ({number + 1} of {seeds})")
         if not runtime.on_main(partial(_done, one, seeded, run)):
             try:
-                distill(seeded, one, progress, memo=run.cache)
+                # the first seed decides whether the teacher has anything to teach: a later one would waste the others
+                distill(seeded, one, progress, memo=run.cache, stop_at_weak_teacher=number == 0)
             except Incomplete as error:
                 incomplete = error
                 progress.say(str(error))
