@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -330,12 +331,11 @@ def test_whole_is_everything():
 # --- real photographs -----------------------------------------------------------------------------------
 
 
-def test_tiny_imagenet_in_small():
+def test_tiny_imagenet_in_small(shared_data: Path, tmp_path: Path) -> None:
     """The study's situation: val/ reports, train/ is parted in two."""
-    root = Path("/tmp/w/data/tiny-imagenet-mini")
-    if not root.exists():
-        pytest.skip(f"{root} is not there: unpack ../shared/data/tiny-imagenet-mini.tar.gz")
-    splits = make_splits(DataRecipe(train=f"folder:{root}"))
+    with tarfile.open(shared_data / "tiny-imagenet-mini.tar.gz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    splits = make_splits(DataRecipe(train=f"folder:{tmp_path}/tiny-imagenet-mini"))
     assert (len(splits.train), len(splits.val), len(splits.test)) == (9000, 1000, 5000)
     assert len(splits.classes) == 200
     assert set(np.bincount(splits.val.labels)) == {5}
