@@ -227,7 +227,7 @@ def test_a_full_disk_is_noticed_at_once(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
-        free = 3e6
+        total, free = 1e12, 3e6
 
     monkeypatch.setattr("tutelage.pipeline.early.shutil.disk_usage", lambda _: Full)
     assert "the disk has 3 MB left" in refused(TINY, capsys)

@@ -212,7 +212,7 @@ def test_each_finished_trial_is_read_once(tmp_path: Path, monkeypatch: pytest.Mo
     """The ranking after each trial used to read all trials again."""
     calls = {"read": 0, "paired": 0}
 
-    def finish(recipe: Recipe, run: Run, *_: object) -> None:
+    def finish(recipe: Recipe, run: Run, *_: object, **__: object) -> None:
         top = np.array([[number % 2, 2] for number in range(8)])
         top[: len(run.path.parts[-1]) % 3, 0] = 2
         roles = {role: TopClasses(top, np.full((8, 2), 0.5)) for role in ("distilled", "start", "control")}

@@ -15,6 +15,7 @@ from conftest import Visits, until
 from tutelage.core.files import read_json, read_jsonl, write_json
 from tutelage.core.run_dir import Run
 from tutelage.report.build import write_report
+from tutelage.report.run_records import read_run_records
 
 SHORT = {"train": {"epochs": 3, "lr": 1e-2}}
 SECTIONS = [
@@ -229,7 +230,8 @@ def test_damaged_files_are_named(tmp_path: Path, visit: Visits) -> None:
     told = " ".join(page.locator("#verdict .missing").all_inner_texts())
     for path in (run.candidates, run.predictions, run.diagnosis):
         assert path.name in told
-    assert "epoch 1 of 2" in page.locator(".progress").inner_text()
+    assert [row["epoch"] for row in read_run_records(run).stage("distill")] == [1]
+    assert "distillation" in page.locator(".progress").inner_text()
 
 
 def test_images_that_are_gone_are_missed_not_fatal(tmp_path: Path, visit: Visits) -> None:
