@@ -30,7 +30,7 @@ def with_train_choices(train: TrainRecipe, images: int, student: Model) -> Train
     if train.epochs == AUTO:
         chosen["epochs"] = epochs_for(STEPS, images, train.batch_size, EPOCHS)
     if train.lr == AUTO:
-        chosen["lr"] = PRETRAINED_LR if student.pretrained else RANDOM_LR
+        chosen["lr"] = _rate_for(student)
     return train.model_copy(update=chosen)
 
 
@@ -41,7 +41,7 @@ def with_fit_choices(fit: FitRecipe, images: int, batch_size: int, model: Model)
         steps, bounds = (FIT_STEPS, FIT_EPOCHS) if model.pretrained else (STEPS, EPOCHS)
         chosen["epochs"] = epochs_for(steps, images, batch_size, bounds)
     if fit.lr == AUTO:
-        chosen["lr"] = PRETRAINED_LR if model.pretrained else RANDOM_LR
+        chosen["lr"] = _rate_for(model)
     return fit.model_copy(update=chosen)
 
 
@@ -49,6 +49,10 @@ def epochs_for(steps: int, images: int, batch_size: int, bounds: tuple[int, int]
     """Return the number of epochs in which at least `steps` steps are made, within bounds."""
     least, most = bounds
     return min(max(math.ceil(steps / max(images // batch_size, 1)), least), most)
+
+
+def _rate_for(model: Model) -> float:
+    return PRETRAINED_LR if model.pretrained else RANDOM_LR
 
 
 def record_choice(run: Run, key: str, value: Any, why: str) -> None:

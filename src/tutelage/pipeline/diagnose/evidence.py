@@ -47,7 +47,10 @@ def of_training(
     """
     start = choice.candidates[0]
     best = best_of([c for c in choice.candidates if c.alpha == 1.0 and not c.recalibrated], choice.metric)
-    old, new, kept = in_common([predictions(c.state) for c in (start, best, choice.kept)])
+    compared = {c.name: c for c in (start, best, choice.kept)}  # often two of them are the same
+    found = in_common([predictions(candidate.state) for candidate in compared.values()])
+    by_name = dict(zip(compared, found, strict=True))
+    old, new, kept = (by_name[c.name] for c in (start, best, choice.kept))
     truth = torch.from_numpy(labels)[old.index]
     parts = objective.on_logits(TermBatch(Outputs(old.logits), Outputs(targets[old.index]), truth, truth))
     pair = paired(new.logits.numpy(), old.logits.numpy(), truth.numpy())

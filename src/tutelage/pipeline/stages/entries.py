@@ -9,6 +9,7 @@ from tutelage.evaluation import resolution
 from tutelage.evaluation.roles import Role
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
+from tutelage.pipeline.stages.fit import probe_file
 from tutelage.pipeline.stages.preflight import Checked
 from tutelage.pipeline.stages.prepare import Prepared
 from tutelage.pipeline.stages.train import Distilled
@@ -58,7 +59,7 @@ def entries_of(
 
 def _probe_of(prepared: Prepared, name: str, model: Model) -> Model | None:
     """Return a model with the head that a linear probe on its features gave; None where none was fitted."""
-    path = prepared.context.run.checkpoints / f"{name}.probe.safetensors"
+    path = probe_file(prepared, name)
     if not path.exists():
         return None
     probed = load_probe(path).put_on(model)

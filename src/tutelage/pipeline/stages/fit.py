@@ -140,7 +140,7 @@ def _probed(prepared: Prepared, name: str, model: Model) -> Model | None:
     new = model.spec in mapping.new and model.pretrained
     if not new or len(mapping.index) != model.num_classes or not can_be_probed(model):
         return None
-    splits, path = prepared.splits, _probe_file(prepared, name)
+    splits, path = prepared.splits, probe_file(prepared, name)
 
     def key() -> dict[str, object]:
         network = [state_digest(model.module.state_dict()), model.input_spec.to_dict()]
@@ -166,7 +166,8 @@ def _fit_name(place: int) -> str:
     return "teacher-fit" if place == 0 else f"teacher-fit-{place + 1}"
 
 
-def _probe_file(prepared: Prepared, name: str) -> Path:
+def probe_file(prepared: Prepared, name: str) -> Path:
+    """Return the file of the linear probe that a fit of this name (``head-fit``, ``teacher-fit``) begins with."""
     return prepared.context.run.checkpoints / f"{name}.probe.safetensors"
 
 
@@ -205,7 +206,7 @@ def _out_of_fold(
     folds = assign_folds(train, images, count, prepared.recipe.train.seed)
     wide = []
     for place, model in enumerate(teachers):
-        strength = load_checkpoint(_probe_file(prepared, _fit_name(place)))[1]["strength"]
+        strength = load_checkpoint(probe_file(prepared, _fit_name(place)))[1]["strength"]
         wide.append(with_fold_heads(model, folds, strength, train, index, context.runtime, context.loading))
     context.progress.say(
         f"targets: each labelled training image is answered by one of {count} probes, without it"
