@@ -188,8 +188,12 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in listed.read_text().split()] if listed.exists() else []
 
 
-def halted_workers(pid: int) -> list[int]:
-    """Halt a process, so that it ends none of its loader processes, and then these; those that are halted now."""
+def halted_workers(pid: int, lock: Path) -> list[int]:
+    """Halt a process, so that it ends none of its loader processes, and then these.
+
+    Returns:
+        Those that are halted now; none where one still has `lock` open, because it has only just been forked.
+    """
     os.kill(pid, signal.SIGSTOP)
     while state_of_process(pid) not in {"T", "Z"}:
         time.sleep(0.01)
@@ -197,7 +201,13 @@ def halted_workers(pid: int) -> list[int]:
     for child in children:
         os.kill(child, signal.SIGSTOP)
     time.sleep(0.1)
-    return [child for child in children if state_of_process(child) == "T"]
+    halted = [child for child in children if state_of_process(child) == "T"]
+    return [] if any(has_open(child, lock) for child in halted) else halted
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Whether a process has this file open."""
+    return any(os.path.realpath(link) == os.path.realpath(path) for link in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def state_of_process(pid: int) -> str:
@@ -221,10 +231,10 @@ def test_a_run_whose_loader_processes_outlive_it_can_be_resumed_at_once(recipe: 
     while not (workers and run.lock.exists()):
         assert time.monotonic() < deadline
         assert started.poll() is None
-        for pid in (*workers, started.pid):
+        for pid in (*children_of(started.pid), started.pid):
             os.kill(pid, signal.SIGCONT)
-        time.sleep(0.3)  # long enough for new workers to be past their beginning
-        workers = halted_workers(started.pid)
+        time.sleep(0.3)  # so that the process comes on between two looks
+        workers = halted_workers(started.pid, run.lock)
     started.kill()
     assert started.wait() == -signal.SIGKILL
     try:
