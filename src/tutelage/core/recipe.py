@@ -15,7 +15,6 @@ import yaml
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from tutelage.core.components import (
-    Component,
     DataRecipe,
     ExportRecipe,
     FitRecipe,
@@ -25,7 +24,6 @@ from tutelage.core.components import (
     StudentRecipe,
     TargetsRecipe,
     TeacherRecipe,
-    Text,
     TrainRecipe,
     ViewRecipe,
 )
@@ -40,6 +38,7 @@ from tutelage.core.recipe_tree import (
     set_key,
     set_keys,
 )
+from tutelage.core.values import Component, Text
 
 __all__ = [
     "DataRecipe",
@@ -63,9 +62,14 @@ __all__ = [
 class Recipe(Component):
     """The whole configuration of a run."""
 
-    name: Text | None = None  # of the run directory; null: made from the models' names
-    teacher: Annotated[TeacherRecipe, BeforeValidator(as_model)] = TeacherRecipe()
-    student: Annotated[StudentRecipe, BeforeValidator(as_model)] = StudentRecipe()
+    name: Text | None = None
+    """Name of the run directory; null: made from the models' names and the time."""
+    teacher: Annotated[
+        TeacherRecipe, BeforeValidator(as_model, json_schema_input_type=TeacherRecipe | str)
+    ] = TeacherRecipe()
+    student: Annotated[
+        StudentRecipe, BeforeValidator(as_model, json_schema_input_type=StudentRecipe | str)
+    ] = StudentRecipe()
     data: DataRecipe = DataRecipe()
     view: ViewRecipe = ViewRecipe()
     loss: LossRecipe = LossRecipe()
@@ -74,8 +78,10 @@ class Recipe(Component):
     preflight: PreflightRecipe = PreflightRecipe()
     selection: SelectionRecipe = SelectionRecipe()
     export: ExportRecipe = ExportRecipe()
-    control: bool = True  # also train with hard labels only, on the same budget of steps
+    control: bool = True
+    """Also train with hard labels only, on the same budget of steps, to measure what the teacher adds."""
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """Trackers that the run also writes to, such as [tensorboard]."""
 
     @property
     def random_start(self) -> bool:

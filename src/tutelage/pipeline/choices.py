@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tutelage.core.components import AUTO, FitRecipe, TrainRecipe
+from tutelage.core.components import FitRecipe, TrainRecipe
 from tutelage.core.files import read_json, write_json
 from tutelage.core.recipe import Recipe, load_recipe
 from tutelage.core.run_dir import Run
+from tutelage.core.values import AUTO
 from tutelage.models.source import Model
 
 STEPS = 800  # of control and student, at least: fewer leave a network under-trained

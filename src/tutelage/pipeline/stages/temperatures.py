@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.core.components import AUTO, LossRecipe
+from tutelage.core.components import LossRecipe
 from tutelage.core.runtime import Precision
+from tutelage.core.values import AUTO
 from tutelage.data.loading import view_loader
 from tutelage.data.splits import sample
 from tutelage.data.views import ViewPolicy

@@ -18,12 +18,12 @@ from optuna.distributions import (
 )
 from pydantic import Field, ValidationError
 
-from tutelage.core.components import Component, Seed, Text
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.invalid import first_error
 from tutelage.core.recipe import Recipe, parse_recipe
 from tutelage.core.recipe_tree import parse_override, read_value, read_yaml, rename_keys, set_keys
 from tutelage.core.run_dir import NAME
+from tutelage.core.values import Component, Seed, Text
 
 # Settings of the images for model selection and final evaluation: trials that differ in them cannot be ranked.
 SAME_IMAGES = {"val", "test", "val_fraction", "test_fraction", "split_seed", "limit"}

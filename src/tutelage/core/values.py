@@ -1,0 +1,61 @@
+"""The kinds of values that keys of a recipe have, and the base of its components."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and PyTorch both take
+Pixels = Annotated[int, Field(ge=16)]
+
+
+def _as_text(value: Any) -> Any:
+    """Of what YAML makes of an unquoted text, a whole number still says how it was written; others do not."""
+    if isinstance(value, bool | float):
+        kind = "a truth value" if isinstance(value, bool) else "a number"
+        raise ValueError(f"YAML reads this text as {kind} ({value}); put it in quotes")
+    return str(value) if isinstance(value, int) else value
+
+
+# may be written without quotes where it is a whole number
+Text = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | int)]
+
+AUTO = -1  # stands for `auto` in a number that a run chooses for itself, so that the key stays a number
+
+
+def _or_auto(kind: Any, least: float) -> tuple[BeforeValidator, PlainSerializer]:
+    """Let a number of at least `least` also be written as ``auto``, which is kept as `AUTO`."""
+
+    def read(value: Any) -> Any:
+        if value == "auto":
+            return AUTO
+        if isinstance(value, bool) or (isinstance(value, int | float) and value < least):
+            raise ValueError(f"give a number of at least {least:g}, or auto, not {value}")
+        return value
+
+    def write(value: float) -> Any:
+        return "auto" if value == AUTO else kind(value)
+
+    written = Annotated[kind, Field(ge=least) if kind is int else Field(gt=0)] | Literal["auto"]
+    return BeforeValidator(read, json_schema_input_type=written), PlainSerializer(write)
+
+
+_EPOCHS, _FIT_EPOCHS = _or_auto(int, 1), _or_auto(int, 0)
+_RATE = _or_auto(float, 1e-12)
+Epochs = Annotated[int, *_EPOCHS]
+FitEpochs = Annotated[int, *_FIT_EPOCHS]
+Rate = Annotated[float, *_RATE]
+
+
+class Component(BaseModel):
+    """Base of every part of a recipe: frozen, unknown keys refused.
+
+    The text below each field is its description: what `tutelage recipe` and the JSON schema show.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
