@@ -1,5 +1,6 @@
 """The command line as a user runs it: bad input is one line on stderr and exit code 2."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from PIL import Image
 
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import Recipe
+from tutelage.core.recipe import Recipe, load_recipe
 from tutelage.core.run_dir import Run
 
 TINY_FLAGS = [
@@ -74,7 +75,8 @@ def test_help_groups_commands_by_what_people_do_first(
         main(["--help"])
     found = re.findall(r"^(?:╭─ ([\w ]+) ─|│ (\w+) )", capsys.readouterr().out, re.MULTILINE)
     assert [title or command for title, command in found] == [
-        "Options", "Start", "quickstart", "advise", "distill", "compare", "Look at results", "report", "watch",
+        "Options", "Start", "quickstart", "advise", "distill", "compare",
+        "List what there is", "recipe", "Look at results", "report", "watch",
         "verify", "Deploy", "export", "predict", "Go further", "resume", "study",
     ]  # fmt: skip
 
@@ -107,6 +109,56 @@ def test_the_defaults_that_help_names_are_those_of_recipes(
 def test_check_is_still_a_name_of_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("verify", "check"):
         assert "not a run directory" in refused([command, str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["recipe", "loss"], ["recipe", "--new"], ["recipe", "--schema"]]
+)
+def test_help_and_recipe_do_not_wait_for_pytorch(words: list[str]) -> None:
+    code = (
+        "import sys; from tutelage.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("exprot", "export"), ("run", "distill"), ("train", "distill"), ("recipes", "recipe")]
+)
+def test_a_command_that_does_not_exist_gets_the_nearest_one(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"no command {word!r}; did you mean {meant!r}?" in refused([word, "x"], capsys)
+
+
+def test_a_command_like_no_other_gets_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["zzzz"], capsys)
+    assert "tutelage --help" in line
+    assert "did you mean" not in line
+
+
+# --- recipe
+
+
+def test_recipe_explains_a_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = helped(capsys, monkeypatch, "recipe", "train.lr")
+    assert "train.lr=auto (a number above 0 or auto) Learning rate after warm-up." in text
+    assert "train.epochs" not in text
+    assert "did you mean 'loss.temperature'" in refused(["recipe", "loss.temprature"], capsys)
+
+
+def test_recipe_writes_a_new_file_and_replaces_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.yaml"
+    assert f"tutelage distill {path}" in helped(capsys, monkeypatch, "recipe", "--new", str(path))
+    assert load_recipe(path) == Recipe()
+    assert f"{path}: exists already" in refused(["recipe", "--new", str(path)], capsys)
+    assert "$schema=" in helped(capsys, monkeypatch, "recipe", "--schema", str(tmp_path / "s.json"))
+    assert json.loads((tmp_path / "s.json").read_text())["properties"].keys() == Recipe.model_fields.keys()
+    assert "--new and --schema" in refused(["recipe", "--new", "--schema"], capsys)
 
 
 # --- options are values
@@ -305,8 +357,6 @@ def test_wrong_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_distil_as_a_user_runs_it(tmp_path: Path) -> None:
     """A process of its own, JSON lines on standard output, the table at the end."""
-    import json
-
     words = distil(tmp_path, "--teacher", "test_resnet@none", "--student", "test_vit@none", "--name", "mine")
     words[words.index("none", words.index("--progress"))] = "json"
     words.append("--watch")

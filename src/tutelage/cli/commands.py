@@ -11,8 +11,10 @@ import typer
 
 from tutelage.cli import deploy, look
 from tutelage.cli.advise import advise
+from tutelage.cli.group import Commands
 from tutelage.cli.interrupts import INTERRUPTED, exit_now, interrupts_exit, interrupts_raise
 from tutelage.cli.options import ProgressOption, Runs, option
+from tutelage.cli.recipe import recipe as show_recipe
 from tutelage.core.errors import Incomplete, TutelageError, WeakTeacher, one_line
 
 if TYPE_CHECKING:
@@ -20,13 +22,20 @@ if TYPE_CHECKING:
     from tutelage.core.run_dir import Run
 
 app = typer.Typer(
+    cls=Commands,
     help="Distil a large image classifier into a small one, measure what the teacher added, and export the student.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 # The panels of `tutelage --help`, in the order in which people come to need them.
-START, LOOK, DEPLOY, FURTHER = "Start", "Look at results", "Deploy", "Go further"
+START, LISTS, LOOK, DEPLOY, FURTHER = (
+    "Start",
+    "List what there is",
+    "Look at results",
+    "Deploy",
+    "Go further",
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -209,6 +218,9 @@ def compare(
         write_text(csv, table.csv())
     if markdown:
         write_text(markdown, table.markdown())
+
+
+app.command("recipe", rich_help_panel=LISTS)(show_recipe)
 
 
 app.command(rich_help_panel=LOOK)(look.report)

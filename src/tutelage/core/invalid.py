@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from tutelage.core.recipe_tree import as_yaml
 
 LONGEST = 60  # characters of a given value that a message repeats
 NEAR = 0.6  # similarity from which another key is taken to be meant
@@ -98,7 +99,7 @@ def _key(location: Sequence[int | str], root: type[BaseModel]) -> str:
                 break
             continue
         parts.append(part)
-        model = _inner(field.annotation)
+        model = component_of(field.annotation)
     return ".".join(parts)
 
 
@@ -106,8 +107,8 @@ def _is_tag(part: int | str) -> bool:
     return part in {"str", "int", "float", "bool"}
 
 
-def _inner(annotation: Any) -> type[BaseModel] | None:
-    """The component that a field holds; None where it holds plain values."""
+def component_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the component that a field of this annotation holds; None where it holds plain values."""
     options = [annotation, *get_args(annotation)]
     options += [inner for option in options for inner in get_args(option)]
     return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
@@ -125,12 +126,7 @@ def _expected(error: ErrorDetails) -> str | None:
 
 def _shown(value: Any) -> str:
     """A value as YAML writes it, in one line."""
-    text = (
-        yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-        if _plain(value)
-        else str(value)
-    )
-    text = text.removesuffix("...\n").strip()
+    text = as_yaml(value) if _plain(value) else str(value).strip()
     return text if len(text) <= LONGEST else text[:LONGEST] + "..."
 
 
@@ -154,31 +150,46 @@ def _defaults(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, A
     """Each dotted key with its default, in the order in which the keys are defined."""
     written = model.model_construct().model_dump(mode="json", warnings=False)
     for name, field in model.model_fields.items():
-        inner = _inner(field.annotation)
+        inner = component_of(field.annotation)
         yield f"{prefix}{name}", None if inner is not None else written.get(name)
         if inner is not None:
             yield from _defaults(inner, f"{prefix}{name}.")
 
 
 def _meant(key: str, value: Any, root: type[BaseModel], equals: str) -> str:
-    """The key that was probably meant: one of this name elsewhere, the nearest beside it, or the nearest of all."""
-    parent, _, last = key.rpartition(".")
-    known = [name for name, _ in _defaults(root)]
-    prefix = f"{parent}." if parent else ""
-    beside = [name for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)]
-    elsewhere = [name for name in known if name.rpartition(".")[2] == last]
-    least = min((name.count(".") for name in elsewhere), default=0)
-    elsewhere = [
-        name for name in elsewhere if name.count(".") == least
-    ]  # train.epochs before teacher.fit.epochs
-    names = [name.removeprefix(prefix) for name in beside]
-    close = [f"{prefix}{name}" for name in difflib.get_close_matches(last, names, n=1, cutoff=NEAR)]
-    if not elsewhere and not close:
-        leaves = {name.rpartition(".")[2]: name for name in known}
-        close = [leaves[leaf] for leaf in difflib.get_close_matches(last, list(leaves), n=1, cutoff=NEAR)]
-    found = elsewhere or close
+    """Name the key that was probably meant, or the keys beside it."""
+    found = nearest_keys(key, root)
     if not found:
+        parent = key.rpartition(".")[0]
+        prefix = f"{parent}." if parent else ""
+        beside = [name for name, _ in _defaults(root) if _is_beside(name, prefix)]
         return f"; {f'the keys of {parent}' if parent else 'the keys'} are {', '.join(beside)}"
     scalar = not isinstance(value, dict | list)
     named = " or ".join(map(repr, found))
     return f"; did you mean {named}?" + (f" Write {found[0]}{equals}{_shown(value)}" if scalar else "")
+
+
+def nearest_keys(key: str, root: type[BaseModel]) -> list[str]:
+    """Return the keys of this name elsewhere, else the nearest beside it, else the nearest of all; or none.
+
+    Args:
+        key: dotted, not one of the keys.
+        root: the model whose keys are known.
+    """
+    parent, _, last = key.rpartition(".")
+    known = [name for name, _ in _defaults(root)]
+    elsewhere = [name for name in known if name.rpartition(".")[2] == last]
+    least = min((name.count(".") for name in elsewhere), default=0)  # train.epochs before teacher.fit.epochs
+    if elsewhere:
+        return [name for name in elsewhere if name.count(".") == least]
+    prefix = f"{parent}." if parent else ""
+    names = [name.removeprefix(prefix) for name in known if _is_beside(name, prefix)]
+    close = [f"{prefix}{name}" for name in difflib.get_close_matches(last, names, n=1, cutoff=NEAR)]
+    if close:
+        return close
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    return [leaves[leaf] for leaf in difflib.get_close_matches(last, list(leaves), n=1, cutoff=NEAR)]
+
+
+def _is_beside(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) and "." not in name.removeprefix(prefix)

@@ -104,6 +104,12 @@ def read_value(text: str) -> Any:
     return text.strip()
 
 
+def as_yaml(value: Any) -> str:
+    """Write a plain value as YAML has it, in one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
 class _Loader(yaml.SafeLoader):
     """Reads as numbers only what is written like one: 0123 (octal), 1:30 (base 60) and 2024-05-01 stay text.
 
@@ -157,14 +163,15 @@ def set_keys(tree: dict[str, Any], values: Iterable[tuple[str, Any]]) -> None:
     """
     names: dict[str, str] = {}
     for key, value in values:
-        new = _renamed_key(key)
+        new = renamed_key(key)
         if names.setdefault(new, key) != key:
             old = key if key != new else names[new]
             raise TutelageError(f"{old} is the old name of {new}; give only {new}")
         set_key(tree, new, value)
 
 
-def _renamed_key(key: str) -> str:
+def renamed_key(key: str) -> str:
+    """Return the name of today of a dotted key, which may have been renamed (`RENAMED`)."""
     for old, new in RENAMED.items():
         if key == old or key.startswith(f"{old}."):
             return new + key.removeprefix(old)
