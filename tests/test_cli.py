@@ -76,7 +76,7 @@ def test_help_groups_commands_by_what_people_do_first(
     found = re.findall(r"^(?:╭─ ([\w ]+) ─|│ (\w+) )", capsys.readouterr().out, re.MULTILINE)
     assert [title or command for title, command in found] == [
         "Options", "Start", "quickstart", "advise", "distill", "compare",
-        "List what there is", "recipe", "Look at results", "report", "watch",
+        "List what there is", "models", "losses", "recipe", "Look at results", "report", "watch",
         "verify", "Deploy", "export", "predict", "Go further", "resume", "study",
     ]  # fmt: skip
 
@@ -159,6 +159,37 @@ def test_recipe_writes_a_new_file_and_replaces_none(
     assert "$schema=" in helped(capsys, monkeypatch, "recipe", "--schema", str(tmp_path / "s.json"))
     assert json.loads((tmp_path / "s.json").read_text())["properties"].keys() == Recipe.model_fields.keys()
     assert "--new and --schema" in refused(["recipe", "--new", "--schema"], capsys)
+
+
+# --- models and losses
+
+
+def test_models_shows_as_many_as_the_limit_and_counts_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["models", "efficientvit_b*", "--limit", "2"])
+    text = capsys.readouterr().out
+    assert [word for word in text.split() if word.startswith("efficientvit")] == [
+        "efficientvit_b0",
+        "efficientvit_b1",
+    ]
+    assert re.search(r"efficientvit_b1 .* 9\.10 +34\.77 +0\.519 +224", text)
+    assert "2 more" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "did you mean 'efficientvit_b" in refused(["models", "efficientvit_b9"], capsys)
+
+
+def test_losses_shows_settings_needs_and_paper(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = helped(capsys, monkeypatch, "losses")
+    assert (
+        "dkd temperature=4.0 alpha=1.0 beta=8.0 Decoupled distillation (Zhao 2022). It needs the "
+        "teacher's logits and the labels." in text
+    )
+    assert "feature_mse student=... teacher=... projector=linear" in text
 
 
 # --- options are values

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tutelage.cli import deploy, look
+from tutelage.cli import deploy, lists, look
 from tutelage.cli.advise import advise
 from tutelage.cli.group import Commands
 from tutelage.cli.interrupts import INTERRUPTED, exit_now, interrupts_exit, interrupts_raise
@@ -220,6 +220,8 @@ def compare(
         write_text(markdown, table.markdown())
 
 
+app.command(rich_help_panel=LISTS)(lists.models)
+app.command(rich_help_panel=LISTS)(lists.losses)
 app.command("recipe", rich_help_panel=LISTS)(show_recipe)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
-from timm.models import PretrainedCfg
 from timm.models._registry import _deprecated_models  # by no public function
 from torch import nn
 
@@ -26,6 +25,7 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.models.foreign import conversions, torchvision_head
 from tutelage.models.heads import zero_head
 from tutelage.models.misnamed import unknown_model
+from tutelage.models.names import in_cache, pretrained_cfg, published
 from tutelage.models.source import Model, damaged, ready, resize, stored_classes, stored_input
 from tutelage.models.weights import (
     PACKAGES,
@@ -33,7 +33,6 @@ from tutelage.models.weights import (
     fit,
     fits,
     has_package,
-    is_cached,
     load_from_hub,
     read_file,
     read_package,
@@ -123,20 +122,20 @@ def _loaded(
 
 def at_hand() -> list[str]:
     """Name the timm models whose pretrained weights are on this machine: in a package or in the hub's cache."""
-    cached = []
-    for name in timm.list_pretrained():
-        repository = _pretrained_cfg(name).hf_hub_id
-        if repository and is_cached(repository):
-            cached.append(name)
+    cached = [name for name in timm.list_pretrained() if in_cache(name)]
     return [*(name for name in PACKAGES if has_package(name)), *cached]
+
+
+def hollow(name: str) -> tuple[nn.Module, InputSpec]:
+    """Build an architecture without its tensors (on the meta device), and return it with its own input."""
+    with torch.device("meta"):
+        module = _build(name, num_classes=None, dropout=None)
+    return module, InputSpec.of(resolve_data_config({}, model=module))
 
 
 def parameters(name: str) -> int:
     """Count the parameters of an architecture, without making its tensors."""
-    with torch.device("meta"):
-        return sum(
-            parameter.numel() for parameter in _build(name, num_classes=None, dropout=None).parameters()
-        )
+    return sum(parameter.numel() for parameter in hollow(name)[0].parameters())
 
 
 def check_name(name: str) -> None:
@@ -151,9 +150,7 @@ def check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise unknown_model(name, timm.list_models())
-    known = [
-        full for full in timm.list_pretrained(f"{architecture}.*") if full.partition(".")[0] == architecture
-    ]
+    known = published(architecture)
     if tag and name not in known:
         near = nearest(name, known) or architecture
         raise TutelageError(f"unknown weights {tag!r} of model {architecture!r}; did you mean {near!r}?")
@@ -185,10 +182,6 @@ def current_name(name: str, own_weights: bool) -> str:
     return architecture
 
 
-def _pretrained_cfg(name: str) -> PretrainedCfg:
-    return timm.get_pretrained_cfg(name) or PretrainedCfg()
-
-
 def _build(
     name: str, *, pretrained: bool = False, num_classes: int | None, dropout: float | None
 ) -> nn.Module:
@@ -204,7 +197,7 @@ def _random(spec: str, name: str, num_classes: int | None, dropout: float | None
 
 
 def _from_hub(spec: str, name: str, dropout: float | None) -> TimmModel:
-    repository = _pretrained_cfg(name).hf_hub_id
+    repository = pretrained_cfg(name).hf_hub_id
     module = load_from_hub(
         name, lambda: _build(name, pretrained=True, num_classes=None, dropout=dropout), repository
     )
@@ -266,7 +259,7 @@ def _head_size(name: str, weights: Weights) -> int | None:
 
 
 def _classifiers(name: str) -> tuple[str, ...]:
-    layers = _pretrained_cfg(name).classifier or ()
+    layers = pretrained_cfg(name).classifier or ()
     return (layers,) if isinstance(layers, str) else tuple(layers)
 
 

@@ -25,6 +25,7 @@ from tutelage.distillation.losses import (
     nkd,
     registry,
 )
+from tutelage.distillation.losses.listing import LossEntry, list_losses
 from tutelage.distillation.outputs import Outputs
 
 STUDENT, TEACHER = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
@@ -184,3 +185,40 @@ def test_a_package_cannot_replace_a_built_in_loss() -> None:
 def test_a_package_s_faulty_loss_is_named(name: str, line: str) -> None:
     with pytest.raises(TutelageError, match=line):
         make_term(name, {})
+
+
+# --- the list of all losses
+
+
+@pytest.fixture
+def entries(third_party: None) -> dict[str, LossEntry]:
+    return {one.name: one for one in list_losses()}
+
+
+def test_the_list_says_what_each_loss_needs_and_its_defaults(entries: dict[str, LossEntry]) -> None:
+    kl, dkd, hints = entries["kl"], entries["dkd"], entries["feature_mse"]
+    assert (kl.meaning, kl.paper, kl.temperature, kl.options) == (
+        "Knowledge distillation",
+        "Hinton 2015",
+        2.0,
+        {},
+    )
+    assert (dkd.temperature, dkd.options) == (4.0, {"alpha": 1.0, "beta": 8.0})
+    assert dkd.needs == ("the teacher's logits", "the labels")
+    assert entries["cross_entropy"].needs == ("the labels",)
+    assert hints.needs == ("a layer of each network",)
+    assert hints.paper == 'Romero 2015, "FitNets"'
+    assert hints.options["projector"] == "linear"
+    assert entries["logit_mse"].temperature is None
+
+
+def test_the_list_has_the_losses_of_packages_and_why_one_cannot_be_used(
+    entries: dict[str, LossEntry],
+) -> None:
+    assert entries.keys() == set(registry.names())
+    assert (entries["cosine"].temperature, entries["cosine"].options) == (3.0, {"power": 1.0})
+    assert entries["cosine"].needs == ("the teacher's logits",)
+    assert entries["halved"].meaning == "A term with a setting of its own, as a package writes it"
+    assert not entries["halved"].built_in
+    assert entries["kl"].built_in  # a package's loss of the same name is not the one that is used
+    assert "cannot be loaded" in entries["absent"].meaning

@@ -55,11 +55,10 @@ def make_term(name: str, settings: Mapping[str, Any], where: str = "loss.terms")
     Raises:
         TutelageError: there is no such term, it cannot be loaded, or a setting is unknown, missing or wrong.
     """
-    found = _built_in(name) or _from_package(name, where)
+    found = find_term(name, where)
+    parameters = defaults(found)
     if isinstance(found, LossFunction):
-        own: dict[str, Any] = {"weight": 1.0, "temperature": found.temperature, **found.options}
-        return LogitTerm(found, **_numbers(settings, own, f"{where}: {name}"))
-    parameters = terms.settings_of(found)
+        return LogitTerm(found, **_numbers(settings, parameters, f"{where}: {name}"))
     for key in settings:
         if key not in parameters:
             raise TutelageError(
@@ -74,6 +73,31 @@ def make_term(name: str, settings: Mapping[str, Any], where: str = "loss.terms")
         return found(**_numbers(settings, parameters, f"{where}: {name}"))
     except (TypeError, ValueError) as error:
         raise TutelageError(f"{where}: {name} cannot be made with {dict(settings)} ({error})") from None
+
+
+def is_built_in(name: str) -> bool:
+    """Tell whether a loss is this package's own."""
+    return name in _BUILT_IN
+
+
+def find_term(name: str, where: str = "loss.terms") -> type[Term] | LossFunction:
+    """Return the term or the function of a name; a built-in name wins over a package's.
+
+    Args:
+        name: one of `names()`.
+        where: key of the recipe that names it, for errors.
+
+    Raises:
+        TutelageError: there is no such loss, or it cannot be loaded.
+    """
+    return _built_in(name) or _from_package(name, where)
+
+
+def defaults(found: type[Term] | LossFunction) -> dict[str, Any]:
+    """Return the settings of a term with their defaults (`inspect.Parameter.empty` where one must be given)."""
+    if isinstance(found, LossFunction):
+        return {"weight": 1.0, "temperature": found.temperature, **found.options}
+    return terms.settings_of(found)
 
 
 def _built_in(name: str) -> type[Term] | LossFunction | None:
