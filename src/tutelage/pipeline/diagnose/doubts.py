@@ -10,7 +10,7 @@ from tutelage.core.recipe import FitRecipe
 from tutelage.evaluation.quality import BINS
 from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import OPPONENTS
-from tutelage.pipeline.diagnose.figures import Figures, Finding, Try, evidence_of, in_parts
+from tutelage.pipeline.diagnose.figures import Figures, Finding, Try, evidence_of, in_parts, over_the_last
 from tutelage.pipeline.diagnose.outcome import GAP, SURE, seen_val
 
 BADLY_CALIBRATED = 15.0  # percent of ECE
@@ -191,7 +191,7 @@ def unfinished_fit(figures: Figures) -> Iterator[Finding]:
         yield Finding(
             "fit ended too early",
             "note",
-            f"The fit of {FITS[kind]} was still improving when it ended: over the last {back} of {len(rows)} epochs, "
+            f"The fit of {FITS[kind]} was still improving when it ended: {over_the_last(back, len(rows))}, "
             f"val top-1 rose from {before['top1']:.2f}% to {last['top1']:.2f}% and NLL fell by {100 * fall:.0f}%. "
             "Comparisons with it favour the models that were trained for longer.",
             {"top1_gain": gain, "nll_fall_percent": 100 * fall, "epochs": len(rows)},

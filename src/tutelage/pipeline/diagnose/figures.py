@@ -213,6 +213,11 @@ def interval(pair: Paired) -> str:
     return f"{pair.difference:+.2f} points, 95% interval {pair.low:+.2f} to {pair.high:+.2f}"
 
 
+def over_the_last(epochs: int, of: int) -> str:
+    """Name the last epochs of a training in words."""
+    return f"in the last of {of} epochs" if epochs == 1 else f"over the last {epochs} of {of} epochs"
+
+
 def in_parts(pairs: Mapping[str, Paired]) -> str:
     """Paired differences by part of the data, in words."""
     return "; ".join(f"{interval(pair)}, on {part}" for part, pair in pairs.items())

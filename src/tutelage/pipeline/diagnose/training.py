@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tutelage.core.recipe import Recipe
-from tutelage.pipeline.diagnose.figures import Figures, Finding, Severity, Try
+from tutelage.pipeline.diagnose.figures import Figures, Finding, Severity, Try, over_the_last
 from tutelage.pipeline.diagnose.teaching import contradicted_labels
 
 PATIENCE = 2  # epochs that must follow the best one before it counts as the turning point
@@ -87,7 +87,8 @@ def few_epochs(figures: Figures) -> Iterator[Finding]:
     rows = figures.stage("distill")
     if len(rows) < 2:
         return
-    before, last = rows[-1 - max(1, len(rows) // 4)]["val"], rows[-1]["val"]
+    back = max(1, len(rows) // 4)
+    before, last = rows[-1 - back]["val"], rows[-1]["val"]
     better = last["top1"] - before["top1"]
     fall = _share_lost(before["loss"], last["loss"])
     at_its_best = last["loss"] <= min(row["val"]["loss"] for row in rows)
@@ -97,8 +98,8 @@ def few_epochs(figures: Figures) -> Iterator[Finding]:
     yield Finding(
         "too few epochs",
         "note",
-        f"The student was still improving when training ended: over the last {max(1, len(rows) // 4)} of {len(rows)} "
-        f"epochs, val top-1 rose from {before['top1']:.2f}% to {last['top1']:.2f}% and the loss on val fell by "
+        f"The student was still improving when training ended: {over_the_last(back, len(rows))}, "
+        f"val top-1 rose from {before['top1']:.2f}% to {last['top1']:.2f}% and the loss on val fell by "
         f"{100 * fall:.0f}%.",
         {"top1_gain": better, "loss_fall_percent": 100 * fall},
         (
