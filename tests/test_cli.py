@@ -15,6 +15,7 @@ from tutelage.cli import main
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import Recipe, load_recipe
 from tutelage.core.run_dir import Run
+from tutelage.pipeline.run import describe
 
 TINY_FLAGS = [
     "teacher.resolution=32", "student.resolution=32", "preflight.allow_weak_teacher=true", "data.workers=0",
@@ -379,6 +380,20 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
     line = refused(distil(tmp_path, "--name", "full", "--teacher", "test_resnet@none"), capsys)
     assert "No space left" in line
     assert not [p for p in (tmp_path / "runs" / "full").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("command", ["distill", "resume"])
+def test_a_device_that_is_not_there_is_refused_before_any_work(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = distil(tmp_path, "--name", "mine", "--teacher", "test_resnet@none", "--device", "tpu")
+    if command == "resume":
+        run = Run.create(tmp_path / "runs", "mine")
+        describe(run, Recipe(), {"seeds": 1, "directory": str(tmp_path)})
+        words = ["resume", str(run.path), "--device", "tpu"]
+    before = sorted(tmp_path.rglob("*"))
+    assert "--device tpu: use one of cpu, cuda, mps" in refused(words, capsys)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_wrong_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

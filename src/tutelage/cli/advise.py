@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tutelage.cli.options import option
+from tutelage.cli.options import DeviceOption, option
 
 
 def advise(
@@ -46,7 +46,7 @@ def advise(
             min=20, help="Most images to fit the linear probes to; half as many are held out to judge them."
         ),
     ] = 2000,
-    device: Annotated[str | None, option("Device to use: cpu, cuda or mps.", "the fastest there is")] = None,
+    device: DeviceOption = None,
     json: Annotated[Path | None, option("Write the advice as JSON.", False, dir_okay=False)] = None,
 ) -> None:
     """Tell in minutes whether distilling is right for your images, which student fits, and what to type."""

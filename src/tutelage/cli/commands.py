@@ -1,25 +1,22 @@
-"""The commands that start, deploy and continue, and the program that holds all of them."""
+"""The commands that start and continue, and the program that holds all of them."""
 
 from __future__ import annotations
 
 import io
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tutelage.cli import deploy, lists, look
 from tutelage.cli.advise import advise
+from tutelage.cli.distill import carry_out, distill
 from tutelage.cli.group import Commands
 from tutelage.cli.interrupts import INTERRUPTED, exit_now, interrupts_exit, interrupts_raise
-from tutelage.cli.options import ProgressOption, Runs, option
+from tutelage.cli.options import DeviceOption, ProgressOption, Runs, option
 from tutelage.cli.recipe import recipe as show_recipe
-from tutelage.core.errors import Incomplete, TutelageError, WeakTeacher, one_line
-
-if TYPE_CHECKING:
-    from tutelage.core.recipe import Recipe
-    from tutelage.core.run_dir import Run
+from tutelage.core.errors import TutelageError, one_line
 
 app = typer.Typer(
     cls=Commands,
@@ -70,108 +67,20 @@ def quickstart(
     recipe = quickstart_recipe().model_copy(update={"name": name})
     done = Run(runs / name)
     if done.versions.exists():
-        _distill(recipe, done, progress)
+        carry_out(recipe, done, progress)
         return
     check_early(recipe, runs)
     from tutelage.pipeline.run import begin, refusals_leave_nothing
 
     run = begin(recipe, runs, "tutelage quickstart")
     with refusals_leave_nothing(run):
-        _distill(recipe, run, progress)
+        carry_out(recipe, run, progress)
 
 
 app.command(rich_help_panel=START, no_args_is_help=True)(advise)
 
 
-@app.command(rich_help_panel=START, no_args_is_help=True)
-def distill(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="A recipe (YAML file), and keys of it to change, such as train.batch_size=32.",
-            metavar="[RECIPE] [KEY=VALUE]...",
-            show_default=False,
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None, option("Teacher, as NAME@WEIGHTS.", "tf_efficientnet_lite2, or as in RECIPE")
-    ] = None,
-    student: Annotated[
-        str | None, option("Student, as NAME@WEIGHTS.", "tf_efficientnet_lite0, or as in RECIPE")
-    ] = None,
-    data: Annotated[
-        str | None, option("Training images, as KIND:WHERE or a path.", "digits, or as in RECIPE")
-    ] = None,
-    epochs: Annotated[int | None, option("Passes over the training images.", "auto, or as in RECIPE")] = None,
-    lr: Annotated[float | None, option("Learning rate after warm-up.", "auto, or as in RECIPE")] = None,
-    name: Annotated[
-        str | None, option("Name of the run directory.", "as in RECIPE, or models and time")
-    ] = None,
-    allow_weak: Annotated[
-        bool,
-        option(
-            "Continue with a teacher that is not shown to be better than student or control.",
-            "off, or as in RECIPE",
-            name="--allow-weak-teacher",
-        ),
-    ] = False,
-    control: Annotated[
-        bool | None,
-        option(
-            "Also train with labels only, to measure what the teacher adds.",
-            "--control, or as in RECIPE",
-            name="--control/--no-control",
-        ),
-    ] = None,
-    with_files: Annotated[
-        bool,
-        option(
-            "Also write deployment files and verify them; the exit code is 1 if one fails.",
-            "off, or as in RECIPE",
-            name="--export",
-        ),
-    ] = False,
-    watching: Annotated[
-        bool, typer.Option("--watch", help="Serve a page that follows the run, on this machine only.")
-    ] = False,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Number of training seeds; several give mean and spread.")
-    ] = 1,
-    runs: Runs = Path("runs"),
-    progress: ProgressOption = "auto",
-) -> None:
-    """Distil a teacher into a student, and compare the result with start, control and teacher."""
-    from tutelage.core.recipe import load_recipe
-    from tutelage.pipeline.console import open_progress
-    from tutelage.pipeline.early import check_early
-
-    words = list(words or [])
-    path = Path(words.pop(0)) if words and "=" not in words[0] else None
-    options = {
-        "--teacher": ("teacher.model", teacher),
-        "--student": ("student.model", student),
-        "--data": ("data.train", data),
-        "--epochs": ("train.epochs", epochs),
-        "--lr": ("train.lr", lr),
-        "--name": ("name", name),
-        "--control" if control else "--no-control": ("control", control),
-        "--export": ("export.enabled", with_files or None),
-        "--allow-weak-teacher": ("preflight.allow_weak_teacher", allow_weak or None),
-    }
-    recipe = load_recipe(path, words, options)
-    open_progress(progress)
-    check_early(recipe, runs)
-    from tutelage.pipeline.run import begin, refusals_leave_nothing  # PyTorch is imported here
-
-    run = begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds)
-    if watching:
-        from tutelage.report.server import Server
-
-        server = Server(run.path)
-        server.start()
-        print(f"{server.url} follows {run.path}", file=sys.stderr, flush=True)
-    with refusals_leave_nothing(run):
-        _distill(recipe, run, progress)
+app.command(rich_help_panel=START, no_args_is_help=True)(distill)
 
 
 @app.command(rich_help_panel=START)
@@ -189,9 +98,7 @@ def compare(
         int, typer.Option(min=1, help="Images per batch when throughput is measured.")
     ] = 32,
     threads: Annotated[int | None, option("Number of CPU threads.", "PyTorch's choice", min=1)] = None,
-    device: Annotated[
-        str | None, option("Device to measure on: cpu, cuda or mps.", "the fastest there is")
-    ] = None,
+    device: DeviceOption = None,
     deploy: Annotated[
         bool, typer.Option("--deploy", help="Also measure each model as ONNX, OpenVINO and int8 files.")
     ] = False,
@@ -242,6 +149,7 @@ def resume(
         bool,
         typer.Option("--allow-weak-teacher", help="Continue although the teacher is not shown to be better."),
     ] = False,
+    device: DeviceOption = None,
     progress: ProgressOption = "auto",
 ) -> None:
     """Continue a run that was stopped."""
@@ -255,9 +163,10 @@ def resume(
         from tutelage.core.runtime import Runtime  # PyTorch is imported here
         from tutelage.pipeline.stages.teacher_check import allow_weak_teacher
 
+        runtime = Runtime.start(device)
         if allow_weak:
-            recipe = Runtime.start().on_main(lambda: allow_weak_teacher(recipe, opened))
-        _distill(recipe, opened, progress)
+            recipe = runtime.on_main(lambda: allow_weak_teacher(recipe, opened))
+        carry_out(recipe, opened, progress)
 
 
 @app.command(rich_help_panel=FURTHER)
@@ -296,41 +205,6 @@ def study(
         raise SystemExit(INTERRUPTED) from None
     reporter.table(found)
     reporter.say(found.sentence())
-
-
-def _distill(recipe: Recipe, run: Run, progress: str) -> None:
-    from tutelage.core.files import entry
-    from tutelage.core.runtime import Runtime
-    from tutelage.distillation.stop import Interrupted
-    from tutelage.pipeline.console import open_progress
-    from tutelage.pipeline.run import distill as all_stations
-    from tutelage.pipeline.run import show
-    from tutelage.pipeline.seeds import distill_seeds
-
-    # also between stages, a run that is stopped says how to continue
-    interrupts_raise()
-    reporter = open_progress(progress if Runtime.start().is_main else "none")
-    seeds = entry(run.versions, "seeds")
-    try:
-        if seeds > 1:
-            reporter.say(distill_seeds(recipe, run, seeds, reporter)["sentence"])
-        else:
-            all_stations(recipe, run, reporter)
-    except (Interrupted, KeyboardInterrupt):
-        reporter.say(f"stopped; all results are kept: continue with `tutelage resume {run.path}`")
-        raise SystemExit(INTERRUPTED) from None
-    except WeakTeacher as stopped:
-        if Runtime.start().is_main:
-            print(f"{stopped} (`tutelage resume {run.path} --allow-weak-teacher`)", file=sys.stderr)
-        raise SystemExit(1) from None
-    except Incomplete as error:
-        if Runtime.start().is_main:
-            print(f"error: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
-    if seeds == 1:
-        show(run, reporter)
-    if any(place.exists() for place in [run.deploy / "rejected", *run.path.glob("seed-*/deploy/rejected")]):
-        raise SystemExit(1)
 
 
 def main(arguments: list[str] | None = None) -> None:

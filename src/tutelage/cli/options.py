@@ -21,3 +21,9 @@ ProgressOption = Annotated[
         "--progress", help="rich (progress bars), json (one object per line) or none; auto is rich."
     ),
 ]
+DeviceOption = Annotated[
+    str | None,
+    option(
+        "Device to compute on: cpu, mps, cuda, or one GPU of several such as cuda:1.", "the fastest there is"
+    ),
+]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
@@ -37,13 +39,16 @@ class Runtime:
         The recipe decides the precision, not the launcher, so accelerate's own setting is switched off.
 
         Args:
-            device: ``cpu``, ``cuda`` or ``mps``; None: the best available one.
+            device: ``cpu``, ``mps``, ``cuda``, or one GPU such as ``cuda:1``; None: the one that this process has
+                already, else the best available one.
 
         Raises:
             TutelageError: the device is unknown or not available.
         """
-        if device is not None:
-            _check_device(device)
+        chosen = None if device is None else _checked(device)
+        if chosen is not None and chosen.index is not None:
+            torch.cuda.set_device(chosen)
+            PartialState().device = chosen  # accelerate keeps it for all that ask later
         return cls(Accelerator(mixed_precision="no", cpu=device == "cpu"))
 
     @property
@@ -149,13 +154,34 @@ def device_name(device: torch.device) -> str:
 
 
 def gpu_name() -> str | None:
-    """Return the product name of the first GPU; None without one."""
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    """Return the product name of the GPU that is used; None without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def _check_device(device: str) -> None:
-    if device not in DEVICES:
-        raise TutelageError(f"--device {device}: use one of {', '.join(DEVICES)}")
+def _checked(device: str) -> torch.device:
+    """Return a device by the name that a user gave, such as ``cpu`` or ``cuda:1``.
+
+    Raises:
+        TutelageError: the name is unknown, or there is no such device.
+    """
+    found = re.fullmatch(r"(cpu|mps|cuda)|cuda:(\d+)", device)
+    if found is None:
+        raise TutelageError(
+            f"--device {device}: use one of {', '.join(DEVICES)}, or one GPU of several, such as cuda:1"
+        )
+    kind, number = found[1] or "cuda", found[2]
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[device]:
+    if not available[kind]:
         raise TutelageError(f"--device {device}: no such device was found; use --device cpu")
+    if number is None:
+        return torch.device(kind)
+    if int(number) >= (count := torch.cuda.device_count()):
+        raise TutelageError(
+            f"--device {device}: no such device was found; the GPUs of this machine are "
+            f"{', '.join(f'cuda:{place}' for place in range(count))}"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TutelageError(
+            f"--device {device}: several processes cannot share one GPU; leave it out, or set CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device(kind, int(number))
