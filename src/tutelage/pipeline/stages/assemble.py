@@ -1,0 +1,180 @@
+"""The images of a run, and its models with heads that have the same classes in the same order; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import Recipe, StudentRecipe, TeacherRecipe
+from tutelage.core.runtime import Runtime
+from tutelage.data.loading import Loading
+from tutelage.data.order import check_share, labelled_in_batch
+from tutelage.data.splits import Splits, Subset, make_splits
+from tutelage.distillation.looks import Looks
+from tutelage.distillation.two_heads import TwoHeads
+from tutelage.evaluation.class_order import name_classes
+from tutelage.models.class_mapping import ClassMapping, align_heads, own_classes
+from tutelage.models.registry import from_scratch, load_model
+from tutelage.models.source import Model
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The images and the models of a recipe.
+
+    Attributes:
+        recipe: without a control where no training image has a label.
+        splits: its images.
+        class_mapping: how the labels of the data map to the heads of all models.
+        teachers: as loaded, with heads for the data's classes.
+        student: as loaded, with a head for the data's classes.
+    """
+
+    recipe: Recipe
+    splits: Splits
+    class_mapping: ClassMapping
+    teachers: tuple[Model, ...]
+    student: Model
+
+    def lines(self) -> Iterator[str]:
+        """Describe the images and the models."""
+        yield from self.splits.notes
+        yield from _data_lines(self.splits, self.recipe)
+        for name, model in [*(("teacher", teacher) for teacher in self.teachers), ("student", self.student)]:
+            yield f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px"
+
+
+def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> Assembled:
+    """Open the images and load the models, with heads that have the same classes in the same order.
+
+    Args:
+        recipe: of the run.
+        runtime: on which a head without names is compared with the images, to name its classes.
+        loading: how images are loaded for that.
+        say: receives what was found out about such a head.
+
+    Raises:
+        TutelageError: data or models are missing or do not fit.
+    """
+    torch.manual_seed(recipe.train.seed)  # for new heads and students from scratch
+    splits = make_splits(recipe.data)
+    if recipe.train.labelled_share is not None:
+        labelled = len(splits.train) if splits.train.labelled else 0
+        images = len(splits.train) + len(splits.unlabelled or ())
+        check_share(recipe.train.labelled_share, labelled, images - labelled)
+    loaded = [load_model(name) for name in (recipe.teacher.model, *recipe.teacher.others)]
+    recipe = _without_labels(recipe, splits)
+    if not splits.classes:
+        splits = splits.with_classes(own_classes(loaded[0]))
+    student = _load_student(recipe)
+
+    def named(model: Model, wish: TeacherRecipe | StudentRecipe) -> Model:
+        return _with_classes(model, wish, splits.val, runtime, loading, say)
+
+    loaded = [named(model, recipe.teacher) for model in loaded]
+    student = named(student, recipe.student)
+    torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
+    teachers, student, class_mapping = align_heads(
+        loaded,
+        student,
+        splits.classes,
+        new_teachers=recipe.teacher.fit == "probe",
+        new_student=recipe.student.head_fit == "probe",
+    )
+    if recipe.loss.two_heads:
+        TwoHeads(student)  # raises an error where the student cannot have two, before any work
+    teachers = [_with_input(t, recipe.teacher) for t in teachers]
+    student = _with_input(student, recipe.student)
+    for teacher in teachers:
+        Looks(resolutions=recipe.targets.resolutions).check(teacher)
+    return Assembled(recipe, splits, class_mapping, tuple(teachers), student)
+
+
+def _without_labels(recipe: Recipe, splits: Splits) -> Recipe:
+    """Take out of a recipe what needs labels that the images do not have.
+
+    Raises:
+        TutelageError: the recipe asks for something that cannot be had without them.
+    """
+    if not splits.val.labelled:
+        for key, asked in (
+            ("teacher.resolution=best", recipe.teacher.resolution == "best"),
+            ("preflight.probe_resolutions=true", recipe.preflight.probe_resolutions),
+        ):
+            if asked:
+                raise TutelageError(f"{key}: the images for model selection have no labels; leave it out")
+    if splits.train.labelled:
+        return recipe
+    if not recipe.loss.distils_with:
+        raise TutelageError(
+            "loss: no training image has a label, so that there is nothing to learn from but the teacher; "
+            "use loss.name=kl loss.weight=1"
+        )
+    if recipe.loss.two_heads:
+        raise TutelageError(
+            "loss.two_heads=true: no training image has a label for the first head; leave it out"
+        )
+    return recipe.model_copy(update={"control": False})
+
+
+def _load_student(recipe: Recipe) -> Model:
+    name = recipe.student.model
+    if recipe.train.from_scratch:
+        name = from_scratch(name)
+    return load_model(name, dropout=recipe.student.dropout)
+
+
+def _with_classes(
+    model: Model,
+    wish: TeacherRecipe | StudentRecipe,
+    val: Subset,
+    runtime: Runtime,
+    loading: Loading,
+    say: Say,
+) -> Model:
+    """The model with the classes of its head, where it names none and the images for model selection show them."""
+    if not model.pretrained or model.class_ids is not None or model.num_classes != len(val.classes):
+        return model
+    # at the resolution at which it will be used: its head is kept, so that this is its last change
+    model, note = name_classes(_with_input(model, wish), val, runtime, loading)
+    if note:
+        say(note)
+    return model
+
+
+def _with_input(model: Model, wish: TeacherRecipe | StudentRecipe) -> Model:
+    if isinstance(wish.resolution, int):
+        model = model.at(wish.resolution)
+    if wish.crop_pct is not None:
+        model = replace(model, input_spec=replace(model.input_spec, crop_pct=wish.crop_pct))
+    return model
+
+
+def _data_lines(splits: Splits, recipe: Recipe) -> list[str]:
+    """Describe the images of a run, and how the labelled ones are used."""
+    extra = f" and {len(splits.unlabelled):,} unlabelled" if splits.unlabelled else ""
+    lines = [
+        f"data: {len(splits.train):,} training images{extra}, {len(splits.val):,} for model selection, "
+        f"{len(splits.test):,} for final evaluation, {len(splits.classes)} classes"
+    ]
+    if not splits.train.labelled:
+        measured = "is measured" if splits.test.labelled else "is claimed"
+        lines.append(
+            f"data: no training image of {splits.train.images.name} has a label: the student learns from the teacher "
+            f"alone, there is no labels-only control, and {'' if splits.test.labelled else 'no '}accuracy {measured}"
+        )
+    if (most := recipe.data.labels_per_class) is not None:
+        fewer = int((np.bincount(splits.train.labels, minlength=len(splits.classes)) < most).sum())
+        less = f"; {fewer} classes have fewer" if fewer else ""
+        lines.append(f"data: of each class, at most {most} training images keep their label{less}")
+    if (share := recipe.train.labelled_share) is not None:
+        batch = recipe.train.batch_size
+        labelled = labelled_in_batch(share, batch)
+        lines.append(f"data: {labelled} of the {batch} images in each of the student's batches are labelled")
+    return lines
