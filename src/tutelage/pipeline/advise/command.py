@@ -12,24 +12,20 @@ import torch
 from scipy.stats import binomtest
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import DataRecipe, FitRecipe, parse_recipe
+from tutelage.core.recipe import DataRecipe, parse_recipe
 from tutelage.core.runtime import Runtime, device_name
-from tutelage.data.imagecache import cache_side, estimated_mb
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Splits, make_splits
 from tutelage.evaluation.latency import alternating_latency, forward_call
 from tutelage.evaluation.paired import LEVEL, paired
 from tutelage.evaluation.size import params_m, size_mb
 from tutelage.models import precision
-from tutelage.models.source import Model
 from tutelage.pipeline.advise.advice import Advice, Candidate, judged, recommended, sentences, warnings_of
 from tutelage.pipeline.advise.candidates import AnyModel, Contender, contenders
 from tutelage.pipeline.advise.probing import Parts, held_out_answers, parts
-from tutelage.pipeline.choices import with_fit_choices, with_train_choices
-from tutelage.pipeline.stages.preflight import estimate
+from tutelage.pipeline.cost import TIMED_BATCH, cost_of, fitted_teachers, measure_speeds
 
 IMAGES = 2000  # to fit the probes to, where there are more
-TIMED_BATCH = 16  # images of a batch with which a training step is timed
 LATENCY_SECONDS = 20.0  # no further round of the latencies begins after this time
 Say = Callable[[str], object]
 
@@ -83,7 +79,7 @@ def advise(
     if student is not None:
         chosen = entered[rows.index(student)]
         say(f"timing training steps of {student.name}")
-        cost = _cost(data, splits, entered[0], chosen, max(rates.values()), runtime)
+        cost = _cost(data, splits, entered[0], chosen, runtime)
         if all(isinstance(model, str) for model in (teacher, *students) if model is not None):
             command = _command(data, entered[0], chosen)
     return Advice(
@@ -195,49 +191,25 @@ class _Cost:
     sentence: str
 
 
-def _cost(
-    data: str, splits: Splits, teacher: Contender, student: Contender, inference: float, runtime: Runtime
-) -> _Cost:
-    """Estimate the time and the disk space of a run, as its pre-flight does, with the fit of the teacher before it.
-
-    Args:
-        data: of the run.
-        splits: of the run.
-        teacher: of the run.
-        student: of the run.
-        inference: images/s of the teacher.
-        runtime: has the device.
-    """
+def _cost(data: str, splits: Splits, teacher: Contender, student: Contender, runtime: Runtime) -> _Cost:
+    """Estimate the time and the disk space of a run with these two models."""
     models = {"teacher": teacher.model, "student": student.model}
     keys = {
         role: {"model": model.spec, "resolution": model.input_spec.height} for role, model in models.items()
     }
     recipe = parse_recipe({**keys, "data": {"train": data}}, "advise")
-    images = len(splits.train) + len(splits.unlabelled or ())
-    train = with_train_choices(recipe.train, images, student.model)
-    recipe = recipe.model_copy(update={"train": train})
-    rates = {"teacher": inference, "student": _training_rate(student.model, runtime)}
+    new = frozenset(one.model.spec for one in (teacher, student) if one.own_head is None)
+    fits = bool(fitted_teachers(recipe, [teacher.model], new))
+    speeds = measure_speeds(recipe, splits, [teacher.model], student.model, runtime, fits=fits)
     try:
-        ahead = estimate(recipe, images, rates, student.model, Path.cwd())
+        cost = cost_of(recipe, splits, [teacher.model], student.model, new, speeds, Path.cwd())
     except TutelageError as error:  # the disk is too small: the run would refuse it too
         return _Cost(None, None, f"The run cannot be made here: {error}.")
-    minutes, disk = ahead["estimated_seconds"] / 60, ahead["disk_mb"]
-    if teacher.own_head is None:  # all layers of a teacher with a new head are fitted first
-        fit = with_fit_choices(FitRecipe(), len(splits.train), train.batch_size, teacher.model)
-        minutes += fit.epochs * len(splits.train) / _training_rate(teacher.model, runtime) / 60
-    side = cache_side([model.input_spec for model in models.values()], recipe.view)
-    decoded = sum(estimated_mb(part, side) for part in (splits.train, splits.val) if not part.images.decoded)
-    disk += min(decoded, recipe.data.cache_mb)
     sentence = (
-        f"The run takes about {max(1, round(minutes)):,} minutes on this machine and {disk:,.0f} MB of disk space: "
-        f"{images:,} training images, {train.epochs} epochs, with its labels-only control."
+        f"The run takes about {max(1, round(cost.minutes)):,} minutes on this machine and {cost.disk_mb:,.0f} MB of "
+        f"disk space: {len(splits.train):,} training images, {cost.epochs} epochs, with its labels-only control."
     )
-    return _Cost(minutes, disk, sentence)
-
-
-def _training_rate(model: Model, runtime: Runtime) -> float:
-    """Images/s of forward and backward, in the faster precision."""
-    return max(precision.probe_training(model.module, model.input_spec, TIMED_BATCH, runtime.device).values())
+    return _Cost(cost.minutes, cost.disk_mb, sentence)
 
 
 def _command(data: str, teacher: Contender, student: Contender) -> str:

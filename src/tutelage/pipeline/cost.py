@@ -1,0 +1,243 @@
+"""What a run costs: the seconds of each of its stages and the disk space, from a few measured steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.core.recipe import FitRecipe, Recipe
+from tutelage.core.runtime import Runtime
+from tutelage.data.decode import UnreadableImage
+from tutelage.data.imagecache import cache_side, estimated_mb
+from tutelage.data.input_spec import InputSpec
+from tutelage.data.loading import worker_count
+from tutelage.data.splits import Splits, Subset
+from tutelage.distillation import selection
+from tutelage.distillation.probe import IMAGES as PROBED
+from tutelage.distillation.probe import can_be_probed
+from tutelage.models import batchnorm, precision
+from tutelage.models.source import Model
+from tutelage.pipeline.choices import with_fit_choices, with_train_choices
+from tutelage.pipeline.stages.preflight import TRAIN_IMAGES, estimate
+
+TIMED_BATCH = 16  # images of a batch with which a step is timed
+DECODED = 16  # images whose decoding is timed
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What was measured on this machine: images/s of all processes, and the size of decoded copies.
+
+    Attributes:
+        teacher: inference, of all teachers together.
+        teacher_training: forward and backward of the first teacher; None where none is fitted.
+        student: inference.
+        student_training: forward and backward.
+        decoding: of files; infinite where the images are decoded already.
+        copies_mb: disk space of the decoded copies of all images, in MB (10^6 bytes).
+    """
+
+    teacher: float
+    teacher_training: float | None
+    student: float
+    student_training: float
+    decoding: float
+    copies_mb: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs.
+
+    Attributes:
+        seconds: of each stage, in the order of the run.
+        disk_mb: disk space in MB (10^6 bytes), decoded images included.
+        epochs: of control and student, each.
+    """
+
+    seconds: dict[str, float]
+    disk_mb: float
+    epochs: int
+
+    @property
+    def minutes(self) -> float:
+        """Of the whole run."""
+        return sum(self.seconds.values()) / 60
+
+
+def fitted_teachers(recipe: Recipe, teachers: Sequence[Model], new: frozenset[str]) -> dict[int, FitRecipe]:
+    """Return the settings of the fit of each teacher that is trained further than a linear probe, by its place.
+
+    Args:
+        recipe: of the run.
+        teachers: of the run.
+        new: models (by what the user wrote) that got a new head.
+    """
+    asked = recipe.teacher.fit
+    found = {}
+    for place, model in enumerate(teachers):
+        settings = asked if isinstance(asked, FitRecipe) else None
+        if asked == "auto" and model.spec in new:
+            settings = FitRecipe()
+        if settings is not None and settings.epochs != 0:
+            found[place] = settings
+    return found
+
+
+def measure_speeds(
+    recipe: Recipe,
+    splits: Splits,
+    teachers: Sequence[Model],
+    student: Model,
+    runtime: Runtime,
+    *,
+    fits: bool,
+) -> Speeds:
+    """Time a few batches of each kind of step, and the decoding of a few images.
+
+    Args:
+        recipe: has the precision and the loader processes.
+        splits: images to decode.
+        teachers: of the run.
+        student: of the run.
+        runtime: device and processes.
+        fits: whether a teacher is fitted, so that its training steps are timed too.
+    """
+    device = runtime.device
+    wanted = precision.BOTH if recipe.train.precision == "auto" else (recipe.train.precision,)
+
+    def fastest(probe: object, model: Model) -> float:
+        module = model.module.to(device)
+        rates = probe(module, model.input_spec, TIMED_BATCH, device, wanted)  # type: ignore[operator]
+        return max(rates.values()) * runtime.world_size
+
+    answers = [fastest(precision.probe_inference, model) for model in teachers]
+    return Speeds(
+        teacher=1 / sum(1 / rate for rate in answers),
+        teacher_training=fastest(precision.probe_training, teachers[0]) if fits else None,
+        student=fastest(precision.probe_inference, student),
+        student_training=fastest(precision.probe_training, student),
+        decoding=_decoding_rate(splits.train, max(1, worker_count(recipe.data.workers))),
+        copies_mb=_copies_mb(recipe, splits, [model.input_spec for model in (*teachers, student)]),
+    )
+
+
+def _decoding_rate(subset: Subset, processes: int) -> float:
+    if subset.images.decoded:
+        return math.inf
+    places = np.unique(np.linspace(0, len(subset) - 1, DECODED).astype(int)).tolist()
+    started = time.perf_counter()
+    for place in places:
+        try:
+            subset.image(place)
+        except UnreadableImage:
+            continue
+    return len(places) * processes / max(time.perf_counter() - started, 1e-6)
+
+
+def cost_of(
+    recipe: Recipe,
+    splits: Splits,
+    teachers: Sequence[Model],
+    student: Model,
+    new: frozenset[str],
+    speeds: Speeds,
+    place: Path,
+) -> Cost:
+    """Estimate the seconds of each stage of a run, and its disk space, as the pre-flight does, with what is around it.
+
+    What is not counted: the start of the program, the measuring of latencies, the page, deployed files, and the seconds
+    in which a loader is slower than the model.
+
+    Args:
+        recipe: of the run; ``auto`` is replaced as the run does.
+        splits: its images.
+        teachers: with heads for the data's classes.
+        student: with a head for the data's classes.
+        new: models (by what the user wrote) that got a new head.
+        speeds: of this machine.
+        place: directory on the disk that the run will use.
+
+    Raises:
+        TutelageError: the disk is too small.
+    """
+    images, val = len(splits.train) + len(splits.unlabelled or ()), len(splits.val)
+    train = with_train_choices(recipe.train, images, student)
+    recipe = recipe.model_copy(update={"train": train})
+    rates = {"teacher": speeds.teacher, "student": speeds.student_training}
+    ahead = estimate(recipe, images, rates, student, place)
+    trainings = 2 if recipe.control else 1
+    seconds = {}
+    if not splits.train.images.decoded and recipe.data.cache:
+        seconds["decoding the images once"] = (images + val) / speeds.decoding
+    if splits.train.labelled:
+        seconds |= _fits(recipe, splits, teachers, student, new, speeds)
+    seconds["pre-flight"] = (val + TRAIN_IMAGES) / speeds.teacher + val / speeds.student
+    seconds["training of control and student" if recipe.control else "training of the student"] = (
+        ahead["estimated_seconds"] + trainings * train.epochs * val / speeds.student
+    )
+    seconds["selection on val"] = (
+        trainings * _selection_images(recipe, student, len(splits.train), val) / speeds.student
+    )
+    students = 2 + trainings  # start, control, student, and often a linear probe
+    seconds["evaluation on test"] = len(splits.test) * (1 / speeds.teacher + students / speeds.student)
+    return Cost(seconds, ahead["disk_mb"] + speeds.copies_mb, train.epochs)
+
+
+def _fits(
+    recipe: Recipe,
+    splits: Splits,
+    teachers: Sequence[Model],
+    student: Model,
+    new: frozenset[str],
+    speeds: Speeds,
+) -> dict[str, float]:
+    """Estimate the seconds of the linear probes, of the teachers' fits, and of that of the student's head."""
+    train, val = len(splits.train), len(splits.val)
+    seconds = {}
+    probed = [model for model in (*teachers, student) if model.spec in new and begins_as_probe(model)]
+    if probed:
+        rates = [speeds.student if model is student else speeds.teacher for model in probed]
+        seconds["linear probes"] = (min(train, PROBED) + val) * sum(1 / rate for rate in rates)
+    batch = max(2, min(recipe.train.batch_size, train))
+    if fits := fitted_teachers(recipe, teachers, new):
+        assert speeds.teacher_training is not None
+        epochs = sum(with_fit_choices(fit, train, batch, teachers[at]).epochs for at, fit in fits.items())
+        seconds["fit of the teacher"] = epochs * (train / speeds.teacher_training + val / speeds.teacher)
+    head = recipe.student.head_fit
+    if head == "auto" and student.spec in new and student.pretrained and not begins_as_probe(student):
+        head = FitRecipe()
+    if isinstance(head, FitRecipe):
+        epochs = with_fit_choices(head, train, batch, student).epochs
+        seconds["fit of the student's head"] = epochs * (train + val) / speeds.student
+    return seconds
+
+
+def begins_as_probe(model: Model) -> bool:
+    """Tell whether a new head of a model begins as a linear probe of its features."""
+    return model.pretrained and can_be_probed(model)
+
+
+def _selection_images(recipe: Recipe, student: Model, train: int, val: int) -> int:
+    """Count the images that pass through the student while candidates are compared; equal states are not left out."""
+    between = recipe.selection.interpolate and student.pretrained
+    each = 1 + (len(selection.COARSE) + 2 if between else 0)
+    candidates = (3 if recipe.train.ema else 2) * each + 2 * recipe.selection.soup
+    if recipe.train.frozen_batchnorm or not batchnorm.has_batchnorm(student.module):
+        return candidates * val
+    return candidates * (2 * val + min(train, batchnorm.IMAGES))
+
+
+def _copies_mb(recipe: Recipe, splits: Splits, specs: Sequence[InputSpec]) -> float:
+    if not recipe.data.cache:
+        return 0.0
+    side = cache_side(specs, recipe.view)
+    parts = [part for part in (splits.train, splits.val, splits.unlabelled) if part is not None]
+    return min(
+        sum(estimated_mb(part, side) for part in parts if not part.images.decoded), recipe.data.cache_mb
+    )
