@@ -70,6 +70,22 @@ def distill(
             rich_help_panel=RESULTS,
         ),
     ] = False,
+    time: Annotated[
+        str | None,
+        option(
+            "Time for the whole run, such as 15m or 1h30m: as many epochs as are estimated to fit.",
+            "no limit",
+            rich_help_panel=COURSE,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show data, models, stages, time and disk space; train and write nothing.",
+            rich_help_panel=COURSE,
+        ),
+    ] = False,
     watching: Annotated[
         bool,
         typer.Option(
@@ -108,10 +124,20 @@ def distill(
     open_progress(progress)
     check_early(recipe, runs)
     from tutelage.core.runtime import Runtime  # PyTorch is imported here
+    from tutelage.pipeline.choices import record_choice
     from tutelage.pipeline.run import begin, refusals_leave_nothing
 
     Runtime.start(device)
+    why = None
+    if dry_run or time is not None:
+        epochs, why = _look_ahead(recipe, runs, seeds, time, show=dry_run)
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs})})
+    if dry_run:
+        return
     run = begin(recipe, runs, " ".join(["tutelage", *sys.argv[1:]]), seeds)
+    if why is not None and Runtime.start().is_main:
+        record_choice(run, "train.epochs", recipe.train.epochs, why)
+        print(f"train.epochs = {recipe.train.epochs} ({why})", file=sys.stderr, flush=True)
     if watching:
         from tutelage.report.server import Server
 
@@ -120,6 +146,35 @@ def distill(
         print(f"{server.url} follows {run.path}", file=sys.stderr, flush=True)
     with refusals_leave_nothing(run):
         carry_out(recipe, run, progress)
+
+
+def _look_ahead(
+    recipe: Recipe, runs: Path, seeds: int, time: str | None, show: bool
+) -> tuple[int, str | None]:
+    """Estimate what a run costs, and show it.
+
+    Returns:
+        The epochs that fit into a time, or else those of the recipe; and the reason, None without a time.
+    """
+    from tutelage.core.runtime import Runtime
+    from tutelage.pipeline.console import shown_steps
+    from tutelage.pipeline.forecast import forecast, parse_time, within
+    from tutelage.pipeline.run import check_recipe
+
+    seconds = None if time is None else parse_time(time) / seeds
+    check_recipe(recipe)
+    with shown_steps() as say:
+        found = forecast(recipe, runs, say)
+    why = None
+    if seconds is not None:
+        found, why = within(found, seconds, f"--time {time}")
+    if show and Runtime.start().is_main:
+        for line in found.lines():
+            print(line)
+        if seeds > 1:
+            print(f"this is the time of one of {seeds} seeds")
+        print("nothing was trained or written")
+    return found.assembled.recipe.train.epochs, why
 
 
 def carry_out(recipe: Recipe, run: Run, progress: str) -> None:

@@ -49,9 +49,7 @@ def check_place(place: Path) -> None:
     Raises:
         TutelageError: one line that names the directory.
     """
-    there = place.absolute()
-    while not there.exists() and not there.is_symlink():
-        there = there.parent
+    there = nearest_there(place)
     if not there.is_dir():
         raise TutelageError(
             f"{place}: cannot be created, since {there} is not a directory; name another place"
@@ -62,6 +60,14 @@ def check_place(place: Path) -> None:
     free = disk.free / 1e6
     if disk.total and free < SMALLEST_MB:  # a file system without a size, such as /proc, says nothing
         raise TutelageError(f"{place}: the disk has {free:.0f} MB left; free at least {SMALLEST_MB} MB")
+
+
+def nearest_there(place: Path) -> Path:
+    """Return the place, or the nearest directory above it that exists."""
+    there = place.absolute()
+    while not there.exists() and not there.is_symlink():
+        there = there.parent
+    return there
 
 
 def _require(what: str, packages: tuple[str, ...], extra: str) -> None:

@@ -49,9 +49,7 @@ def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
     Raises:
         TutelageError: a loss, the optimizer or a model cannot be used, or the directory exists or cannot be written.
     """
-    check_losses(recipe)
-    check_optimizer(recipe.train)
-    check_models(recipe)
+    check_recipe(recipe)
     runtime = Runtime.start()
 
     def make() -> Path:
@@ -60,6 +58,17 @@ def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
         return run.path
 
     return Run(runtime.on_main(make))
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse a recipe whose losses, optimizer or models cannot be used, without loading any.
+
+    Raises:
+        TutelageError: one line that names the key.
+    """
+    check_losses(recipe)
+    check_optimizer(recipe.train)
+    check_models(recipe)
 
 
 def describe(run: Run, recipe: Recipe, versions: Mapping[str, Any]) -> None:
