@@ -21,7 +21,7 @@ def advise(
         ),
     ] = None,
     teacher_resolution: Annotated[
-        int | None, option("Resolution of the teacher, in pixels.", "its own", min=16)
+        int | None, option("Resolution of the teacher, in pixels.", "its own", min=16, metavar="PX")
     ] = None,
     student_resolution: Annotated[
         list[int] | None,
@@ -29,21 +29,28 @@ def advise(
             "Resolution of the students, in pixels; repeat it for several.",
             "its own, and two smaller ones",
             min=16,
+            metavar="PX",
         ),
     ] = None,
     max_latency_ms: Annotated[
         float | None,
         option(
-            "Longest time that a student may take for one image, in ms, on this machine.", "no limit", min=0
+            "Longest time that a student may take for one image, in ms, on this machine.",
+            "no limit",
+            min=0,
+            metavar="MS",
         ),
     ] = None,
     max_size_mb: Annotated[
-        float | None, option("Largest size of a student, in MiB (2^20 bytes).", "no limit", min=0)
+        float | None,
+        option("Largest size of a student, in MiB (2^20 bytes).", "no limit", min=0, metavar="MIB"),
     ] = None,
     images: Annotated[
         int,
         typer.Option(
-            min=20, help="Most images to fit the linear probes to; half as many are held out to judge them."
+            min=20,
+            metavar="N",
+            help="Most images to fit the linear probes to; half as many are held out to judge them.",
         ),
     ] = 2000,
     device: DeviceOption = None,

@@ -95,9 +95,11 @@ def compare(
     csv: Annotated[Path | None, option("Write the table as CSV.", False, dir_okay=False)] = None,
     markdown: Annotated[Path | None, option("Write the table as Markdown.", False, dir_okay=False)] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images per batch when throughput is measured.")
+        int, typer.Option(min=1, metavar="N", help="Images per batch when throughput is measured.")
     ] = 32,
-    threads: Annotated[int | None, option("Number of CPU threads.", "PyTorch's choice", min=1)] = None,
+    threads: Annotated[
+        int | None, option("Number of CPU threads.", "PyTorch's choice", min=1, metavar="N")
+    ] = None,
     device: DeviceOption = None,
     deploy: Annotated[
         bool, typer.Option("--deploy", help="Also measure each model as ONNX, OpenVINO and int8 files.")
@@ -178,7 +180,7 @@ def study(
         ),
     ],
     trials: Annotated[
-        int | None, option("Number of trials, variants included.", "as in STUDY", min=1)
+        int | None, option("Number of trials, variants included.", "as in STUDY", min=1, metavar="N")
     ] = None,
     name: Annotated[str | None, option("Name of the study's directory.", "as in STUDY")] = None,
     studies: Annotated[Path, typer.Option(help="Directory in which study directories are created.")] = Path(

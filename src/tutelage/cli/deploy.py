@@ -42,7 +42,12 @@ def export(
     ] = None,
     max_drop: Annotated[
         float | None,
-        option("Largest accepted loss of top-1, in percentage points.", "1, or as in RUN", min=0),
+        option(
+            "Largest accepted loss of top-1, in percentage points.",
+            "1, or as in RUN",
+            min=0,
+            metavar="POINTS",
+        ),
     ] = None,
 ) -> None:
     """Write a model as ONNX and OpenVINO files, and verify them; the exit code is 1 if one fails."""
@@ -79,7 +84,7 @@ def export(
 def predict(
     directory: Annotated[Path, typer.Argument(help="Directory that `tutelage export` wrote, or of a run.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders to search for them.")],
-    top: Annotated[int, typer.Option(min=1, help="Number of classes shown per image.")] = 5,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of classes shown per image.")] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
 ) -> None:
     """Classify images with exported files, without PyTorch; the exit code is 2 if an image cannot be read."""

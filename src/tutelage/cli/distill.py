@@ -75,6 +75,7 @@ def distill(
         option(
             "Time for the whole run, such as 15m or 1h30m: as many epochs as are estimated to fit.",
             "no limit",
+            metavar="TIME",
             rich_help_panel=COURSE,
         ),
     ] = None,
@@ -95,7 +96,10 @@ def distill(
     seeds: Annotated[
         int,
         typer.Option(
-            min=1, help="Number of training seeds; several give mean and spread.", rich_help_panel=COURSE
+            min=1,
+            metavar="N",
+            help="Number of training seeds; several give mean and spread.",
+            rich_help_panel=COURSE,
         ),
     ] = 1,
     device: DeviceOption = None,

@@ -22,12 +22,11 @@ def models(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Largest number of models to list.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Largest number of models to list.")] = 20,
 ) -> None:
     """List models with size, own resolution, and whether their weights are on this machine.
 
-    The names are timm's. Size is that of parameters and buffers in MiB (2^20 bytes); GMACs are 10^9
-    multiply-accumulates of one image at the model's own resolution (px). MODEL@none has random weights.
+    The names are timm's. MODEL@none has random weights.
     """
     from rich.console import Console
 
@@ -44,6 +43,7 @@ def models(
         )
     if rows:
         Console(highlight=False).print(table)
+        print("size: parameters and buffers; GMACs: one image at the own resolution (px)")
     if len(found) > limit:
         print(f"{len(found) - limit:,} more: write a longer part of the name, or --limit {len(found)}")
     if pattern is None:

@@ -37,8 +37,8 @@ def recipe(
 ) -> None:
     """Explain the keys of a recipe: meaning, unit, default and range. Or write a new recipe.
 
-    An editor with YAML's language server uses the schema where a recipe has the line
-    `# yaml-language-server: $schema=FILE`.
+    YAML's language server uses the schema for a recipe with this line:
+    `# yaml-language-server: $schema=FILE`
     """
     import json
 
