@@ -103,6 +103,16 @@ def test_an_override_loses_nothing_of_a_text(text: str, value: str) -> None:
     assert load_recipe(None, [f"data.train={text}"]).data.train == value
 
 
+def test_images_for_a_teacher_that_are_of_no_use_are_refused() -> None:
+    for fit, folds, named in (
+        ("no", None, "teacher.fit=no fits it to none"),
+        ("probe", 3, "are out of fold"),
+    ):
+        tree = {"data": {"teacher": "photos"}, "teacher": {"fit": fit}, "targets": {"folds": folds}}
+        with pytest.raises(TutelageError, match=named):
+            parse_recipe(tree)
+
+
 @pytest.mark.parametrize("text", ["[mlflow] # x", "{a: b} #c", "a: b #c", "'a' #b", "folder:/x: #2"])
 def test_an_override_that_yaml_would_cut_is_refused(text: str) -> None:
     with pytest.raises(TutelageError, match="put text in quotes"):

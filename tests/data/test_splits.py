@@ -210,6 +210,39 @@ def test_few_labels_and_further_images_are_unlabelled_together(tmp_path):
     assert set(splits.unlabelled.labels.tolist()) == {-1}
 
 
+def test_the_teacher_has_images_of_its_own(tmp_path):
+    splits = make_splits(DataRecipe(train="digits#student", teacher="digits#teacher", labels_per_class=10))
+    roles = (splits.train, splits.val, splits.test, splits.unlabelled, splits.teacher)
+    assert sum(len(part) for part in roles) == 1797 == len(set().union(*(ids(part) for part in roles)))
+    assert len(splits.teacher) == 599
+    assert np.bincount(splits.teacher.labels).min() > 50  # all labels are used, however few the student has
+    assert splits.record()["parts"]["teacher"]["labelled"] == 599
+    labelled = tree(tmp_path / "a", {"cat": 9, "dog": 9})
+    more = tree(tmp_path / "b", {"train/dog": 5, "train/cat": 5, "val/cat": 2})
+    assert len(make_splits(DataRecipe(train=labelled, teacher=more)).teacher) == 10
+
+
+def test_images_that_the_teacher_may_not_have(tmp_path):
+    assert "these images are train, val, test images already" in refusal(train="digits", teacher="digits")
+    assert "is in data.test too" in refusal(train="digits#student", teacher="digits")
+    labelled = tree(tmp_path / "a", {"cat": 9, "dog": 9})
+    assert "none of its images has a label" in refusal(train=labelled, teacher=tree(tmp_path / "b", {".": 4}))
+    assert "its class 'cow' is not in" in refusal(train=labelled, teacher=tree(tmp_path / "c", {"cow": 4}))
+
+
+def test_copies_of_test_images_are_not_shown_to_the_teacher(tmp_path):
+    spec = tree(tmp_path / "a", {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/dog": 3})
+    own = tree(tmp_path / "b", {"cat": 3, "dog": 3})
+    image = Image.effect_noise((40, 40), 50).convert(
+        "RGB"
+    )  # a file of more than the few bytes that are not compared
+    for place in ("a/test/cat/noise.png", "b/cat/noise.png"):
+        image.save(tmp_path / place)
+    splits = make_splits(DataRecipe(train=spec, teacher=own))
+    assert "cat/noise.png" not in ids(splits.teacher)
+    assert any(note.startswith(f"data.teacher={own}: 1 copy") for note in splits.notes)
+
+
 def test_all_labels_used_change_nothing():
     full, plenty = (make_splits(DataRecipe(train="digits", labels_per_class=n)) for n in (None, 10_000))
     assert full.record() == plenty.record()

@@ -97,6 +97,8 @@ class DataRecipe(Component):
     test_fraction of train."""
     unlabelled: Text | None = None
     """Source of further images, used for the teacher's targets only; null: none."""
+    teacher: Text | None = None
+    """Source of the labelled images that the teacher is fitted to; null: the training images."""
     labels_per_class: Annotated[int, Field(ge=1)] | None = None
     """Training images of each class whose labels are used; the others count as unlabelled. null: all."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -97,6 +97,15 @@ class Recipe(Component):
         return self
 
     @model_validator(mode="after")
+    def _has_a_fit(self) -> Recipe:
+        if self.data.teacher is not None and self.teacher.fit == "no":
+            raise ValueError(
+                "data.teacher: its images are for fitting the teacher, and teacher.fit=no fits it to none; leave one "
+                "of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_out_of_fold(self) -> Recipe:
         if not self.targets.folds:
             return self
@@ -104,6 +113,11 @@ class Recipe(Component):
             raise ValueError(
                 "targets.folds: a full fit of the teacher for each fold takes too long, so only a linear probe can "
                 "have folds; set teacher.fit=probe, or leave targets.folds out"
+            )
+        if self.data.teacher is not None:
+            raise ValueError(
+                "targets.folds: with data.teacher, the teacher is fitted to none of the student's images, so that all "
+                "of its answers are out of fold; leave one of the two out"
             )
         if self.view.mixup or self.view.cutmix:
             raise ValueError(

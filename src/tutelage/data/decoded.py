@@ -15,7 +15,7 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.data.splits import Splits, Subset
 
 # These are read in every epoch. Test is read rarely, and always from its files, so that no copy can alter the figures.
-ROLES = ("train", "val", "unlabelled")
+ROLES = ("train", "val", "unlabelled", "teacher")
 
 
 def decode_once(

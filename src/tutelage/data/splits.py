@@ -33,6 +33,7 @@ class Splits:
         classes: names in label order; () where no image has a label.
         seed: of the splits.
         notes: sentences about what is not used, such as copies of test images among the training images.
+        teacher: images that the teacher is fitted to (``data.teacher``); None: `train`.
     """
 
     train: Subset
@@ -42,16 +43,18 @@ class Splits:
     classes: tuple[str, ...]
     seed: int
     notes: tuple[str, ...] = ()
+    teacher: Subset | None = None
 
     def with_classes(self, classes: tuple[str, ...]) -> Splits:
         """Give names of classes to images that have no labels."""
-        parts = {role: getattr(self, role) for role in ("train", "val", "test", "unlabelled")}
+        parts = {role: getattr(self, role) for role in ("train", "val", "test", "unlabelled", "teacher")}
         named = {role: replace(part, classes=classes) for role, part in parts.items() if part is not None}
         return replace(self, classes=classes, **named)
 
     def record(self) -> dict[str, Any]:
         """Sources, sizes and digests as JSON values."""
-        parts = {"train": self.train, "val": self.val, "test": self.test, "unlabelled": self.unlabelled}
+        roles = ("train", "val", "test", "unlabelled", "teacher")
+        parts = {role: getattr(self, role) for role in roles}
         return {
             "classes": list(self.classes),
             "seed": self.seed,
@@ -96,7 +99,14 @@ def make_splits(recipe: DataRecipe) -> Splits:
     parts |= _labelled_apart(parts["train"], parts.get("unlabelled"), recipe)
     unlabelled = parts.get("unlabelled")
     return Splits(
-        parts["train"], parts["val"], parts["test"], unlabelled, classes, recipe.split_seed, tuple(notes)
+        parts["train"],
+        parts["val"],
+        parts["test"],
+        unlabelled,
+        classes,
+        recipe.split_seed,
+        tuple(notes),
+        parts.get("teacher"),
     )
 
 
@@ -126,6 +136,8 @@ def _open_roles(recipe: DataRecipe) -> dict[str, ImageSet]:
     roles = {"train": train, "val": val or train, "test": test or train}
     if recipe.unlabelled:
         roles["unlabelled"] = _open(recipe.unlabelled, "unlabelled", "train")
+    if recipe.teacher:
+        roles["teacher"] = _open(recipe.teacher, "teacher", "train")
     if recipe.max_megapixels is not None:
         for images in roles.values():
             images.max_pixels = round(1e6 * recipe.max_megapixels)
@@ -140,7 +152,8 @@ def _open(spec: str, *preferred: str) -> ImageSet:
 
 def _classes(sets: dict[str, ImageSet]) -> tuple[str, ...]:
     """The classes of the run in order: those of train, or of val or test where the images before have no labels."""
-    labelled = [sets[role] for role in ("train", "val", "test") if sets[role].classes]
+    roles = ("train", "val", "test", "teacher")
+    labelled = [sets[role] for role in roles if role in sets and sets[role].classes]
     if not labelled:
         return ()
     first = labelled[0]
@@ -178,12 +191,14 @@ def _share(group: dict[str, ImageSet], recipe: DataRecipe, left_out: np.ndarray)
     images = next(iter(group.values()))
     rest = np.setdiff1d(np.arange(len(images)), left_out)
     to_share = len(rest) if images.labels is None else int(np.sum(images.labels[rest] >= 0))
-    if "unlabelled" in group and len(group) > 1:
-        raise TutelageError(
-            f"data.unlabelled={images.name}: these images are train, val or test images already; name others"
-        )
+    for alone in ("unlabelled", "teacher"):
+        if alone in group and len(group) > 1:
+            others = ", ".join(role for role in group if role != alone)
+            raise TutelageError(
+                f"data.{alone}={images.name}: these images are {others} images already; name others"
+            )
     fractions = {"test": recipe.test_fraction, "val": recipe.val_fraction}
-    keeper = next(role for role in ("train", "test", "val", "unlabelled") if role in group)
+    keeper = next(role for role in ("train", "test", "val", "unlabelled", "teacher") if role in group)
     shares: dict[str, Subset] = {}
     for role, fraction in fractions.items():
         if role in group and role != keeper:
@@ -291,6 +306,11 @@ def _check(role: str, part: Subset, labelled: bool) -> None:
             f"data.{role}: no image of {part.images.name} is left for it ({part.split}); add images or "
             "change data.val_fraction and data.test_fraction"
         )
+    if role == "teacher" and not part.labelled:
+        raise TutelageError(
+            f"data.teacher={part.images.name}: none of its images has a label, and the teacher is fitted to them; name "
+            "labelled images"
+        )
     if role in {"val", "test"} and labelled and not part.labelled:
         raise TutelageError(
             f"data.{role}={part.images.name}: its images have no labels, which {role} needs; put them into a "
@@ -328,7 +348,7 @@ def _copies_of_others(sets: dict[str, ImageSet], copies: Copies, notes: list[str
 def _drop_copies(parts: dict[str, Subset], copies: Copies, notes: list[str]) -> None:
     """Leave out training images that are copies of val or test images; a note on each subset's is added to `notes`."""
     held = [(parts[role].images, parts[role].indices) for role in ("val", "test")]
-    for role in (role for role in ("train", "unlabelled") if role in parts):
+    for role in (role for role in ("train", "unlabelled", "teacher") if role in parts):
         part = parts[role]
         found = copies.positions(role, (part.images, part.indices), held, notes)
         if len(found):

@@ -204,6 +204,8 @@ def canonical_part(name: str) -> str:
 def _parse(spec: str) -> tuple[str, str, str | None]:
     """(kind, where, part)."""
     kind, colon, where = spec.partition(":")
+    if not colon and spec.startswith("digits#"):
+        kind, where = "digits", spec.removeprefix("digits")
     needs_where = kind in KINDS and kind != "digits"
     if (needs_where and not colon) or not (kind in KINDS or kind in plugin_names(GROUP)):
         if not _is_path(spec):

@@ -163,6 +163,10 @@ def _data_lines(splits: Splits, recipe: Recipe) -> list[str]:
         f"data: {len(splits.train):,} training images{extra}, {len(splits.val):,} for model selection, "
         f"{len(splits.test):,} for final evaluation, {len(splits.classes)} classes"
     ]
+    if splits.teacher:
+        lines.append(
+            f"data: the teacher is fitted to {len(splits.teacher):,} images of its own, {splits.teacher.images.name}"
+        )
     if not splits.train.labelled:
         measured = "is measured" if splits.test.labelled else "is claimed"
         lines.append(

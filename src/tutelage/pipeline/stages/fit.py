@@ -10,6 +10,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, write_json
 from tutelage.core.recipe import FitRecipe, TrainRecipe
 from tutelage.core.runtime import Precision
+from tutelage.data.splits import Subset
 from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint, state_of
 from tutelage.distillation.folds import Folds, assign_folds, with_fold_heads
 from tutelage.distillation.looks import Looks
@@ -52,23 +53,37 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
 
     A new head on pretrained weights begins as a linear probe. With ``auto`` all layers are then trained, and the state
     with the lowest NLL on val is kept, which may be the probe: a fit on few images can damage pretrained features.
+    The images are those of ``data.teacher`` where it is given, else the labelled training images.
+
+    Raises:
+        TutelageError: ``data.teacher`` is given, and every teacher has the data's classes already.
     """
     recipe = prepared.recipe.teacher.fit
-    if not prepared.splits.train.labelled:
+    images, fresh = prepared.splits.teacher or prepared.splits.train, prepared.class_mapping.new
+    if not images.labelled:
         return _known_teachers(prepared)
+    if (
+        prepared.splits.teacher
+        and recipe == "auto"
+        and not fresh & {model.spec for model in prepared.teachers}
+    ):
+        raise TutelageError(
+            f"data.teacher={images.images.name}: {prepared.teachers[0].spec} has the classes of the data already, so "
+            "that it is not fitted; leave data.teacher out, or fit it further, such as with teacher.fit.epochs=5"
+        )
     teachers = []
     for place, model in enumerate(prepared.teachers):
         name = _fit_name(place)
-        new = model.spec in prepared.class_mapping.new
+        new = model.spec in fresh
         settings = (
             recipe if isinstance(recipe, FitRecipe) else FitRecipe() if recipe == "auto" and new else None
         )
-        probed = _probed(prepared, name, model) if recipe != "no" else None
+        probed = _probed(prepared, name, model, images) if recipe != "no" else None
         if recipe == "probe" and probed is None and (new or prepared.recipe.targets.folds):
             raise _no_probe("teacher.fit", model)
         fitted = probed or model
         if settings is not None and settings.epochs != 0:
-            fitted = _fit(prepared, name, fitted, settings, keep_start=probed is not None)
+            fitted = _fit(prepared, name, fitted, settings, images, keep_start=probed is not None)
         if place == 0 and fitted is not model:
             prepared.save(fitted, prepared.run.teacher)
         fitted.module.to(prepared.device)
@@ -115,7 +130,8 @@ def fit_head(prepared: Prepared) -> Model:
         student.module.to(prepared.device)
         prepared.save(student, prepared.run.start)
         return student
-    probed = _probed(prepared, "head-fit", student) if recipe != "no" else None
+    images = prepared.splits.train
+    probed = _probed(prepared, "head-fit", student, images) if recipe != "no" else None
     if recipe == "probe" and new and probed is None:
         raise _no_probe("student.head_fit", student)
     settings = recipe if isinstance(recipe, FitRecipe) else None
@@ -124,14 +140,14 @@ def fit_head(prepared: Prepared) -> Model:
     student = probed or student
     if settings is not None and settings.epochs != 0:
         keep = probed is not None
-        student = _fit(prepared, "head-fit", student, settings, head_only=True, keep_start=keep)
+        student = _fit(prepared, "head-fit", student, settings, images, head_only=True, keep_start=keep)
     student.module.to(prepared.device)
     prepared.save(student, prepared.run.start)
     return student
 
 
-def _probed(prepared: Prepared, name: str, model: Model) -> Model | None:
-    """Return a copy of a model with a linear probe as its head.
+def _probed(prepared: Prepared, name: str, model: Model, images: Subset) -> Model | None:
+    """Return a copy of a model with a linear probe of some images as its head.
 
     None where its head is not new or its weights are random, where the head is not a single linear layer, and where it
     has classes that the data does not have.
@@ -140,18 +156,18 @@ def _probed(prepared: Prepared, name: str, model: Model) -> Model | None:
     new = model.spec in mapping.new and model.pretrained
     if not new or len(mapping.index) != model.num_classes or not can_be_probed(model):
         return None
-    splits, path = prepared.splits, probe_file(prepared, name)
+    val, path = prepared.splits.val, probe_file(prepared, name)
 
     def key() -> dict[str, object]:
         network = [state_digest(model.module.state_dict()), model.input_spec.to_dict()]
-        return {"network": network, "images": [splits.train.digest(), splits.val.digest()]}
+        return {"network": network, "images": [images.digest(), val.digest()]}
 
     with made_once(context, path, key):
         if path.exists():
             probe = load_probe(path)
         else:
             index = mapping.index
-            probe = fit_probe(model, splits.train, splits.val, index, context.runtime, context.loading)
+            probe = fit_probe(model, images, val, index, context.runtime, context.loading)
             if context.runtime.is_main:
                 figures = {"strength": probe.strength, "top1": probe.top1, "nll": probe.nll}
                 save_checkpoint(path, {"head": {"weight": probe.weight, "bias": probe.bias}}, figures)
@@ -226,16 +242,18 @@ def _fit(
     name: str,
     model: Model,
     fit: FitRecipe,
+    images: Subset,
     head_only: bool = False,
     keep_start: bool = False,
 ) -> Model:
-    """Train a copy of a model, and return the best of its states on val; with `keep_start` the start is one of them.
+    """Train a copy of a model on some images, and return the best of its states on val.
 
-    The best is the one with the lowest NLL, since a teacher is used for its probabilities.
+    The best is the one with the lowest NLL, since a teacher is used for its probabilities. With `keep_start` the start
+    is one of them.
     """
-    base, images = prepared.recipe.train, len(prepared.splits.train)
-    batch_size = max(2, min(base.batch_size, images))  # with few labels, a batch has all of them
-    fit = _with_choices(prepared, name, fit, batch_size, model)
+    base = prepared.recipe.train
+    batch_size = max(2, min(base.batch_size, len(images)))  # with few labels, a batch has all of them
+    fit = _with_choices(prepared, name, fit, len(images), batch_size, model)
     settings = TrainRecipe(
         epochs=fit.epochs,
         patience=fit.patience,
@@ -257,7 +275,7 @@ def _fit(
         settings,
         view,
         Objective([CrossEntropy(1.0, fit.label_smoothing)]),
-        prepared.splits.train,
+        images,
         prepared.splits.val,
         prepared.class_mapping.index,
         head_only=head_only,
@@ -273,9 +291,11 @@ def _fit(
     return fitted
 
 
-def _with_choices(prepared: Prepared, name: str, fit: FitRecipe, batch_size: int, model: Model) -> FitRecipe:
+def _with_choices(
+    prepared: Prepared, name: str, fit: FitRecipe, images: int, batch_size: int, model: Model
+) -> FitRecipe:
     """Replace ``auto`` in the settings of a fit; tell what was chosen, and record it for keys of the recipe."""
-    chosen = with_fit_choices(fit, len(prepared.splits.train), batch_size, model)
+    chosen = with_fit_choices(fit, images, batch_size, model)
     whys = {
         "epochs": "by the number of steps",
         "lr": "pretrained weights" if model.pretrained else "random weights",
