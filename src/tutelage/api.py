@@ -90,7 +90,7 @@ def distill(
     settings: Mapping[str, Any] | None = None,
     seeds: int = 1,
     runs: str | Path = "runs",
-    progress: Progress | Literal["rich", "json", "none"] = "none",
+    progress: Progress | Literal["rich", "plain", "json", "none"] = "none",
 ) -> Result:
     """Distil a teacher into a student, and measure what came of it; what `tutelage distill` does.
 

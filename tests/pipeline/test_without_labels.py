@@ -120,7 +120,7 @@ def test_terminal_and_page_say_so(finished: tuple[Run, str]) -> None:
         assert "agreement with the teacher" in told
     assert "no training image of" in screen
     assert "there is no labels-only control, and no accuracy is claimed" in screen
-    assert "val agreement " in screen
+    assert "val agreement" in screen
     assert "top-1 of" not in page.split("<script")[0]
 
 

@@ -49,7 +49,7 @@ def test_every_section_is_there_and_says_something(finished: Run, page: Any) -> 
     assert page.locator("nav a").count() == len(SECTIONS)
     assert page.locator("h1").inner_text() == "finished"
     assert (
-        page.locator("p.verdict").inner_text().replace("−", "-")
+        page.locator("p.verdict").text_content().replace("−", "-")
         == read_json(finished.comparison)["verdict"]["sentence"]
     )
     assert finished.report.stat().st_size < 8 * MEGABYTE

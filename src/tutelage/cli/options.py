@@ -18,7 +18,9 @@ Runs = Annotated[Path, typer.Option(help="Directory in which run directories are
 ProgressOption = Annotated[
     str,
     typer.Option(
-        "--progress", help="rich (progress bars), json (one object per line) or none; auto is rich."
+        "--progress",
+        help="rich (bars), plain (lines, for a log), json (one object per line) or none; auto is rich on a "
+        "terminal, and plain elsewhere.",
     ),
 ]
 DeviceOption = Annotated[

@@ -1,4 +1,4 @@
-"""Progress of a run, shown to a person (Rich) or to a program (JSON lines)."""
+"""Progress of a run, shown to a person (bars, or plain lines for a log) or to a program (JSON lines)."""
 
 from __future__ import annotations
 
@@ -35,18 +35,23 @@ STAGE_WORDS = {
 
 
 def open_progress(kind: str) -> Progress:
-    """What the option ``--progress`` asks for: auto, rich, json or none.
+    """What the option ``--progress`` asks for: auto, rich, plain, json or none.
+
+    ``auto`` is rich on a terminal, and plain elsewhere.
 
     Raises:
         TutelageError: it is none of them.
     """
-    if kind in {"auto", "rich"}:
-        return Bars(Console())
+    console = Console()
+    if kind == "rich" or (kind == "auto" and console.is_terminal):
+        return Bars(console)
+    if kind in {"auto", "plain"}:
+        return Plain(console if kind == "auto" else Console(no_color=True))
     if kind == "json":
         return JsonLines()
     if kind == "none":
         return Silent()
-    raise TutelageError(f"--progress {kind}: use auto, rich, json or none")
+    raise TutelageError(f"--progress {kind}: use auto, rich, plain, json or none")
 
 
 @contextmanager
@@ -86,21 +91,61 @@ class JsonLines(Silent):
         self._write("table", rows=table.records())
 
 
-class Bars:
-    """Shows a bar per stage (images/s, time left, each loss term) and a line per epoch."""
+class Plain(Silent):
+    """Prints messages, and a table of the epochs of each stage."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.shown: tuple[str, list[str]] | None = (
+            None  # the stage and the columns of the last line of figures
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line, or several where it is long."""
+        self.shown = None
+        self.console.print(text, highlight=False, markup=False)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Print the figures of an epoch; above those of the first one, the stage and the names of the columns."""
+        title, key = (
+            ("val top-1", "top1") if row["val"]["top1"] is not None else ("val agreement", "agreement")
+        )
+        columns = {"epoch": f"{row['epoch']}/{row['epochs']}"}
+        columns |= {name: f"{value:.3f}" for name, value in row["loss"].items() if value is not None}
+        columns[title] = f"{row['val'][key]:.2f}"
+        if row["ema_val"]:
+            columns["of EMA"] = f"{row['ema_val'][key]:.2f}"
+        columns["images/s"] = f"{row['images_per_s']:.0f}"
+        if self.shown != (row["stage"], list(columns)):
+            self._print([STAGE_WORDS.get(row["stage"], row["stage"])])
+            self._print([f"{name:>{_width(name)}}" for name in columns])
+        self._print([f"{value:>{_width(name)}}" for name, value in columns.items()])
+        self.shown = (row["stage"], list(columns))
+
+    def _print(self, cells: list[str]) -> None:
+        self.console.print("  ".join(cells), highlight=False, markup=False)
+
+    def table(self, table: Tabular) -> None:
+        """Print the table."""
+        self.console.print(table.rich())
+
+
+def _width(column: str) -> int:
+    """The width of a column of figures; names are seldom longer than the figures below them."""
+    return max(len(column), 7)
+
+
+class Bars(Plain):
+    """Shows a bar per stage (images/s, time left, each loss term) and a line per epoch."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
         self.bars: RichBars | None = None
         self.task = TaskID(0)
         self.images = 0.0
 
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text, highlight=False, markup=False)
-
     def begin(self, stage: str, steps: int) -> None:
-        """Start a new bar."""
+        """Start a new bar; lines are printed above it."""
         self.bars = RichBars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -124,23 +169,8 @@ class Bars:
         terms = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self.bars.update(self.task, advance=1, rate=rate, losses=terms)
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Print the epoch's figures in a line above the bar."""
-        terms = "  ".join(f"{name} {value:.3f}" for name, value in row["loss"].items() if value is not None)
-        title, key = ("top-1", "top1") if row["val"]["top1"] is not None else ("agreement", "agreement")
-        ema = f" (EMA {row['ema_val'][key]:.2f})" if row["ema_val"] else ""
-        words = STAGE_WORDS.get(row["stage"], row["stage"])
-        self.say(
-            f"  {words}: epoch {row['epoch']}/{row['epochs']}  {terms}  "
-            f"val {title} {row['val'][key]:.2f}{ema}  {row['images_per_s']:.0f} images/s"
-        )
-
     def end(self) -> None:
         """Remove the bar."""
         if self.bars is not None:
             self.bars.stop()
             self.bars = None
-
-    def table(self, table: Tabular) -> None:
-        """Print the table."""
-        self.console.print(table.rich())

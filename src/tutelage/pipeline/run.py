@@ -38,6 +38,8 @@ from tutelage.pipeline.stages.train import train_control, train_student
 from tutelage.pipeline.trackers import Tracked, Tracker, Trackers, tracking
 from tutelage.pipeline.versions import versions
 from tutelage.report.build import write_report
+from tutelage.report.run_records import read_run_records
+from tutelage.report.summary import summary
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -234,7 +236,9 @@ def show(run: Run, progress: Progress) -> None:
     """Print the results of a finished run, and where its files are."""
     result = read_json(run.comparison)
     progress.table(Table([Row.from_dict(row) for row in result["rows"]], result.get("notes", ())))
-    progress.say(result["verdict"]["sentence"])
+    found = summary(read_run_records(run, predictions=False))
+    for line in found.lines() if found else [result["verdict"]["sentence"]]:
+        progress.say(line)
     for line in lines(read_json(run.diagnosis)["findings"]):
         progress.say(line)
     progress.say(f"the results are in {run.path}; the report is {run.report}")

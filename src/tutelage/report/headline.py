@@ -63,13 +63,13 @@ def _comparisons(records: RunRecords) -> list[Comparison]:
     found = {role: records.pair(role) for role in ("control", "teacher")}
     stated = verdict.get("against")
     return [
-        Comparison(role, verdict["outcome"] if role == stated else _outcome(pair))
+        Comparison(role, verdict["outcome"] if role == stated else outcome_of_pair(pair))
         for role, pair in found.items()
         if pair
     ]
 
 
-def _outcome(pair: Mapping[str, Any]) -> str:
+def outcome_of_pair(pair: Mapping[str, Any]) -> str:
     """Derive the outcome of a recorded pair by the rule of the verdict."""
     return paired_outcome(Paired(**{key: pair[key] for key in Paired.__dataclass_fields__}))
 

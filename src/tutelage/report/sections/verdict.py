@@ -6,6 +6,7 @@ from tutelage.report import plots, tables
 from tutelage.report.headline import headline, sentence
 from tutelage.report.page import Section, embed, render_section
 from tutelage.report.run_records import RunRecords
+from tutelage.report.summary import summary
 
 
 def verdict_section(records: RunRecords) -> Section:
@@ -21,7 +22,9 @@ def verdict_section(records: RunRecords) -> Section:
         "verdict.html.j2",
         records=records,
         who=_who(records),
+        labels=_labels(records),
         headline=headline(records),
+        summary=summary(records),
         sentence=sentence(records),
         figure=embed(plots.intervals(pairs)) if pairs else None,
         pairs=tables.pairs(records),
@@ -33,3 +36,15 @@ def _who(records: RunRecords) -> str:
     models = ((recipe.get(who) or {}).get("model", "?") for who in ("student", "teacher"))
     student, teacher = map(tables.short_model, models)
     return f"student {student}, teacher {teacher}, data {(recipe.get('data') or {}).get('train', '?')}"
+
+
+def _labels(records: RunRecords) -> str:
+    """Tell which labels teacher and student have seen, where these are not the same."""
+    parts = (records.splits or {}).get("parts") or {}
+    train, unlabelled, teacher = (parts.get(role) or {} for role in ("train", "unlabelled", "teacher"))
+    if not train.get("labelled") or not (unlabelled or teacher):
+        return ""
+    labelled = f"Student and control learn from the labels of {train['labelled']:,} images"
+    more = f"; the student also from {unlabelled['size']:,} images without labels" if unlabelled else ""
+    own = f" The teacher was fitted to {teacher['labelled']:,} other labelled images." if teacher else ""
+    return f"{labelled}{more}.{own}"

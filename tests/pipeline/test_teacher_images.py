@@ -1,0 +1,68 @@
+"""A teacher with labelled images of its own, and a student with few labels: what `data.teacher` is for."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from tests.conftest import TINY
+from tests.helpers.fitted import fit
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json, read_jsonl
+from tutelage.core.progress import Silent
+from tutelage.core.recipe import parse_recipe
+from tutelage.core.run_dir import Run
+from tutelage.data.sources.base import open_source
+from tutelage.data.splits import whole
+from tutelage.pipeline.quickstart import quickstart_recipe
+from tutelage.pipeline.run import begin, distill
+
+OWN = {
+    "train": "digits#student",
+    "teacher": "digits#teacher",
+    "labels_per_class": 2,
+    "limit": 200,
+    "workers": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    tree = copy.deepcopy(TINY)
+    tree |= {"name": "own", "data": OWN}
+    recipe = parse_recipe(tree)
+    run = begin(recipe, tmp_path_factory.mktemp("runs"), "test")
+    distill(recipe, run, Silent())
+    return run
+
+
+def test_the_teacher_is_fitted_to_its_own_images(finished: Run) -> None:
+    steps = {row["stage"]: row["step"] for row in read_jsonl(finished.metrics) if row["epoch"] == 1}
+    parts = read_json(finished.splits)["parts"]
+    assert parts["teacher"]["size"] == parts["teacher"]["labelled"] == 200
+    assert parts["train"]["labelled"] == 20
+    assert steps["teacher-fit"] == 200 // 32
+
+
+def test_the_page_says_who_saw_which_labels(finished: Run) -> None:
+    page = finished.report.read_text(encoding="utf-8")
+    unlabelled = read_json(finished.splits)["parts"]["unlabelled"]["size"]
+    assert "Student and control learn from the labels of 20 images" in page
+    assert f"the student also from {unlabelled} images without labels" in page
+    assert "The teacher was fitted to 200 other labelled images." in page
+
+
+def test_a_teacher_that_knows_the_classes_is_not_fitted(tmp_path: Path) -> None:
+    fit("test_resnet", whole(open_source("digits")), tmp_path / "teacher.safetensors", epochs=1)
+    tree = copy.deepcopy(TINY)
+    tree["teacher"] |= {"model": f"test_resnet@{tmp_path / 'teacher.safetensors'}", "fit": "auto"}
+    recipe = parse_recipe(tree | {"data": OWN, "name": "known"})
+    run = begin(recipe, tmp_path, "test")
+    with pytest.raises(TutelageError, match="has the classes of the data already"):
+        distill(recipe, run, Silent())
+
+
+def test_no_image_of_the_quickstart_is_the_teachers_and_the_students() -> None:
+    data = quickstart_recipe().data
+    teacher, student = (set(open_source(str(spec)).ids) for spec in (data.teacher, data.train))
+    assert len(teacher) + len(student) == len(teacher | student) == 1797
