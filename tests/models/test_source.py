@@ -148,6 +148,34 @@ def test_two_heads_of_a_distilled_transformer_are_both_heads() -> None:
     assert [tuple(p.shape) for p in model.head_parameters()] == [(3, 192), (3,), (3, 192), (3,)]
 
 
+def test_every_head_of_a_network_is_replaced_although_timm_names_one() -> None:
+    model = load_model("levit_384_s8@none")
+    new = model.with_head(7)
+    assert [tuple(p.shape) for p in new.head_parameters() if p.ndim == 2] == [(7, 768), (7, 768)]
+    kept = model.module.state_dict()
+    changed = {key for key, value in new.module.state_dict().items() if not torch.equal(value, kept[key])}
+    assert changed == {
+        f"{head}.linear.{kind}" for head in ("head", "head_dist") for kind in ("weight", "bias")
+    }
+
+
+def test_an_encoder_without_a_head_is_refused_in_one_line() -> None:
+    with torch.device("meta"):
+        encoder = load_model("gemma4_vit_167m_enc@none")
+        with pytest.raises(TutelageError, match="gemma4_vit_167m_enc@none: is an encoder that has no head"):
+            encoder.with_head(7)
+
+
+def test_a_network_with_a_three_dimensional_convolution_is_loaded() -> None:
+    with torch.device("meta"):
+        model = load_model("lambda_resnet26t@none")
+    dims = {p.ndim for p in model.module.parameters()}
+    assert 5 in dims
+    assert all(
+        p.is_contiguous(memory_format=torch.channels_last) for p in model.module.parameters() if p.ndim == 4
+    )
+
+
 def test_a_head_that_cannot_be_found_is_said_in_one_line() -> None:
     model = Model.of(Fixed(), input_spec=SPEC, name="fixed")
     with pytest.raises(TutelageError, match=r"^fixed: no linear layer .* give a module with 7 logits$"):

@@ -12,6 +12,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from tutelage.core.runtime import Precision
 from tutelage.data.input_spec import InputSpec
+from tutelage.models.source import with_channels_last
 
 CAST_BY_AUTOCAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 AGREE = 1e-3  # of the logits' largest, between a network and its folded copy in fp32
@@ -45,7 +46,7 @@ def _folded(module: nn.Module, spec: InputSpec, device: torch.device) -> nn.Modu
     folded = copy.deepcopy(module)
     if not _fold(folded):
         return module
-    folded.to(memory_format=torch.channels_last)
+    with_channels_last(folded)
     probe = _probe(spec, device)
     with torch.no_grad():
         try:

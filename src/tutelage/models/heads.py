@@ -73,12 +73,26 @@ def zero_head(module: nn.Module, num_classes: int) -> None:
         module: as in `head_layers`.
         num_classes: outputs of the head.
     """
-    for head in head_layers(module, num_classes):
-        for layer in head.modules():
-            if _outputs(layer) == num_classes:
-                layer.get_parameter("weight").zero_()
-                if getattr(layer, "bias", None) is not None:
-                    layer.get_parameter("bias").zero_()
+    for name in last_layers(module, num_classes):
+        layer = module.get_submodule(name)
+        layer.get_parameter("weight").zero_()
+        if getattr(layer, "bias", None) is not None:
+            layer.get_parameter("bias").zero_()
+
+
+def last_layers(module: nn.Module, num_classes: int) -> list[str]:
+    """Name the layers of a head that give its logits: of a head with a norm or a hidden layer, only the last one.
+
+    Args:
+        module: as in `head_layers`.
+        num_classes: outputs of the head.
+    """
+    heads = [part for head in head_layers(module, num_classes) for part in head.modules()]
+    return [
+        name
+        for name, layer in module.named_modules()
+        if _outputs(layer) == num_classes and any(layer is part for part in heads)
+    ]
 
 
 def _last_layer(module: nn.Module, num_classes: int) -> str | None:

@@ -252,7 +252,19 @@ class Model:
 
 def ready(module: nn.Module) -> nn.Module:
     """The module in eval mode, float32 and channels last, changed in place."""
-    return module.float().eval().to(memory_format=torch.channels_last)
+    return with_channels_last(module.float().eval())
+
+
+def with_channels_last(module: nn.Module) -> nn.Module:
+    """Store the weights of a module's two-dimensional convolutions with channels last, in place.
+
+    ``module.to(memory_format=torch.channels_last)`` fails where there is a three-dimensional convolution, as in timm's
+    lambda networks.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def resize(module: nn.Module, spec: InputSpec) -> None:

@@ -23,7 +23,7 @@ from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.plugins import nearest
 from tutelage.data.input_spec import InputSpec
 from tutelage.models.foreign import conversions, torchvision_head
-from tutelage.models.heads import zero_head
+from tutelage.models.heads import last_layers, zero_head
 from tutelage.models.misnamed import unknown_model
 from tutelage.models.names import in_cache, pretrained_cfg, published
 from tutelage.models.source import Model, damaged, ready, resize, stored_classes, stored_input
@@ -54,12 +54,21 @@ class TimmModel(Model):
         Args:
             classes: their ids in order, or how many there are.
             dropout: rate in the head; None: the model's own.
+
+        Raises:
+            TutelageError: timm's architecture takes no head.
         """
         size, ids = (classes, None) if isinstance(classes, int) else (len(classes), tuple(classes))
         if dropout is None:  # the model may have been loaded with another than the architecture's own
             dropout = getattr(self.module, "drop_rate", None)
         module = _build(self.name, num_classes=size, dropout=dropout)
-        last = tuple(f"{layer}." for layer in _classifiers(self.name))
+        if module.num_classes != size:
+            raise TutelageError(
+                f"{self.spec}: is an encoder that has no head for classes; name an architecture with one, see "
+                "`tutelage models`"
+            )
+        # timm's configurations do not name all heads of LeViT
+        last = tuple(f"{x}." for x in {*_classifiers(self.name), *last_layers(self.module, self.num_classes)})
         kept = {key: value for key, value in self.module.state_dict().items() if not key.startswith(last)}
         head = {key: value for key, value in module.state_dict().items() if key.startswith(last)}
         module.load_state_dict(kept | head)
