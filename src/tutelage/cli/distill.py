@@ -189,7 +189,7 @@ def carry_out(recipe: Recipe, run: Run, progress: str) -> None:
     from tutelage.pipeline.console import open_progress
     from tutelage.pipeline.run import distill as all_stations
     from tutelage.pipeline.run import show
-    from tutelage.pipeline.seeds import distill_seeds
+    from tutelage.pipeline.seeds import distill_seeds, lines
 
     # also between stages, a run that is stopped says how to continue
     interrupts_raise()
@@ -197,7 +197,8 @@ def carry_out(recipe: Recipe, run: Run, progress: str) -> None:
     seeds = entry(run.versions, "seeds")
     try:
         if seeds > 1:
-            reporter.say(distill_seeds(recipe, run, seeds, reporter)["sentence"])
+            for line in lines(distill_seeds(recipe, run, seeds, reporter)):
+                reporter.say(line)
         else:
             all_stations(recipe, run, reporter)
     except (Interrupted, KeyboardInterrupt):

@@ -105,10 +105,27 @@ def summary(runs: list[Run]) -> dict[str, Any]:
             role: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "each": values}
             for role, values in top1.items()
         },
+        "names": {role: names[role] for role in roles},
         "pairs": pairs,
         "n": tables[0]["test"]["n"],
         "sentence": _sentence(pairs, names, len(runs)),
     }
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """Show what `summary` gave on a terminal: a line for each model, and the student's difference to it."""
+    if not result["pairs"]:
+        return [str(result["sentence"])]
+    pairs = {pair["old"]: pair for pair in result["pairs"]}
+    width = max(map(len, result["names"].values()))
+    shown = [f"top-1 on {result['n']:,} test images, mean and sd over {len(result['runs'])} seeds, in %"]
+    for role, found in result["top1"].items():
+        spread = "" if found["sd"] is None else f" ± {found['sd']:.2f}"
+        line = f"  {result['names'][role]:<{width}}  {found['mean']:6.2f}{spread}"
+        if pair := pairs.get(role):
+            line += f"  student {pair['difference']:+.2f} ({pair['low']:+.2f} to {pair['high']:+.2f})"
+        shown.append(line)
+    return [*shown, "(in brackets: 95% intervals, paired over images, with the seeds pooled)"]
 
 
 def _without_labels(runs: list[Run], tables: list[dict[str, Any]]) -> dict[str, Any]:

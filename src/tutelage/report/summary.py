@@ -78,7 +78,13 @@ class Summary:
     def lines(self) -> list[str]:
         """Give the same for a terminal, in two aligned columns."""
         own, others = self.accuracy
-        pairs = [("file", f"{self.file}"), ("", self.gains), ("top-1", own), ("", others), ("result", self.note)]
+        pairs = [
+            ("file", f"{self.file}"),
+            ("", self.gains),
+            ("top-1", own),
+            ("", others),
+            ("result", self.note),
+        ]
         pairs += [(badge.question, f"{badge.answer}: {badge.figures}") for badge in self.badges]
         pairs += [("", "(in brackets: paired 95% intervals)")] if self.badges else []
         pairs += [("next" if not k else "", command) for k, command in enumerate(self.commands)]
