@@ -77,11 +77,12 @@ class Forecast:
             if part is not None:
                 yield f"{name}: {_described(part, len(splits.classes))}"
         for name, model in [*(("teacher", one) for one in found.teachers), ("student", found.student)]:
-            yield f"{name}: {_model(model)}; {self._head(name, model)}"
+            yield f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px"
+            yield f"  {_size(model)}, {self._head(name, model)}"
         train = recipe.train
         chosen = [key for key in ("epochs", "lr") if getattr(found.recipe.train, key) == AUTO]
         auto = f" ({' and '.join(chosen)}: auto)" if chosen else ""
-        yield f"training: {train.epochs} epochs, batches of {train.batch_size}, lr {train.lr:g}{auto}"
+        yield f"schedule: {train.epochs} epochs, batches of {train.batch_size}, lr {train.lr:g}{auto}"
         cost = self.cost()
         for stage, seconds in cost.seconds.items():
             yield f"  {stage:<{LONGEST_NAME}} {seconds / 60:8.1f} min"
@@ -193,10 +194,10 @@ def _described(part: Subset, classes: int) -> str:
     return f"{source}, {each} of each of {classes:,} classes"
 
 
-def _model(model: Model) -> str:
+def _size(model: Model) -> str:
     spec = model.input_spec
     try:
         macs = f", {gmacs(model.module, spec.height, spec.width):.3f} GMACs"
     except Exception:  # networks of other libraries may raise anything where operations are counted
         macs = ""
-    return f"{model.spec} ({model.origin}), {spec.height} px, {size_mb(model.module):.2f} MiB{macs}"
+    return f"{size_mb(model.module):.2f} MiB{macs}"
