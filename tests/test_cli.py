@@ -254,9 +254,9 @@ def test_options_change_what_a_recipe_says(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_rejected_file_of_one_seed_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def seeds(recipe: Recipe, run: Run, *_: object) -> dict[str, str]:
+    def seeds(recipe: Recipe, run: Run, *_: object) -> dict[str, object]:
         (run.path / "seed-1" / "deploy" / "rejected").mkdir(parents=True)
-        return {"sentence": ""}
+        return {"pairs": [], "sentence": ""}
 
     monkeypatch.setattr("tutelage.pipeline.seeds.distill_seeds", seeds)
     with pytest.raises(SystemExit) as ended:
