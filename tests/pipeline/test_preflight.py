@@ -92,32 +92,6 @@ def test_a_good_teacher_passes() -> None:
     assert all(by_name(preflight.strength(measured(75.0), measured(70.0), 10, allow_weak=False)).values())
 
 
-def test_the_estimate_counts_steps_of_both_trainings(
-    models: tuple[Model, Model, ClassMapping], tmp_path: Path
-) -> None:
-    recipe = parse_recipe({"train": {"epochs": 3, "batch_size": 10}})
-    rates = {"student": 100.0, "teacher": 50.0}
-    ahead = preflight.estimate(recipe, 100, rates, models[1], tmp_path)
-    assert ahead["steps"] == 60
-    assert ahead["estimated_seconds"] == pytest.approx(300 * (0.01 + 0.02 + 0.01))
-    alone = preflight.estimate(recipe.model_copy(update={"control": False}), 100, rates, models[1], tmp_path)
-    assert alone["steps"] == 30
-    assert alone["disk_mb"] < ahead["disk_mb"]
-    weights = sum(t.numel() * t.element_size() for t in models[1].module.state_dict().values())
-    assert ahead["disk_mb"] == pytest.approx(weights * (2 * preflight.CHECKPOINT_COPIES + 3) / 1e6)
-
-
-def test_a_disk_that_is_too_small_stops_the_run(
-    models: tuple[Model, Model, ClassMapping], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Full:
-        free = 1000
-
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda place: Full)
-    with pytest.raises(TutelageError, match="MB left"):
-        preflight.estimate(Recipe(), 100, {"student": 1.0, "teacher": 1.0}, models[1], tmp_path)
-
-
 # --- what the targets say
 
 

@@ -110,7 +110,7 @@ def test_each_process_probes_its_share_of_the_batch_in_the_precisions_that_may_b
 
     def estimate(recipe: object, images: object, rates: dict, *_: object) -> dict:
         ahead.append(rates)
-        return {"steps": 1, "estimated_seconds": 1.0, "disk_mb": 1.0}
+        return {"steps": 1, "estimated_seconds": 1.0, "seconds": {"training": 1.0}, "disk_mb": 1.0}
 
     for name in ("probe_training", "probe_inference"):
         monkeypatch.setattr(f"tutelage.models.precision.{name}", probe)
@@ -129,8 +129,12 @@ def test_each_process_probes_its_share_of_the_batch_in_the_precisions_that_may_b
             ),
         )
         preflight(fitted)
-    assert asked == [(8, probed)] * 2
-    assert ahead == [{"student": 400.0, "teacher": 400.0}]
+    assert asked == [
+        (8, probed),
+        (8, probed),
+        (8, ("fp32",)),
+    ]  # the last for evaluations, which are in float32
+    assert ahead == [dict.fromkeys(("student", "teacher", "student_inference"), 400.0)]
 
 
 @pytest.mark.parametrize("wanted", ["fp32", "bf16"])

@@ -103,7 +103,7 @@ def choose(
     """
     before = two_heads.doubled(start) if two_heads else start
     candidates = [Candidate("start", "start", 0.0, evaluate(start), before)]
-    for name, state in _distinct(trained).items():
+    for name, state in distinct(trained).items():
         ends = _evaluated(name, name, 1.0, state, evaluate, recalibrate)
         candidates += ends
         if recipe.interpolate:
@@ -114,6 +114,19 @@ def choose(
     if two_heads:
         candidates = [replace(c, state=two_heads.folded(c.state, c.share or 0.0)) for c in candidates]
     return Choice(recipe.metric, best_of(candidates, recipe.metric), candidates)
+
+
+def count(states: int, recipe: SelectionRecipe, batchnorm: bool) -> tuple[int, int]:
+    """Count how often `choose` evaluates and recalibrates at most.
+
+    Args:
+        states: number of different trained states.
+        recipe: which candidates are made.
+        batchnorm: whether the network has BatchNorm statistics that are measured again.
+    """
+    points = len(COARSE) + 2 if recipe.interpolate else 0
+    made = states * (1 + points + recipe.soup)
+    return 1 + made * (1 + batchnorm), made * batchnorm
 
 
 def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
@@ -137,7 +150,7 @@ def average(states: Sequence[State]) -> State:
     return mean
 
 
-def _distinct(trained: dict[str, State]) -> dict[str, State]:
+def distinct(trained: dict[str, State]) -> dict[str, State]:
     """Leave out states that are copies of another one (the best epoch is often the last)."""
     kept: dict[str, State] = {}
     for name, state in trained.items():

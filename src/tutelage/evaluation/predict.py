@@ -38,6 +38,7 @@ def predict_logits(
     subset: Subset,
     runtime: Runtime,
     loading: Loading | None = None,
+    on_batch: Callable[[int], object] = lambda images: None,
 ) -> Predictions:
     """Compute the logits of a subset's images without augmentation, in the subset's order.
 
@@ -47,11 +48,12 @@ def predict_logits(
         subset: the images.
         runtime: device and processes.
         loading: workers, and how many images that cannot be decoded are left out; None: the first raises.
+        on_batch: called with the number of images of each batch that is done.
 
     Raises:
         TutelageError: no image can be decoded, or more than allowed cannot.
     """
-    (found,) = predict_together([(module, spec)], subset, runtime, loading)
+    (found,) = predict_together([(module, spec)], subset, runtime, loading, on_batch=on_batch)
     return found
 
 

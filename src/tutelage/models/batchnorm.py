@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +65,13 @@ def decode_sample(subset: Subset, spec: InputSpec, loading: Loading) -> list[Ten
 
 
 @torch.no_grad()
-def recalibrate(module: nn.Module, spec: InputSpec, batches: Sequence[Tensor], device: torch.device) -> None:
+def recalibrate(
+    module: nn.Module,
+    spec: InputSpec,
+    batches: Sequence[Tensor],
+    device: torch.device,
+    on_batch: Callable[[int], object] = lambda images: None,
+) -> None:
     """Replace all running means and variances by those over all images, each counted once.
 
     Averaged weights have other activations than either of their sources (Izmailov et al. 2018, "Averaging
@@ -76,6 +82,7 @@ def recalibrate(module: nn.Module, spec: InputSpec, batches: Sequence[Tensor], d
         spec: mean and std of its images.
         batches: of `decode_sample`. With fewer than two images nothing can be measured, and nothing is changed.
         device: where the module is.
+        on_batch: called with the number of images of each batch that is done.
     """
     if sum(map(len, batches)) < 2:
         return
@@ -88,6 +95,7 @@ def recalibrate(module: nn.Module, spec: InputSpec, batches: Sequence[Tensor], d
     try:
         for batch in batches:
             module(normalise(batch, spec, device))
+            on_batch(len(batch))
     finally:
         for handle in handles:
             handle.remove()

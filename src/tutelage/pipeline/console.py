@@ -31,7 +31,18 @@ STAGE_WORDS = {
     "head-fit": "fitting the student's head",
     "control": "training the labels-only control",
     "distill": "distilling",
+    "preflight": "checking teacher and student",
+    "resolutions": "trying resolutions",
+    "selection": "evaluating the candidates on val",
+    "evaluation": "evaluating on test",
 }
+
+WITHOUT_EPOCHS = (
+    "preflight",
+    "resolutions",
+    "selection",
+    "evaluation",
+)  # of which else nothing would be seen in a log
 
 
 def open_progress(kind: str) -> Progress:
@@ -105,6 +116,11 @@ class Plain(Silent):
         self.shown = None
         self.console.print(text, highlight=False, markup=False)
 
+    def begin(self, stage: str, steps: int) -> None:
+        """Print a line for a stage that may take minutes and has no epochs."""
+        if stage in WITHOUT_EPOCHS:
+            self.say(STAGE_WORDS[stage])
+
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the figures of an epoch; above those of the first one, the stage and the names of the columns."""
         title, key = (
@@ -165,7 +181,7 @@ class Bars(Plain):
             return
         self.images += images
         elapsed = self.bars.tasks[0].elapsed or 0.0
-        rate = f"{self.images / elapsed:.0f} images/s" if elapsed else ""
+        rate = f"{self.images / elapsed:.0f} images/s" if elapsed and self.images else ""
         terms = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self.bars.update(self.task, advance=1, rate=rate, losses=terms)
 

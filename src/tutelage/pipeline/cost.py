@@ -17,13 +17,13 @@ from tutelage.data.imagecache import cache_side, estimated_mb
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import worker_count
 from tutelage.data.splits import Splits, Subset
-from tutelage.distillation import selection
 from tutelage.distillation.probe import IMAGES as PROBED
 from tutelage.distillation.probe import can_be_probed
-from tutelage.models import batchnorm, precision
+from tutelage.models import precision
 from tutelage.models.source import Model
 from tutelage.pipeline.choices import with_fit_choices, with_train_choices
-from tutelage.pipeline.stages.preflight import TRAIN_IMAGES, estimate
+from tutelage.pipeline.stages.estimate import Amounts, estimate
+from tutelage.pipeline.stages.preflight import TRAIN_IMAGES
 
 TIMED_BATCH = 16  # images of a batch with which a step is timed
 DECODED = 16  # images whose decoding is timed
@@ -169,23 +169,25 @@ def cost_of(
     images, val = len(splits.train) + len(splits.unlabelled or ()), len(splits.val)
     train = with_train_choices(recipe.train, images, student)
     recipe = recipe.model_copy(update={"train": train})
-    rates = {"teacher": speeds.teacher, "student": speeds.student_training}
-    ahead = estimate(recipe, images, rates, student, place)
-    trainings = 2 if recipe.control else 1
+    rates = {
+        "teacher": speeds.teacher,
+        "student": speeds.student_training,
+        "student_inference": speeds.student,
+    }
+    ahead = estimate(recipe, Amounts.of(splits), rates, student, place)
     seconds = {}
     if not splits.train.images.decoded and recipe.data.cache:
         seconds["decoding the images once"] = (images + val) / speeds.decoding
     if splits.train.labelled:
         seconds |= _fits(recipe, splits, teachers, student, new, speeds)
     seconds["pre-flight"] = (val + TRAIN_IMAGES) / speeds.teacher + val / speeds.student
-    seconds["training of control and student" if recipe.control else "training of the student"] = (
-        ahead["estimated_seconds"] + trainings * train.epochs * val / speeds.student
-    )
-    seconds["selection on val"] = (
-        trainings * _selection_images(recipe, student, len(splits.train), val) / speeds.student
-    )
-    students = 2 + trainings  # start, control, student, and often a linear probe
-    seconds["evaluation on test"] = len(splits.test) * (1 / speeds.teacher + students / speeds.student)
+    training = "training of control and student" if recipe.control else "training of the student"
+    for name, part in (
+        (training, "training"),
+        ("selection on val", "selection"),
+        ("evaluation on test", "test"),
+    ):
+        seconds[name] = ahead["seconds"][part]
     return Cost(seconds, ahead["disk_mb"] + speeds.copies_mb, train.epochs)
 
 
@@ -221,16 +223,6 @@ def _fits(
 def begins_as_probe(model: Model) -> bool:
     """Tell whether a new head of a model begins as a linear probe of its features."""
     return model.pretrained and can_be_probed(model)
-
-
-def _selection_images(recipe: Recipe, student: Model, train: int, val: int) -> int:
-    """Count the images that pass through the student while candidates are compared; equal states are not left out."""
-    between = recipe.selection.interpolate and student.pretrained
-    each = 1 + (len(selection.COARSE) + 2 if between else 0)
-    candidates = (3 if recipe.train.ema else 2) * each + 2 * recipe.selection.soup
-    if recipe.train.frozen_batchnorm or not batchnorm.has_batchnorm(student.module):
-        return candidates * val
-    return candidates * (2 * val + min(train, batchnorm.IMAGES))
 
 
 def _copies_mb(recipe: Recipe, splits: Splits, specs: Sequence[InputSpec]) -> float:

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tutelage.core.progress import shown
 from tutelage.data.splits import Subset, sample
 from tutelage.distillation.losses import mean_teacher_logits
 from tutelage.distillation.selection import SHARE
 from tutelage.distillation.two_heads import SHARES, mixed
 from tutelage.evaluation import resolution
 from tutelage.evaluation.fidelity import FIDELITY, fidelity
-from tutelage.evaluation.predict import Predictions, in_common, predict_logits
+from tutelage.evaluation.predict import BATCH, Predictions, in_common, predict_logits
 from tutelage.evaluation.quality import Quality, merit, quality
 from tutelage.models.source import Model, with_state
 from tutelage.pipeline.stages.prepare import Prepared
 
 
 def predict(prepared: Prepared, model: Model, subset: Subset) -> Predictions:
-    """Compute a model's logits on a subset."""
+    """Compute a model's logits on a subset; each batch is a step of the stage that is shown, where there is one."""
     context = prepared.context
-    return predict_logits(model.module, model.input_spec, subset, context.runtime, context.loading)
+    return predict_logits(
+        model.module,
+        model.input_spec,
+        subset,
+        context.runtime,
+        context.loading,
+        lambda images: context.progress.step({}, images),
+    )
+
+
+def batches(prepared: Prepared, subset: Subset) -> int:
+    """Return the number of steps that `predict` counts."""
+    return math.ceil(len(subset) / prepared.context.runtime.world_size / BATCH)
 
 
 def predict_jointly(prepared: Prepared, models: Sequence[Model], subset: Subset) -> Predictions:
@@ -85,7 +99,9 @@ def probe_resolutions(prepared: Prepared, name: str, model: Model) -> list[dict[
     """Measure a model on val at neighbouring resolutions, and report the best one."""
     subset = sample(prepared.splits.val, resolution.IMAGES)
     metric = prepared.recipe.selection.metric
-    found = resolution.probe(model, name, lambda resized: quality_on(prepared, resized, subset), metric)
+    steps = len(resolution.neighbours(model.input_spec.height)) * batches(prepared, subset)
+    with shown(prepared.context.progress, "resolutions", steps):
+        found = resolution.probe(model, name, lambda resized: quality_on(prepared, resized, subset), metric)
     best = resolution.best(found, name, metric)
     figures = ", ".join(
         f"{row['resolution']} px: {row['top1']:.2f}" for row in found if row["top1"] is not None

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, read_json, write_json
-from tutelage.core.recipe import Recipe
+from tutelage.core.progress import shown
 from tutelage.core.runtime import Precision
 from tutelage.data.splits import sample
 from tutelage.distillation.checkpoint import State, state_of
 from tutelage.distillation.objective import soft_temperature
-from tutelage.distillation.targets.layout import Layout
-from tutelage.distillation.teacher import Teacher, passes
+from tutelage.distillation.teacher import Teacher
 from tutelage.evaluation import calibration, resolution
 from tutelage.evaluation.fidelity import FIDELITY, fidelity
 from tutelage.evaluation.predict import Predictions, in_common
@@ -30,15 +28,22 @@ from tutelage.models.class_mapping import ClassMapping
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
 from tutelage.pipeline.memo import made_once
-from tutelage.pipeline.stages.evaluate import labels_of, predict_jointly, probe_resolutions, quality_on
+from tutelage.pipeline.stages.estimate import Amounts, estimate
+from tutelage.pipeline.stages.evaluate import (
+    batches,
+    labels_of,
+    predict_jointly,
+    probe_resolutions,
+    quality_on,
+)
 from tutelage.pipeline.stages.fit import Fitted
 from tutelage.pipeline.stages.prepare import Prepared
-from tutelage.pipeline.stages.temperatures import with_temperatures
+from tutelage.pipeline.stages.temperatures import view_batches, with_temperatures
 
 TRAIN_IMAGES = 500  # on which the teacher's predictions are compared with the labels
+SPEEDS = 3  # that are measured
 NEAR_CHANCE = 2.0  # a teacher with a top-1 below this many times chance is refused
 ACCURACY = ("top1", "nll", "ece")  # figures on val in preflight.json; null where val has no labels
-CHECKPOINT_COPIES = 5  # of the weights in a checkpoint: model, EMA, best, and two moments of the optimizer
 
 
 @dataclass(frozen=True)
@@ -80,27 +85,40 @@ def preflight(fitted: Fitted) -> Checked:
         TutelageError: the teacher is too weak, or the disk is too small.
     """
     prepared = fitted.prepared
-    path = prepared.run.preflight
+    path, progress = prepared.run.preflight, prepared.context.progress
+    begun = time.monotonic()
     with made_once(prepared.context, path, lambda: _key(fitted)):
         before = read_json(path) if path.exists() else None
         resolutions = before.get("resolutions", []) if before else _probe_resolutions(fitted)
         teachers = _at_used_resolution(fitted, resolutions)
         Teacher(teachers, prepared.device)  # freezes them
-        rates = None if before else _rates(prepared, teachers[0], fitted.student)
-        chosen: Sequence[Precision]
-        if rates is None:
-            chosen = entry(path, "precision", "chosen"), entry(path, "teacher", "precision")
-        else:
-            chosen = _choose_precision(prepared, rates)
-        prepared = _with_precision(prepared, chosen[0])
-        on_val = predict_jointly(prepared, teachers, prepared.splits.val)
-        prepared = with_temperatures(prepared, teachers, chosen[1], on_val, before)
-        checked = Checked(prepared, teachers, fitted.student, chosen[1], on_val)
+        with shown(progress, "preflight", _steps(prepared, teachers, before)):
+            rates = None if before else _rates(prepared, teachers[0], fitted.student)
+            chosen: Sequence[Precision]
+            if rates is None:
+                chosen = entry(path, "precision", "chosen"), entry(path, "teacher", "precision")
+            else:
+                chosen = _choose_precision(prepared, rates)
+            prepared = _with_precision(prepared, chosen[0])
+            on_val = predict_jointly(prepared, teachers, prepared.splits.val)
+            prepared = with_temperatures(prepared, teachers, chosen[1], on_val, before)
+            checked = Checked(prepared, teachers, fitted.student, chosen[1], on_val)
+            if rates is not None:
+                record = _measure(checked, rates) | {"resolutions": resolutions}
         if rates is not None:
-            record = _measure(checked, rates) | {"resolutions": resolutions}
+            record |= _ahead(checked, rates, time.monotonic() - begun)
             if prepared.context.runtime.is_main:
                 write_json(path, record)
     return checked
+
+
+def _steps(prepared: Prepared, teachers: Sequence[Model], before: dict[str, Any] | None) -> int:
+    """Return how many steps are shown: batches of images, and measurements of speed."""
+    on_val = batches(prepared, prepared.splits.val)
+    if before:
+        return len(teachers) * on_val
+    on_train = batches(prepared, sample(prepared.splits.train, TRAIN_IMAGES))
+    return SPEEDS + on_val + len(teachers) * (on_val + on_train) + view_batches(prepared)
 
 
 def _key(fitted: Fitted) -> dict[str, Any]:
@@ -144,16 +162,26 @@ def _teacher_name(place: int) -> str:
 
 
 def _rates(prepared: Prepared, teacher: Model, student: Model) -> dict[str, dict[Precision, float]]:
-    """Measure images/s of one process: a training step of the student, and inference of the teacher.
+    """Measure images/s of one process: a training step of the student, and inference of both.
 
-    Only the precisions that the run may use are measured, with the batch of one process.
+    Only the precisions that the run may use are measured, with the batch of one process. The student is evaluated in
+    float32.
     """
-    recipe, device = prepared.recipe.train, prepared.device
+    recipe, device, progress = prepared.recipe.train, prepared.device, prepared.context.progress
     precisions = precision.BOTH if recipe.precision == "auto" else (recipe.precision,)
     size = prepared.batch_per_process
+
+    def measured(
+        probe: Callable[..., dict[Precision, float]], model: Model, wanted: Sequence[Precision]
+    ) -> dict[Precision, float]:
+        found = probe(model.module, model.input_spec, size, device, wanted)
+        progress.step({}, 0)
+        return found
+
     return {
-        "student": precision.probe_training(student.module, student.input_spec, size, device, precisions),
-        "teacher": precision.probe_inference(teacher.module, teacher.input_spec, size, device, precisions),
+        "student": measured(precision.probe_training, student, precisions),
+        "teacher": measured(precision.probe_inference, teacher, precisions),
+        "student_inference": measured(precision.probe_inference, student, ("fp32",)),
     }
 
 
@@ -189,27 +217,13 @@ def _with_precision(prepared: Prepared, chosen: Precision) -> Prepared:
 def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict[str, Any]:
     """Measure and check the models, and return what preflight.json records."""
     prepared, teachers, on_val = checked.prepared, checked.teachers, checked.teacher_on_val
-    recipe, progress = prepared.recipe, prepared.context.progress
-    processes = prepared.context.runtime.world_size
-    classes = len(prepared.class_mapping.class_ids)
+    recipe, classes = prepared.recipe, len(prepared.class_mapping.class_ids)
     checks = structure(teachers, checked.student, prepared.class_mapping)
     if prepared.splits.val.labelled:
         figures, more = _accuracies(checked, classes)
         checks += more
     else:
         figures = _likeness(checked)
-    ahead = estimate(
-        recipe,
-        len(prepared.splits.train) + len(prepared.splits.unlabelled or ()),
-        {model: max(found.values()) * processes for model, found in rates.items()},
-        checked.student,
-        prepared.run.path,
-    )
-    chosen = prepared.context.runtime.precision
-    progress.say(
-        f"pre-flight: {ahead['steps']:,} steps in {chosen} (teacher in {checked.teacher_precision}), "
-        f"about {ahead['estimated_seconds'] / 60:.1f} minutes and {ahead['disk_mb']:.0f} MB"
-    )
     return {
         "teacher": _model_record(teachers[0], figures["teacher"])
         | {"precision": checked.teacher_precision, "train": _teacher_on_train(checked)},
@@ -222,14 +236,39 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
             on_val.logits / recipe.loss.teacher_temperature, soft_temperature(recipe.loss)
         ),
         "precision": {
-            "chosen": chosen,
+            "chosen": prepared.context.runtime.precision,
             "images_per_s": {
                 model: {str(p): rate for p, rate in found.items()} for model, found in rates.items()
             },
         },
         "checks": checks,
-        **ahead,
     }
+
+
+def _ahead(checked: Checked, rates: dict[str, dict[Precision, float]], spent: float) -> dict[str, Any]:
+    """Estimate what the run takes, and report it.
+
+    Args:
+        checked: the models.
+        rates: as measured, of one process.
+        spent: seconds that the pre-flight has taken.
+    """
+    prepared = checked.prepared
+    runtime = prepared.context.runtime
+    ahead = estimate(
+        prepared.recipe,
+        Amounts.of(prepared.splits),
+        {model: max(found.values()) * runtime.world_size for model, found in rates.items()},
+        checked.student,
+        prepared.run.path,
+        spent,
+    )
+    parts = [f"{name} {seconds / 60:.1f}" for name, seconds in ahead["seconds"].items()]
+    prepared.context.progress.say(
+        f"pre-flight: {ahead['steps']:,} steps in {runtime.precision} (teacher in {checked.teacher_precision}), "
+        f"about {ahead['estimated_seconds'] / 60:.1f} minutes ({', '.join(parts)}) and {ahead['disk_mb']:.0f} MB"
+    )
+    return ahead
 
 
 def _accuracies(checked: Checked, classes: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -333,40 +372,6 @@ def strength(teacher: Quality, student: Quality, classes: int, allow_weak: bool)
                 "classes and resolution, or set preflight.allow_weak_teacher=true"
             )
     return checks
-
-
-def estimate(
-    recipe: Recipe, images: int, rates: dict[str, float], student: Model, place: Path
-) -> dict[str, Any]:
-    """Estimate the steps, the seconds and the disk space (MB of 10^6 bytes) that the run needs.
-
-    Args:
-        recipe: has the epochs and the batch size.
-        images: number of training images of control and student, unlabelled ones included.
-        rates: images/s of `student` (a training step) and `teacher` (inference), of all processes together.
-        student: decides the size of the checkpoints.
-        place: directory of the run.
-
-    Raises:
-        TutelageError: the disk has less space than needed.
-    """
-    epochs = recipe.train.epochs
-    step = 1 / rates["student"]
-    teacher_passes = passes(recipe)
-    looks = (1 + recipe.targets.flip) * (1 + len(recipe.targets.resolutions))
-    asked = teacher_passes * looks / rates["teacher"]
-    seconds = images * (epochs * step * (2 if recipe.control else 1) + asked)
-    size = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
-    disk = size * (CHECKPOINT_COPIES * (2 if recipe.control else 1) + 3) / 1e6
-    if recipe.targets.mode == "cached":
-        disk += teacher_passes * Layout(images, student.num_classes, recipe.targets.top_k).view_bytes / 1e6
-    free = shutil.disk_usage(place).free / 1e6
-    if disk > free:
-        raise TutelageError(
-            f"{place}: the run needs about {disk:.0f} MB, the disk has {free:.0f} MB left; free some space"
-        )
-    steps = images // recipe.train.batch_size * epochs * (2 if recipe.control else 1)
-    return {"steps": steps, "estimated_seconds": seconds, "disk_mb": disk}
 
 
 def _check(name: str, ok: bool, detail: str) -> dict[str, Any]:

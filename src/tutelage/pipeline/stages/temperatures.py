@@ -59,6 +59,20 @@ def with_temperatures(
     return replace(prepared, recipe=recipe.model_copy(update={"loss": loss}))
 
 
+def view_batches(prepared: Prepared) -> int:
+    """Return how many batches of views are read to choose a temperature: the steps that are shown meanwhile."""
+    return _count(len(sample(prepared.splits.train, IMAGES))) if _matches(prepared.recipe.loss) else 0
+
+
+def _matches(loss: LossRecipe) -> bool:
+    """Whether the temperature of kl is chosen, which needs the teacher's answers to training views."""
+    return loss.temperature == "auto" and loss.name == "kl" and not loss.terms
+
+
+def _count(images: int) -> int:
+    return max(1, images // BATCH)
+
+
 def _record_shared(prepared: Prepared, values: dict[str, Any]) -> None:
     """Record temperatures that another run of the same study or of another seed has chosen for all."""
     if not prepared.context.runtime.is_main:
@@ -90,7 +104,7 @@ def _choose(
         labelled = prepared.splits.val.labelled
         why = "calibrates the teacher on val" if labelled else "val has no labels to calibrate the teacher on"
         chosen["teacher_temperature"] = scale, why
-    if loss.temperature == "auto" and loss.name == "kl" and not loss.terms:
+    if _matches(loss):
         target = calibration.entropy(on_val.logits, scale)
         views = _on_views(prepared, teacher_of_targets(prepared, teachers, precision))
         found = round(calibration.matching_temperature(views / scale, target, BOUNDS), 2)
@@ -114,7 +128,7 @@ def _on_views(prepared: Prepared, teacher: Teacher) -> Tensor:
     train = prepared.splits.train
     subset = sample(train, IMAGES)
     places = torch.from_numpy(np.searchsorted(train.indices, subset.indices))  # in train, for folds
-    batches = np.array_split(np.arange(len(subset)), max(1, len(subset) // BATCH))
+    batches = np.array_split(np.arange(len(subset)), _count(len(subset)))
     views = view_loader(
         subset,
         ViewPolicy(prepared.recipe.view),
@@ -125,4 +139,8 @@ def _on_views(prepared: Prepared, teacher: Teacher) -> Tensor:
         workers=0,
         bad=prepared.context.loading.bad,
     )
-    return torch.cat([teacher.logits(batch["images"], places[batch["index"]]).cpu() for batch in views])
+    logits = []
+    for batch in views:
+        logits.append(teacher.logits(batch["images"], places[batch["index"]]).cpu())
+        prepared.context.progress.step({}, len(logits[-1]))
+    return torch.cat(logits)

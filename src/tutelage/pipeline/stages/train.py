@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from safetensors.torch import load_file
 
 from tutelage.core.files import write_json
+from tutelage.core.progress import shown
+from tutelage.core.recipe import SelectionRecipe
 from tutelage.data.joined import join
 from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.checkpoint import State, state_of
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective, body_state, label_smoothing_of, terms_of
-from tutelage.distillation.selection import Choice, choose
+from tutelage.distillation.selection import Choice, choose, count, distinct
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
 from tutelage.distillation.teacher import TargetSource, cached_teacher, passes
@@ -25,6 +29,7 @@ from tutelage.models.source import Model, with_state
 from tutelage.pipeline.diagnose.evidence import of_training
 from tutelage.pipeline.memo import made_once, stage_key, train_once
 from tutelage.pipeline.stages.evaluate import (
+    batches,
     evaluate_state,
     evaluate_two_heads,
     fidelity_of_state,
@@ -76,7 +81,9 @@ def train_control(checked: Checked) -> Model | None:
     with made_once(prepared.context, run.control, lambda: key) as found:
         if found:
             return student.copied(load_file(run.control))
-        control = student.copied(_choose(checked, trained).kept.state)
+        with _selecting(checked, student, trained):
+            kept = _choose(checked, trained).kept
+        control = student.copied(kept.state)
         prepared.save(control, run.control)
     return control
 
@@ -99,8 +106,9 @@ def train_student(checked: Checked) -> Distilled:
     if two_heads:
         stage = replace(stage, model=two_heads.model.copied())
     trained = prepared.context.train(stage)
-    choice = _choose(checked, trained, two_heads)
-    evidence = _evidence(checked, stage, trained, choice)
+    with _selecting(checked, two_heads.model if two_heads else student, trained, evidence=3):
+        choice = _choose(checked, trained, two_heads)
+        evidence = _evidence(checked, stage, trained, choice)
     model = student.copied(choice.kept.state)
     prepared.save(model, run.student)
     wanted = prepared.recipe.preflight.probe_resolutions
@@ -166,9 +174,38 @@ def _targets(checked: Checked, subset: Subset) -> TargetSource:
         )
 
 
+def _selecting(
+    checked: Checked, model: Model, trained: Trained, evidence: int = 0
+) -> AbstractContextManager[None]:
+    """Show the progress of `_choose`, and of what follows.
+
+    Args:
+        checked: the start.
+        model: of the trained states.
+        trained: the states.
+        evidence: how often val is predicted afterwards, at most.
+    """
+    prepared = checked.prepared
+    recipe = _selection_recipe(checked)
+    again = _has_new_statistics(prepared, model)
+    evaluations, recalibrations = count(len(distinct(trained.states)), recipe, again)
+    steps = (evaluations + evidence) * batches(prepared, prepared.splits.val)
+    images = min(len(prepared.splits.train), batchnorm.IMAGES)
+    steps += recalibrations * math.ceil(images / batchnorm.BATCH)
+    return shown(prepared.context.progress, "selection", steps)
+
+
+def _selection_recipe(checked: Checked) -> SelectionRecipe:
+    """Return the recipe of model selection as this run can have it."""
+    prepared = checked.prepared
+    recipe = prepared.recipe.selection
+    # networks between random and trained weights are no better than random
+    interpolate = recipe.interpolate and checked.student.pretrained
+    return recipe.model_copy(update={"interpolate": interpolate, "metric": _metric(prepared)})
+
+
 def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = None) -> Choice:
     prepared, student = checked.prepared, checked.student
-    recipe = prepared.recipe.selection
     model = two_heads.model if two_heads else student  # of the trained states
 
     def evaluate(state: State) -> dict[str, float]:
@@ -178,14 +215,12 @@ def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = Non
             return evaluate_two_heads(prepared, model, state)
         return evaluate_state(prepared, student, state)
 
-    # networks between random and trained weights are no better than random
-    interpolate = recipe.interpolate and student.pretrained
     return choose(
         checked.start,
         trained.states,
         evaluate,
         recalibrate=lambda state: _recalibrated(checked, model, state),
-        recipe=recipe.model_copy(update={"interpolate": interpolate, "metric": _metric(prepared)}),
+        recipe=_selection_recipe(checked),
         two_heads=two_heads,
     )
 
@@ -198,11 +233,22 @@ def _metric(prepared: Prepared) -> str:
 def _recalibrated(checked: Checked, model: Model, state: State) -> State:
     """Measure a state's BatchNorm statistics again; return the same state where there are none, or they are frozen."""
     prepared, module = checked.prepared, model.module
-    if prepared.recipe.train.frozen_batchnorm or not batchnorm.has_batchnorm(module):
+    if not _has_new_statistics(prepared, model):
         return state
     with with_state(module, state):
-        batchnorm.recalibrate(module, model.input_spec, checked.batchnorm_images, prepared.device)
+        batchnorm.recalibrate(
+            module,
+            model.input_spec,
+            checked.batchnorm_images,
+            prepared.device,
+            lambda images: prepared.context.progress.step({}, images),
+        )
         return state_of(module)
+
+
+def _has_new_statistics(prepared: Prepared, model: Model) -> bool:
+    """Whether there are BatchNorm statistics, and the training may have changed them."""
+    return not prepared.recipe.train.frozen_batchnorm and batchnorm.has_batchnorm(model.module)
 
 
 def _evidence(checked: Checked, stage: Stage, trained: Trained, choice: Choice) -> dict[str, Any]:

@@ -31,7 +31,6 @@ def _rates(preflight: dict[str, Any]) -> str:
     found = []
     for who, rates in ((preflight.get("precision") or {}).get("images_per_s") or {}).items():
         if isinstance(rates, dict):
-            found.append(
-                f"{who} " + ", ".join(f"{rate:,.0f} images/s in {kind}" for kind, rate in rates.items())
-            )
+            kinds = ", ".join(f"{rate:,.0f} images/s in {kind}" for kind, rate in rates.items())
+            found.append(f"{who.replace('_', ' ')} {kinds}")
     return "; ".join(found)
