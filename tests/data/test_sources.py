@@ -227,6 +227,15 @@ def test_a_tree_in_a_tar_has_its_folders_as_classes(tmp_path):
     assert images.labels.tolist() == [1, 1, 0, 0]
 
 
+def test_a_shard_that_is_gone_is_one_line(tmp_path):
+    shard(tmp_path / "s.tar", {"cat/0.png": picture(), "dog/1.png": picture()})
+    images = open_source(f"wds:{tmp_path}/s.tar")
+    assert images.stamp() == str((tmp_path / "s.tar").stat().st_mtime_ns)
+    (tmp_path / "s.tar").unlink()
+    with pytest.raises(TutelageError, match=r"s\.tar cannot be read any more \(No such file or directory\)"):
+        images.stamp()
+
+
 def test_members_that_would_leave_the_archive_stay_inside(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name, kind, target in (

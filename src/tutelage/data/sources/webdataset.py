@@ -126,8 +126,17 @@ class Shards(ImageSet):
         return [path.resolve() for path in self._paths]
 
     def stamp(self) -> str:
-        """The times when the shards were last changed."""
-        return " ".join(str(path.stat().st_mtime_ns) for path in self._paths)
+        """The times when the shards were last changed.
+
+        Raises:
+            TutelageError: a shard is not there any more.
+        """
+        try:
+            return " ".join(str(path.stat().st_mtime_ns) for path in self._paths)
+        except OSError as error:
+            raise TutelageError(
+                f"{self.name}: shard {error.filename} cannot be read any more ({error.strerror}); restore it"
+            ) from None
 
     def sizes(self) -> np.ndarray:
         """Size of each member in bytes."""
