@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.files import write_json
 from tutelage.core.recipe import DataRecipe
 from tutelage.data.sources.folder import Folder
-from tutelage.data.splits import make_splits
+from tutelage.data.splits import make_splits, recorded_copies
 
 
 def pictures(root: Path, counts: dict[str, int], seed: int = 0) -> list[Path]:
@@ -156,3 +157,59 @@ def test_tiny_files_may_be_equal_by_chance(tmp_path: Path) -> None:
             Image.new("RGB", (4, 4), "white").save(tmp_path / name / f"{number}.png")
     splits = make_splits(DataRecipe(train=f"{tmp_path}/train", test=f"{tmp_path}/test", val_fraction=0.4))
     assert len(splits.train) + len(splits.val) == 6
+
+
+def test_a_class_that_consists_of_copies_is_refused_by_name(tmp_path: Path) -> None:
+    train = pictures(tmp_path / "train", {"a": 6, "b": 3, "c": 1})
+    copy([path for path in train if path.parent.name in {"b", "c"}], tmp_path / "test")
+    copy(train[:1], tmp_path / "test")
+    recipe = DataRecipe(train=f"{tmp_path}/train", test=f"{tmp_path}/test")
+    with pytest.raises(
+        TutelageError,
+        match=r"each training image of 2 classes \('b', 'c'\) is in data\.val or data\.test too",
+    ):
+        make_splits(recipe)
+    assert len(make_splits(recipe.model_copy(update={"drop_duplicates": False})).classes) == 3
+
+
+def test_a_class_of_copies_within_one_folder_is_refused_too(tmp_path: Path) -> None:
+    pictures(tmp_path / "all", {"a": 20, "b": 1})
+    for number in range(12):
+        shutil.copy(tmp_path / "all/b/00.png", tmp_path / f"all/b/copy-{number}.png")
+    with pytest.raises(TutelageError, match=r"each training image of 1 class \('b'\)"):
+        make_splits(DataRecipe(train=f"{tmp_path}/all"))
+
+
+def test_a_class_that_keeps_one_image_is_kept(tmp_path: Path) -> None:
+    train = pictures(tmp_path / "train", {"a": 8, "b": 8})
+    copy([path for path in train if path.parent.name == "b"][1:], tmp_path / "test")
+    copy(train[:1], tmp_path / "test")
+    splits = make_splits(
+        DataRecipe(train=f"{tmp_path}/train", test=f"{tmp_path}/test", val=f"{tmp_path}/test")
+    )
+    assert sorted(np.bincount(splits.train.labels).tolist()) == [1, 7]
+
+
+def test_what_was_found_needs_not_be_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The export and the page of a run use its record, and only the first of several processes reads files."""
+    train = pictures(tmp_path / "train", {"a": 20, "b": 20})
+    copy(train[::4], tmp_path / "test")
+    copy(train, tmp_path / "train")  # within the source too, found after it is split
+    copy(train[::4], tmp_path / "more")
+    recipe = DataRecipe(
+        train=f"{tmp_path}/train", test=f"{tmp_path}/test", unlabelled=f"{tmp_path}/more", val_fraction=0.5
+    )
+    (tmp_path / "more" / "new").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "more" / "new" / "new.png")
+    splits = make_splits(recipe)
+    assert set(splits.copies) == {"source", "train", "unlabelled"}
+    write_json(tmp_path / "splits.json", splits.record())
+    known = recorded_copies(tmp_path / "splits.json")
+    monkeypatch.setattr(Folder, "content", lambda *_: pytest.fail("it read a file"))
+    again = make_splits(recipe, known)
+    assert again.record() == splits.record()
+    (tmp_path / "old.json").write_text("{}")
+    assert recorded_copies(tmp_path / "old.json") is None
+    assert recorded_copies(tmp_path / "none.json") is None

@@ -1,16 +1,19 @@
 """What the stages of a run hand on: records that later stages leave as they are."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.helpers.stages import small_splits
 from torch import nn
 
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.core.runtime import Runtime
+from tutelage.data.splits import Splits
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.evaluation.predict import Predictions
 from tutelage.models.batchnorm import decode_sample
@@ -18,6 +21,7 @@ from tutelage.models.digest import state_digest
 from tutelage.models.source import Model, with_state
 from tutelage.pipeline.context import Context
 from tutelage.pipeline.run import begin
+from tutelage.pipeline.stages.assemble import shared_splits
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.preflight import Checked, preflight
 from tutelage.pipeline.stages.prepare import prepare
@@ -186,3 +190,21 @@ def test_a_fit_takes_the_faster_precision_and_keeps_to_it(
     fit_teachers(prepare(recipe, run, Silent()))
     assert trained_in == ["bf16", "bf16"]
     assert len(probes) == 1
+
+
+def test_only_the_first_process_looks_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process read the beginnings of all files; now the others are told what the first one found."""
+    asked: list[object] = []
+    found = {"train": {"0": "1"}}
+
+    def make(data: object, copies: object = None) -> Splits:
+        asked.append(copies)
+        return replace(small_splits(), copies=found)
+
+    monkeypatch.setattr("tutelage.pipeline.stages.assemble.make_splits", make)
+    recipe = parse_recipe({"data": {"train": "digits"}})
+    assert shared_splits(recipe, Runtime.start()).copies == found
+    assert asked == [None]
+    monkeypatch.setattr(Runtime, "on_main", lambda *_: found)  # as in the second process
+    shared_splits(recipe, Runtime.start())
+    assert asked == [None, found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tutelage.core.files import read_json, read_jsonl, write_json
 from tutelage.core.run_dir import Run
 from tutelage.report.build import write_report
 from tutelage.report.run_records import read_run_records
+from tutelage.report.sections import data
+from tutelage.report.sections.images import images_section
 
 SHORT = {"train": {"epochs": 3, "lr": 1e-2}}
 SECTIONS = [
@@ -369,3 +372,18 @@ def test_an_older_outcome_of_no_difference_is_told_in_new_words(finished: Run, t
         write_report(run)
         page = run.report.read_text(encoding="utf-8")
         assert '<span class="same">Not significantly different from its start</span>' in page
+
+
+def test_the_page_does_not_look_for_copies_again(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run has them in its record; to find them, the beginnings of all files are read."""
+    monkeypatch.setattr(
+        "tutelage.data.duplicates.Copies.find", lambda *_: pytest.fail("it looked for copies")
+    )
+    data.splits.cache_clear()
+    found = read_run_records(finished)
+    assert found.copies == ""  # a record of an older version has none
+    records = replace(found, splits={**(found.splits or {}), "copies": {}})
+    assert len(data.splits(records.recipe_text, records.copies).test) > 0
+    data.splits.cache_clear()
+    images = images_section(records)
+    assert "cannot be read" not in str(images)

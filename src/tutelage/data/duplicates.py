@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +19,8 @@ READERS, CHUNK = (
     256,
 )  # threads, which mostly wait for the disk or the network; and images that one takes at a time
 Images = tuple[ImageSet, np.ndarray]  # a set, and int64 indices of some of its images
+Known = Mapping[str, Mapping[str, str]]  # ids of copies and of their originals, by the step that found them
+SOURCE = "source"  # the step that looks at all images of the training source, before it is split
 Key = tuple[int, int]  # size of a file, and a digest of its first bytes
 
 
@@ -28,29 +30,52 @@ class Copies:
     Only files of equal size are read, and whole only where their first 4 KiB are equal too. Images that have no file of
     their own (`ImageSet.content`), and files of less than 128 bytes, are not compared. What was read of beginnings is
     kept, so that one object should serve all comparisons of a run.
+
+    Attributes:
+        found: for each step, the ids of the copies among the images that it looked at, each with that of the held-out
+            image that it equals. They can be recorded, so that they need not be found again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Known | None = None) -> None:
+        """Begin.
+
+        Args:
+            known: what an earlier object found of the same images (`found`), which is then not looked for again.
+        """
+        self.found: dict[str, dict[str, str]] = {}
+        self._known = known
         self._heads: dict[
             ImageSet, tuple[np.ndarray, np.ndarray]
         ] = {}  # digests, and which of them are there
 
-    def positions(self, role: str, trained: Images, held: Sequence[Images], notes: list[str]) -> np.ndarray:
+    def positions(self, step: str, trained: Images, held: Sequence[Images], notes: list[str]) -> np.ndarray:
         """The positions of the training images that are copies, int64; a note on them is added to `notes`.
 
+        Args:
+            step: ``train``, ``unlabelled`` or ``teacher``, the role of the images; or `SOURCE`.
+            trained: the images to look at.
+            held: the held-out images.
+            notes: sentences about what is not used.
+
         Raises:
-            TutelageError: all are copies.
+            TutelageError: all are copies, or all labelled training images of a class.
         """
-        copies = self.find(trained, held)
+        role = "train" if step == SOURCE else step
         images, indices = trained
+        copies = (
+            self.find(trained, held) if self._known is None else _placed(trained, self._known.get(step, {}))
+        )
         if not copies:
             return np.array([], np.int64)
+        self.found[step] = {images.ids[int(indices[place])]: original for place, original in copies.items()}
         if len(copies) == len(indices):
             raise TutelageError(
                 f"data.{role}={images.name}: each of its {len(copies):,} images is in data.val or data.test too; name "
                 "other images, or keep the copies with data.drop_duplicates=false"
             )
-        pairs = [f"{images.ids[int(indices[place])]} = {original}" for place, original in copies.items()]
+        if role == "train":
+            _check_classes(trained, list(copies))
+        pairs = [f"{copy} = {original}" for copy, original in self.found[step].items()]
         notes.append(
             f"data.{role}={images.name}: {counted(len(copies), 'copy', 'copies')} of val or test images left out: "
             f"{listed(pairs)} (data.drop_duplicates=false keeps them)"
@@ -109,6 +134,35 @@ class Copies:
             list(readers.map(read, np.split(missing, range(CHUNK, len(missing), CHUNK))))
         known[missing] = True
         return heads[indices]
+
+
+def _placed(images: Images, known: Mapping[str, str]) -> dict[int, str]:
+    """Positions of known copies, each with the id of its original."""
+    if not known:
+        return {}
+    ids = (images[0].ids[index] for index in images[1].tolist())
+    return {place: known[name] for place, name in enumerate(ids) if name in known}
+
+
+def _check_classes(trained: Images, copies: list[int]) -> None:
+    """Refuse copies that are all training images of a class.
+
+    Raises:
+        TutelageError: names the class.
+    """
+    images, indices = trained
+    if images.labels is None or images.classes is None:
+        return
+    labels = images.labels[indices]
+    lost = np.setdiff1d(labels[copies], np.delete(labels, copies))
+    lost = lost[lost >= 0]
+    if len(lost):
+        names = [repr(images.classes[label]) for label in lost.tolist()]
+        raise TutelageError(
+            f"data.train={images.name}: each training image of {counted(len(names), 'class', 'classes')} "
+            f"({listed(names)}) is in data.val or data.test too; add other images, or keep the copies with "
+            "data.drop_duplicates=false"
+        )
 
 
 def _sizes(images: Images) -> np.ndarray:

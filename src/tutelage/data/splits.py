@@ -5,19 +5,21 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json
 from tutelage.core.recipe import DataRecipe
-from tutelage.data.duplicates import Copies
+from tutelage.data.duplicates import SOURCE, Copies, Known
 from tutelage.data.joined import join
 from tutelage.data.sources.base import ImageSet, open_source, parts_of
 from tutelage.data.subset import Subset, sample, whole
 
-__all__ = ["Splits", "Subset", "make_splits", "sample", "stratified", "whole"]
+__all__ = ["Splits", "Subset", "make_splits", "recorded_copies", "sample", "stratified", "whole"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Splits:
         seed: of the splits.
         notes: sentences about what is not used, such as copies of test images among the training images.
         teacher: images that the teacher is fitted to (``data.teacher``); None: `train`.
+        copies: the images that were left out as copies of held-out ones, see `Copies.found`.
     """
 
     train: Subset
@@ -44,6 +47,7 @@ class Splits:
     seed: int
     notes: tuple[str, ...] = ()
     teacher: Subset | None = None
+    copies: Known = field(default_factory=dict)
 
     def with_classes(self, classes: tuple[str, ...]) -> Splits:
         """Give names of classes to images that have no labels."""
@@ -60,10 +64,11 @@ class Splits:
             "seed": self.seed,
             "parts": {role: part.record() for role, part in parts.items() if part is not None},
             "notes": list(self.notes),
+            "copies": {step: dict(found) for step, found in self.copies.items()},
         }
 
 
-def make_splits(recipe: DataRecipe) -> Splits:
+def make_splits(recipe: DataRecipe, copies: Known | None = None) -> Splits:
     """Open the sources of a recipe and split them into training, validation and test images.
 
     Where ``test`` is null, the test images are the training source's own labelled test part; else its own val part
@@ -73,16 +78,20 @@ def make_splits(recipe: DataRecipe) -> Splits:
     ``test_fraction``, and the rest is for training, or for test where these images are not trained on. Where some
     of the shared images have labels, fractions are of these, and all others are for training.
 
+    Args:
+        recipe: names the sources.
+        copies: those that an earlier call found (`Splits.copies`); None: they are looked for.
+
     Raises:
         TutelageError: a source does not exist; a class of val or test is not in train; there is only one class; a
             subset is empty; val or test has no labels, but train has; an image would be in two subsets; every training
-            image is a copy of a held-out one.
+            image, or every one of a class, is a copy of a held-out one.
     """
     sets = _open_roles(recipe)
     classes = _classes(sets)
     notes = list(dict.fromkeys(note for images in sets.values() for note in images.notes))
-    copies = Copies()
-    left_out = _copies_of_others(sets, copies, notes) if recipe.drop_duplicates else np.array([], np.int64)
+    finder = Copies(copies)
+    left_out = _copies_of_others(sets, finder, notes) if recipe.drop_duplicates else np.array([], np.int64)
     parts = {
         role: part
         for group in _groups(sets).values()
@@ -95,7 +104,7 @@ def make_splits(recipe: DataRecipe) -> Splits:
         _check(role, part, parts["train"].labelled)
     _check_disjoint(parts)
     if recipe.drop_duplicates:
-        _drop_copies(parts, copies, notes)
+        _drop_copies(parts, finder, notes)
     parts |= _labelled_apart(parts["train"], parts.get("unlabelled"), recipe)
     unlabelled = parts.get("unlabelled")
     return Splits(
@@ -107,7 +116,15 @@ def make_splits(recipe: DataRecipe) -> Splits:
         recipe.split_seed,
         tuple(notes),
         parts.get("teacher"),
+        finder.found,
     )
+
+
+def recorded_copies(path: Path) -> Known | None:
+    """The copies that a run's record of its splits names; None where it is of an older version, or not there."""
+    record = read_json(path) if path.exists() else {}
+    found = record.get("copies") if isinstance(record, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def _open_roles(recipe: DataRecipe) -> dict[str, ImageSet]:
@@ -342,7 +359,7 @@ def _copies_of_others(sets: dict[str, ImageSet], copies: Copies, notes: list[str
     train = sets["train"]
     others = [sets[role] for role in ("val", "test") if sets[role].origin != train.origin]
     held = [(images, np.arange(len(images))) for images in others]
-    return copies.positions("train", (train, np.arange(len(train))), held, notes)
+    return copies.positions(SOURCE, (train, np.arange(len(train))), held, notes)
 
 
 def _drop_copies(parts: dict[str, Subset], copies: Copies, notes: list[str]) -> None:

@@ -13,7 +13,7 @@ from tutelage.core.files import entry, read_json, write_json
 from tutelage.core.recipe import ExportRecipe, Recipe, load_recipe
 from tutelage.core.run_dir import Run, write_digests
 from tutelage.data.sources.base import open_for_evaluation
-from tutelage.data.splits import Splits, Subset, make_splits, whole
+from tutelage.data.splits import Splits, Subset, make_splits, recorded_copies, whole
 from tutelage.deploy.bench import images_of
 from tutelage.deploy.build import VARIANTS, Say
 from tutelage.deploy.export import DeployReport, export_model
@@ -112,7 +112,7 @@ def export_run(
     recipe = load_recipe(run.recipe)
     if not run.student.is_file():
         raise TutelageError(f"{run.path}: has no student yet; go on with `tutelage resume {run.path}`")
-    splits = make_splits(recipe.data)
+    splits = make_splits(recipe.data, recorded_copies(run.splits))
     wants_teacher = recipe.export.teacher if teacher is None else teacher
     report = export_model(
         _saved(recipe.student.model, run.student),

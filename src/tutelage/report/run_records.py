@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -98,6 +99,12 @@ class RunRecords:
         # older runs, and those that have no verdict yet
         student, train = self.recipe.get("student") or {}, self.recipe.get("train") or {}
         return str(student.get("model", "")).endswith("@none") or bool(train.get("from_scratch"))
+
+    @property
+    def copies(self) -> str:
+        """The copies of held-out images that the run left out, as JSON; empty where an older version made the run."""
+        found = (self.splits or {}).get("copies")
+        return json.dumps(found, sort_keys=True) if isinstance(found, dict) else ""
 
     @property
     def baseline(self) -> str:

@@ -11,6 +11,7 @@ import torch
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import Recipe, StudentRecipe, TeacherRecipe
 from tutelage.core.runtime import Runtime
+from tutelage.data.duplicates import Known
 from tutelage.data.loading import Loading
 from tutelage.data.order import check_share, labelled_in_batch
 from tutelage.data.splits import Splits, Subset, make_splits
@@ -63,7 +64,7 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
         TutelageError: data or models are missing or do not fit.
     """
     torch.manual_seed(recipe.train.seed)  # for new heads and students from scratch
-    splits = make_splits(recipe.data)
+    splits = shared_splits(recipe, runtime)
     if recipe.train.labelled_share is not None:
         labelled = len(splits.train) if splits.train.labelled else 0
         images = len(splits.train) + len(splits.unlabelled or ())
@@ -94,6 +95,18 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
     for teacher in teachers:
         Looks(resolutions=recipe.targets.resolutions).check(teacher)
     return Assembled(recipe, splits, class_mapping, tuple(teachers), student)
+
+
+def shared_splits(recipe: Recipe, runtime: Runtime) -> Splits:
+    """Open and split the images. The first process alone reads files to find copies, and tells the others."""
+    made: list[Splits] = []
+
+    def look() -> Known:
+        made.append(make_splits(recipe.data))
+        return made[0].copies
+
+    copies = runtime.on_main(look)
+    return made[0] if made else make_splits(recipe.data, copies)
 
 
 def _without_labels(recipe: Recipe, splits: Splits) -> Recipe:

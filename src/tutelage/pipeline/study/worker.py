@@ -108,7 +108,7 @@ def run_study(plan: Plan, root: Path, progress: Progress, command: str) -> Ranki
 def _check_labels(plan: Plan) -> None:
     """Refuse images for model selection that have no labels, before any trial is run."""
     try:
-        val = make_splits(plan.base.data).val
+        val = make_splits(plan.base.data.model_copy(update={"drop_duplicates": False})).val
     except TutelageError:
         return  # each trial says what is wrong with its images
     if not val.labelled:

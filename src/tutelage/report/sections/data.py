@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import Any
 
 
 @lru_cache(maxsize=4)
-def splits(recipe_text: str) -> Any:
+def splits(recipe_text: str, copies: str) -> Any:
     """Make the splits of the data as the run did.
+
+    Args:
+        recipe_text: of ``recipe.yaml``.
+        copies: of held-out images that the run left out, as JSON; empty: they are looked for again.
 
     Raises:
         TutelageError: the recipe or the data cannot be read.
     """
     from tutelage.data.splits import make_splits
 
-    return make_splits(recipe(recipe_text).data)
+    return make_splits(recipe(recipe_text).data, json.loads(copies) if copies else None)
 
 
 def recipe(text: str) -> Any:

@@ -62,7 +62,7 @@ def _cards(records: RunRecords, predictions: RunPredictions, positions: Sequence
     from tutelage.data.decode import UnreadableImage
     from tutelage.report.thumbnails import picture
 
-    part = splits(records.recipe_text).test
+    part = splits(records.recipe_text, records.copies).test
     place = {id: position for position, id in enumerate(part.ids)}
     names = class_names(predictions.classes)
     cards = []

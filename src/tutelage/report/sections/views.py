@@ -22,7 +22,7 @@ def views_section(records: RunRecords) -> Section:
         return missing(id, title, f"The input sizes of the models are not recorded yet: {records.reached}.")
     specs = {who: InputSpec.from_dict(values) for who, values in inputs.items() if values}
     try:
-        rows = _contact_sheet(records.recipe_text, tuple(specs.values()))
+        rows = _contact_sheet(records.recipe_text, records.copies, tuple(specs.values()))
     except TutelageError as error:
         return missing(id, title, f"The training images cannot be read: {error}")
     names = class_names([row.label for row in rows])
@@ -30,8 +30,8 @@ def views_section(records: RunRecords) -> Section:
 
 
 @lru_cache(maxsize=4)
-def _contact_sheet(recipe_text: str, specs: tuple[InputSpec, ...]) -> list[Any]:
+def _contact_sheet(recipe_text: str, copies: str, specs: tuple[InputSpec, ...]) -> list[Any]:
     """Draw the views once: a watched page is made again after each epoch, and they stay the same."""
     from tutelage.report.thumbnails import contact_sheet
 
-    return contact_sheet(splits(recipe_text).train, recipe(recipe_text), specs)
+    return contact_sheet(splits(recipe_text, copies).train, recipe(recipe_text), specs)
