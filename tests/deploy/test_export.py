@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -17,13 +18,16 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_json, write_text
 from tutelage.core.recipe import Recipe, dump_recipe
 from tutelage.core.run_dir import Run
+from tutelage.data.duplicates import Copies
 from tutelage.data.input_spec import InputSpec, normalised
 from tutelage.data.loading import eval_loader, normalise
 from tutelage.data.sources.synthetic import Synthetic
+from tutelage.deploy import build as build_module
 from tutelage.deploy import export
 from tutelage.deploy import parity as parity_module
 from tutelage.deploy.bench import images_of
-from tutelage.deploy.build import VARIANTS, head_labels
+from tutelage.deploy.build import VARIANTS, Deployed, head_labels
+from tutelage.deploy.command import export_run
 from tutelage.deploy.compare import compare_deployed
 from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
 from tutelage.deploy.export import export_model
@@ -339,6 +343,127 @@ def test_the_search_for_harmful_layers_is_bounded_and_says_what_it_does(
     assert attempts == [0]
 
 
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_the_attempts_of_both_forms_share_one_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that takes longer than what is left is not begun."""
+    spec = InputSpec(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    onnx, openvino_model, pictures = digits_and_answers(Fragile(), spec, tmp_path)
+    attempts: list[int] = []
+    clock = Clock()
+
+    def slow(self: Quantiser, model: object, form: str, kept: list[str]) -> object:
+        attempts.append(len(kept))
+        clock.now += 25
+        return model
+
+    monkeypatch.setattr("tutelage.deploy.quantise.time", clock)
+    monkeypatch.setattr(Quantiser, "_quantised", slow)
+    monkeypatch.setattr(Quantiser, "_lost", lambda *_: 50.0)
+    quantiser = Quantiser(pictures, spec, pictures, 1.0)
+    quantiser.openvino(openvino_model)
+    assert attempts == [0, 1, 1]  # 50 of 60 seconds are over
+    quantiser.onnx(onnx)
+    assert attempts == [0, 1, 1, 1]  # one is always made
+
+
+def test_a_long_step_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = InputSpec(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    _, openvino_model, pictures = digits_and_answers(Depthwise(), spec, tmp_path)
+    monkeypatch.setattr("tutelage.core.progress.EVERY", -1.0)
+    Quantiser(pictures, spec, pictures, 100.0, print).openvino(openvino_model)
+    lines = capsys.readouterr().out.splitlines()
+    assert "OpenVINO: quantising to int8, 40 images read" in lines  # although NNCF's own output is hidden
+    assert "OpenVINO: float32 on 32 of 40 images" in lines
+    assert "OpenVINO: int8 on 40 of 40 images" in lines
+
+
+# --- files that cannot be made
+
+
+class Branching(torch.nn.Module):
+    """Which way it goes depends on the images, so that no exporter can follow it."""
+
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = images.mean((2, 3)) if float(images.sum()) > 0 else images.amax((2, 3))
+        return self.head(pooled)
+
+
+@pytest.mark.parametrize("why", ["it branches on data", "openvino fails"])
+def test_a_teacher_that_cannot_be_exported_keeps_no_file_from_the_student(
+    why: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Model.of(Branching(), input_spec=InputSpec(8, 8), name="branching")
+    if why == "openvino fails":
+        plain = build_module.build
+
+        def fails(model: Model, *arguments: object, **more: object) -> Deployed:
+            if model is teacher:
+                raise RuntimeError("the runtime does not know this operator")
+            return plain(model, *arguments, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(export, "build", fails)
+    lines: list[str] = []
+    report = export_model(
+        exported.model,
+        tmp_path / "out",
+        teacher=teacher,
+        test=exported.splits.test,
+        int8=False,
+        say=lines.append,
+    )
+    assert {"model.onnx", "model.xml", "model.bin"} <= names(tmp_path / "out")
+    (note,) = [line for line in report.table.notes if line.startswith("compared without the teacher's files")]
+    assert note in lines
+    assert "\n" not in note
+
+
+@pytest.mark.parametrize(
+    ("station", "missing"),
+    [
+        ("Quantiser.openvino", ["model-int8.xml"]),
+        ("Quantiser.onnx", ["model-int8.onnx"]),
+        ("to_openvino", ["model.xml", "model-int8.xml"]),
+    ],
+)
+def test_a_file_that_cannot_be_made_costs_no_other(
+    station: str,
+    missing: list[str],
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object) -> object:
+        raise RuntimeError("not\nimplemented")
+
+    monkeypatch.setattr(f"tutelage.deploy.build.{station}", fails)
+    out = tmp_path / "out"
+    code, _, err = run(capsys, "export", exported.spec, "--data", "digits", "--out", str(out))
+    assert code == 1
+    every = {"model.onnx", "model-int8.onnx", "model.xml", "model-int8.xml"}
+    assert {name for name in names(out) if name.endswith((".onnx", ".xml"))} == every - set(missing)
+    told = [line for line in err.splitlines() if line.startswith(str(out))]
+    assert told == [f"{out / missing[0]}: cannot be made (RuntimeError: not implemented)"]
+    assert missing[0] in json.loads((out / "deploy.json").read_text())["missing"]
+
+
 class Depthwise(torch.nn.Module):
     """What EfficientNet-Lite is made of: NNCF would give each channel of the depthwise layer's input its own scale."""
 
@@ -443,6 +568,22 @@ def test_a_runs_table_gains_its_files(exported: Exported, tmp_path: Path) -> Non
     assert rows["onnx"]["n"] == len(exported.splits.test)
     assert run_.digests.is_file()
     assert Manifest.read(run_.deploy).provenance["run"] == "digits"
+
+
+def test_an_export_does_not_look_for_copies_again(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run has them in its record; to find them, the beginnings of all files are read."""
+    run_ = Run.create(tmp_path, "digits")
+    recipe = Recipe.model_validate({"student": "test_efficientnet@none", "data": DATA.model_dump()})
+    write_text(run_.recipe, dump_recipe(recipe))
+    shutil.copy(exported.spec.partition("@")[2], run_.student)
+    write_json(run_.splits, exported.splits.record())
+    monkeypatch.setattr(Copies, "find", lambda *_: pytest.fail("it looked for copies"))
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("tutelage.deploy.command.export_model", lambda *_, **named: given.update(named))
+    export_run(run_)
+    assert given["calibration"].digest() == exported.splits.train.digest()
 
 
 def test_a_run_is_exported_without_its_teacher_unless_asked(

@@ -50,7 +50,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a model as ONNX and OpenVINO files, and verify them; the exit code is 1 if one fails."""
+    """Write a model as ONNX and OpenVINO files, and verify them; the exit code is 1 if one fails or cannot be made."""
     from rich.console import Console
 
     from tutelage.core.begun import where_it_began
@@ -77,7 +77,9 @@ def export(
     print(f"written to {report.directory}")
     for name, reason in report.rejected.items():
         print(f"{report.directory / 'rejected' / name}: {reason}", file=sys.stderr)
-    if report.rejected:
+    for name, reason in report.missing.items():
+        print(f"{report.directory / name}: cannot be made ({reason})", file=sys.stderr)
+    if report.rejected or report.missing:
         raise SystemExit(1)
 
 

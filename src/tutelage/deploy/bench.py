@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.progress import Often
 from tutelage.data.loading import BadImages, dead_workers_named, eval_loader, normalise
 from tutelage.data.sources.base import open_for_evaluation, open_source, parts_of
 from tutelage.data.sources.synthetic import Synthetic
@@ -83,6 +84,7 @@ class Bench:
         subset: Subset | None,
         batch_size: int,
         roles: Sequence[str] | None = None,
+        say: Say = lambda line: None,
     ) -> None:
         """Prepare the models.
 
@@ -92,7 +94,9 @@ class Bench:
             batch_size: images per batch, with which the throughput will be measured.
             roles: one for each model; the role of a file is that of its model and its own. None: rows are named by
                 their model.
+            say: called with a line every few seconds while images are classified.
         """
+        self._say = say
         self.subset = subset or whole(Synthetic(MADE_UP))
         self._batch_size = batch_size
         self._entries = [
@@ -118,7 +122,7 @@ class Bench:
         if key not in self._predictions:
             entry = next(entry for entry in self._entries if entry.model is model)
             kin = [e.model for e in self._entries if e.deployed is entry.deployed]
-            self._predictions |= _answers(kin, self.subset, self._batch_size, bad)
+            self._predictions |= _answers(kin, self.subset, self._batch_size, bad, self._say)
         return self._predictions[key]
 
     def like_for_like(self, table: Table) -> Table:
@@ -188,17 +192,21 @@ def _entries(one: Deployed, batch_size: int, role: str | None) -> list[_Entry]:
 @torch.inference_mode()
 @dead_workers_named()
 def _answers(
-    models: Sequence[Model], subset: Subset, batch_size: int, bad: BadImages | None
+    models: Sequence[Model], subset: Subset, batch_size: int, bad: BadImages | None, say: Say
 ) -> dict[int, Predictions]:
     """Logits of models with the same input; each image is decoded once for all of them."""
     spec = models[0].input_spec
     predictions: list[list[Tensor]] = [[] for _ in models]
     index: list[Tensor] = []
+    done = Often(
+        lambda count: say(f"{models[0].spec} and its files: {count:,} of {len(subset):,} images classified")
+    )
     for batch in eval_loader(subset, [spec], batch_size, bad=bad or BadImages(len(subset) // 2)):
         images = normalise(batch["images"][0], spec)
         index.append(batch["index"])
         for logits, model in zip(predictions, models, strict=True):
             logits.append(model.module(images))
+        done.add(len(images))
     if not index:
         raise TutelageError(f"{subset.images.name}: none of the images can be decoded")
     places = torch.cat(index)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tutelage.core.errors import one_line
 from tutelage.data.classes import map_classes
 from tutelage.data.loading import BadImages, eval_loader
 from tutelage.data.splits import Subset
@@ -22,7 +24,8 @@ from tutelage.deploy.convert import (
     to_onnx,
     to_openvino,
 )
-from tutelage.deploy.manifest import Manifest, one_line
+from tutelage.deploy.manifest import Manifest
+from tutelage.deploy.manifest import one_line as as_label
 from tutelage.deploy.quantise import Pictures, Quantiser
 from tutelage.deploy.runtime import Arithmetic, Session, has_bf16, open_session
 from tutelage.models.source import Model
@@ -32,6 +35,7 @@ VALIDATION_IMAGES = 500  # images on which the accuracy of int8 is measured
 READ = 64  # images per batch
 MIB = 2**20
 Say = Callable[[str], object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,9 @@ class Deployed:
     directory: Path
     manifest: Manifest
     variants: tuple[Variant, ...]
+    missing: Mapping[str, str] = field(
+        default_factory=dict
+    )  # files that could not be made, each with the reason
 
     def size_mb(self, variant: Variant) -> float:
         """Size of all that the runtime loads, in MiB (2^20 bytes)."""
@@ -104,6 +111,8 @@ def build(
 ) -> Deployed:
     """Write ``model.onnx`` and ``model.xml``, and, with `material`, the same in int8.
 
+    Where one of the files that are made from ``model.onnx`` cannot be made, the others are.
+
     Args:
         model: on any device; it is not changed.
         directory: an existing directory.
@@ -116,11 +125,27 @@ def build(
     """
     require_deploy()
     manifest = _manifest(model, material, provenance or {})
+    missing: dict[str, str] = {}
+
+    def attempt(name: str, make: Callable[[Path], T]) -> T | None:
+        try:
+            return make(directory / name)
+        except Exception as error:  # of OpenVINO or NNCF, without a common base
+            missing[name] = f"{type(error).__name__}: {one_line(error)}"[:300]
+            say(f"{model.spec}: {name} cannot be made ({missing[name]})")
+            for file in files_of(directory / name):
+                file.unlink(missing_ok=True)
+            return None
+
+    def float_openvino(path: Path) -> Any:
+        made = to_openvino(directory / "model.onnx")
+        save_openvino(made, path, manifest)
+        return made
+
     say(f"{model.spec}: ONNX and OpenVINO")
     onnx = to_onnx(model.module, model.input_spec)
     save_onnx(onnx, directory / "model.onnx", manifest)
-    openvino = to_openvino(directory / "model.onnx")
-    save_openvino(openvino, directory / "model.xml", manifest)
+    openvino = attempt("model.xml", float_openvino)
     if material:
         calibration = _pictures(model, material.calibration, CALIBRATION)
         validation = _labelled(
@@ -133,9 +158,12 @@ def build(
             material.max_drop,
             lambda line: say(f"{model.spec}: {line}"),
         )
-        save_openvino(quantiser.openvino(openvino), directory / "model-int8.xml", manifest)
-        save_onnx(quantiser.onnx(onnx), directory / "model-int8.onnx", manifest)
-    return Deployed(model, directory, manifest, _present(directory))
+        if openvino is not None:
+            attempt(
+                "model-int8.xml", lambda path: save_openvino(quantiser.openvino(openvino), path, manifest)
+            )
+        attempt("model-int8.onnx", lambda path: save_onnx(quantiser.onnx(onnx), path, manifest))
+    return Deployed(model, directory, manifest, _present(directory), missing)
 
 
 def files_of(file: Path) -> tuple[Path, ...]:
@@ -218,7 +246,7 @@ def _manifest(model: Model, material: Material | None, provenance: Mapping[str, 
     }
     if material:
         facts["calibration"] = f"{material.calibration.images.name} {material.calibration.digest()[:16]}"
-    return Manifest(model.name, model.input_spec, tuple(map(one_line, model.class_names or ids)), ids, facts)
+    return Manifest(model.name, model.input_spec, tuple(map(as_label, model.class_names or ids)), ids, facts)
 
 
 def _pictures(model: Model, subset: Subset, wanted: int) -> Pictures:

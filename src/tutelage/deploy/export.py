@@ -6,12 +6,12 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import write_json
 from tutelage.data.sources.synthetic import Synthetic
 from tutelage.data.splits import Subset, whole
@@ -38,12 +38,14 @@ class DeployReport:
         table: the teacher and its files, where it was given; the model; its files.
         checks: one for each of the model's files and ways of running it.
         images: on which they were checked, in words.
+        missing: the files that could not be made, each with the reason.
     """
 
     directory: Path
     table: Table
     checks: tuple[Checked, ...]
     images: str
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -72,6 +74,7 @@ class DeployReport:
                 for one in self.checks
             ],
             "rejected": self.rejected,
+            "missing": dict(self.missing),
         }
 
 
@@ -122,7 +125,7 @@ def export_model(
         with TemporaryDirectory() as elsewhere:
             first, missing = _teachers_files(teacher, Path(elsewhere), material, say)
             roles = ["teacher", ""] if first else [""]
-            bench = Bench([*first, deployed], test, BATCH, roles)
+            bench = Bench([*first, deployed], test, BATCH, roles, say)
             table = evaluate(
                 bench.models,
                 bench.rows,
@@ -138,7 +141,10 @@ def export_model(
         images = bench.subset.images.name
         lines = [*([calibrated(material)] if material else []), *missing]
         lines += [*(one.sentence(images) for one in checks), *notes, *_unnamed(model)]
-        report = DeployReport(out, Table(table.rows, [*table.notes, *lines]), checks, images)
+        lines += [f"{name}: cannot be made ({reason})" for name, reason in deployed.missing.items()]
+        report = DeployReport(
+            out, Table(table.rows, [*table.notes, *lines]), checks, images, deployed.missing
+        )
         _publish(stage, deployed, report)
     return report
 
@@ -151,8 +157,8 @@ def _teachers_files(
         return [], []
     try:
         return [build(teacher, directory, material, say=say)], []
-    except TutelageError as error:
-        note = f"compared without the teacher's files: {error}"
+    except Exception as error:  # also of OpenVINO or NNCF, without a common base
+        note = f"compared without the teacher's files: {one_line(error)}"
         say(note)
         return [], [note]
 

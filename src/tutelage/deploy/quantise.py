@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.core.progress import Often
 from tutelage.data.input_spec import InputSpec, normalised
 from tutelage.deploy.convert import INPUT, quiet
 
 SHARES = (0.1, 0.3, 0.6)  # of the layers that stay in float32, tried in turn until int8 loses little enough
-SECONDS = 40.0  # no further share is tried for a file after so long
+SECONDS = 60.0  # for all attempts after plain quantisation; none begins that would take longer, as the one before did
 RANKING = 16  # images on which the layers' errors are measured
 BATCH = 16  # images
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")  # OpenVINO's names of what is quantised
@@ -42,8 +44,8 @@ class Quantiser:
     """Quantises weights and activations of one network to int8, in its OpenVINO and in its ONNX form.
 
     Where plain quantisation loses more accuracy than is allowed, layers are left in float32, the most harmful first:
-    a tenth of them, then 30%, then 60% (`SHARES`), until it does not. No attempt begins more than `SECONDS` after
-    plain quantisation, so that the time is bounded; the most accurate attempt is then the result.
+    a tenth of them, then 30%, then 60% (`SHARES`), until it does not. The attempts for both forms together take no more
+    than about `SECONDS`, so that the time is bounded; the most accurate attempt is then the result.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Quantiser:
             spec: input of the model.
             validation: labelled images to measure accuracy on; None: plain quantisation, whatever it loses.
             max_drop: points of top-1 that may be lost on them.
-            say: called with a line before each step.
+            say: called with a line before each step, and every few seconds within a long one.
         """
         self.calibration = calibration
         self.spec = spec
@@ -71,6 +73,8 @@ class Quantiser:
         self._reference: float | None = None  # top-1 in float32, which both forms share
         self._pair: tuple[Any, Any] | None = None  # the OpenVINO form and its plain int8 form
         self._first = 0  # how many of SHARES were too small for the form before
+        self._left = SECONDS
+        self._took = 0.0  # seconds of the attempt before
 
     def openvino(self, model: Any) -> Any:
         """Return the int8 form of an ``openvino.Model``, which is not changed."""
@@ -87,27 +91,41 @@ class Quantiser:
         if self.validation is None:
             return plain
         if self._reference is None:
-            self._reference = self._top1(model)
+            self._reference = self._top1(model, form, "float32")
         tries: list[tuple[float, Any]] = []
         if plain is not None:
             tries.append((self._lost(plain, form, 0, ()), plain))
         layers: Sequence[str] = ()
-        begin = time.monotonic()
         for share in SHARES[max(0, self._first - 1) :]:
-            if tries and (tries[-1][0] <= self.max_drop or time.monotonic() - begin > SECONDS):
+            if tries and (tries[-1][0] <= self.max_drop or self._took > self._left or self._pair is None):
                 break
+            begin = time.monotonic()
             layers = layers or self._ranked()
             kept = layers[: math.ceil(share * len(layers))]
             self._first = max(self._first, SHARES.index(share) + 1)
             candidate = self._quantised(model, form, kept)
             tries.append((self._lost(candidate, form, len(kept), layers), candidate))
+            self._took = time.monotonic() - begin
+            self._left -= self._took
         return min(tries, key=lambda one: max(one[0], self.max_drop))[1]
 
     def _quantised(self, model: Any, form: str, kept: Sequence[str]) -> Any:
         nncf: Any = importlib.import_module("nncf")
         pixels = list(self.calibration.pixels)
         self.say(f"{form}: quantising to int8, calibrated on {len(pixels)} images")
-        feed = nncf.Dataset(pixels, lambda one: {INPUT: normalised(one[None], self.spec)})
+        shown = sys.stdout  # NNCF's own is hidden
+
+        def tell(count: int) -> None:
+            with contextlib.redirect_stdout(shown):
+                self.say(f"{form}: quantising to int8, {count:,} images read")
+
+        read = Often(tell)
+
+        def transform(one: np.ndarray) -> dict[str, np.ndarray]:
+            read.add(1)
+            return {INPUT: normalised(one[None], self.spec)}
+
+        feed = nncf.Dataset(pixels, transform)
         with _silent():
             return nncf.quantize(model, feed, subset_size=len(pixels), **_options(model, kept))
 
@@ -115,21 +133,23 @@ class Quantiser:
         """Points of top-1 that an int8 form loses."""
         assert self._reference is not None
         assert self.validation is not None
-        lost = self._reference - self._top1(model)
+        lost = self._reference - self._top1(model, form, "int8")
         floats = f" with {kept} of {len(layers)} layers in float32" if kept else ""
         self.say(
             f"{form}: int8{floats} loses {max(0.0, lost):.2f} points of top-1 on {len(self.validation.pixels)} images"
         )
         return lost
 
-    def _top1(self, model: Any) -> float:
+    def _top1(self, model: Any, form: str, kind: str) -> float:
         assert self.validation is not None
-        run, right = _runner(model), 0
-        for begin in range(0, len(self.validation.pixels), BATCH):
+        run, right, images = _runner(model), 0, len(self.validation.pixels)
+        done = Often(lambda count: self.say(f"{form}: {kind} on {count:,} of {images:,} images"))
+        for begin in range(0, images, BATCH):
             pixels = self.validation.pixels[begin : begin + BATCH]
             labels = self.validation.labels[begin : begin + BATCH]
             right += int((run(normalised(pixels, self.spec)).argmax(1) == labels).sum())
-        return 100 * right / max(1, len(self.validation.pixels))
+            done.add(len(pixels))
+        return 100 * right / max(1, images)
 
     def _ranked(self) -> list[str]:
         """Return the names of all layers, the most harmful first: by the error that a layer adds to its inputs'.

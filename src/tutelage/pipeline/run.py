@@ -219,6 +219,8 @@ def deploy(run: Run, progress: Progress) -> None:
     report = export_run(run, say=progress.say)
     for name, reason in report.rejected.items():
         progress.say(f"{name} is not fit to be deployed: {reason}")
+    for name, reason in report.missing.items():
+        progress.say(f"{name} cannot be made: {reason}")
 
 
 @contextmanager
