@@ -6,6 +6,7 @@ The names here are imported when they are asked for: ``import tutelage`` is quic
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from tutelage.distillation.distiller import Distiller
     from tutelage.distillation.teacher import Teacher
     from tutelage.models.source import Model
+
+# A library may set the root logger to ERROR when it is imported, as MLflow does. Warnings of this package, such as the
+# name of an image that cannot be read, are for the user: so their logger has a level of its own.
+if (_log := logging.getLogger(__name__)).level == logging.NOTSET:
+    _log.setLevel(logging.WARNING)
 
 __all__ = [
     "Advice",

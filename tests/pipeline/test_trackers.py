@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from tutelage.distillation.stop import Interrupted
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
 from tutelage.pipeline.run import begin, distill
-from tutelage.pipeline.trackers import TensorBoard, Tracker, open_trackers, tracking
+from tutelage.pipeline.trackers import TensorBoard, Tracker, Trackers, open_trackers, tracking
 
 PARAMS = {
     "train": {"lr": 1e-3, "epochs": 2},
@@ -295,3 +296,20 @@ def test_a_tracker_that_fails_costs_no_training(run: Run, caplog: pytest.LogCapt
     tracker.on_epoch({"lr": 0.1})  # no stage: the tracker breaks
     tracker.on_epoch(ROWS[0])
     assert "tensorboard is disabled after an error" in caplog.text
+
+
+def test_a_library_that_quiets_the_root_logger_hides_no_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MLflow sets the root logger to ERROR when it is imported, so that its own failure was not told."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://store")
+    before = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        assert logging.getLogger("tutelage.data.loading").isEnabledFor(logging.WARNING)  # names of bad images
+        with tracking(["mlflow"], run, PARAMS) as tracker:
+            assert isinstance(tracker, Trackers)
+            assert tracker.trackers == {}
+    finally:
+        logging.root.setLevel(before)
+    assert "mlflow cannot start, and the run goes on without it" in caplog.text
