@@ -253,9 +253,16 @@ def test_options_change_what_a_recipe_says(tmp_path: Path, monkeypatch: pytest.M
     assert recipe.name == "20240501"
 
 
-def test_a_rejected_file_of_one_seed_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", ["rejected", "missing"])
+def test_a_file_of_one_seed_that_is_rejected_or_cannot_be_made_is_exit_code_1(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def seeds(recipe: Recipe, run: Run, *_: object) -> dict[str, object]:
-        (run.path / "seed-1" / "deploy" / "rejected").mkdir(parents=True)
+        deployed = run.path / "seed-1" / "deploy"
+        (deployed / "rejected" if fault == "rejected" else deployed).mkdir(parents=True)
+        (deployed / "deploy.json").write_text(
+            '{"missing": {"model.xml": "no"}}' if fault == "missing" else "{}"
+        )
         return {"pairs": [], "sentence": ""}
 
     monkeypatch.setattr("tutelage.pipeline.seeds.distill_seeds", seeds)

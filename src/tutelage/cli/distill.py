@@ -214,5 +214,13 @@ def carry_out(recipe: Recipe, run: Run, progress: str) -> None:
         raise SystemExit(1) from None
     if seeds == 1:
         show(run, reporter)
-    if any(place.exists() for place in [run.deploy / "rejected", *run.path.glob("seed-*/deploy/rejected")]):
+    if any(map(_incomplete, [run.deploy, *run.path.glob("seed-*/deploy")])):
         raise SystemExit(1)
+
+
+def _incomplete(deployed: Path) -> bool:
+    """Whether a file of a deployed directory was rejected or could not be made."""
+    from tutelage.core.files import read_json
+
+    report = deployed / "deploy.json"
+    return (deployed / "rejected").exists() or (report.exists() and bool(read_json(report).get("missing")))
