@@ -275,6 +275,7 @@ def unbalanced_classes(here: Here) -> None:
     assert "Mean recall of classes" in page or "mean recall of classes" in page
     assert "95% interval" in page
     assert "too few to tell" in page
+    assert "Of 1 class there is no test image, so that nothing is known:\nc." in page
     assert read_json(ended.run.comparison)["verdict"]["outcome"] == "not significantly different"
 
 

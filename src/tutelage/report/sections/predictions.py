@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tutelage.report import plots, tables
 from tutelage.report.class_names import class_names
 from tutelage.report.page import UNLABELLED, Section, embed, missing, render_section
 from tutelage.report.predictions import (
     TELLING,
+    ClassChange,
     agreement,
     class_changes,
     confusion_matrix,
@@ -47,6 +50,14 @@ def agreement_section(records: RunRecords) -> Section:
     )
 
 
+def _absent(records: RunRecords, changes: Sequence[ClassChange]) -> list[str]:
+    """Name the classes of the data that have no test image."""
+    there = {c.name for c in changes}
+    missing = [name for name in (records.splits or {}).get("classes") or () if name not in there]
+    names = class_names(missing)
+    return [names[name] for name in missing]
+
+
 def classes_section(records: RunRecords) -> Section:
     """Show the change of each class and the most frequent mistakes."""
     id, title = "classes", "Results for each class"
@@ -70,6 +81,7 @@ def classes_section(records: RunRecords) -> Section:
         baseline=baseline,
         change=embed(plots.class_changes(changes, names)) if moved else None,
         few=[c.name for c in changes if not c.telling],
+        absent=_absent(records, changes),
         least=TELLING,
         classes=len(changes),
         sizes=str(smallest) if smallest == largest else f"{smallest} to {largest}",
