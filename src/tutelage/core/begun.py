@@ -109,10 +109,15 @@ def where_it_began(run: Run) -> Iterator[Run]:
 
 
 def _paths(recipe: Recipe) -> Iterator[Path]:
-    """Yield what may be a relative path in a recipe: data and weights, without kind and part."""
+    """Yield what may be a relative path in a recipe: data, lists and weights, without kind and part."""
     data = (recipe.data.train, recipe.data.val, recipe.data.test, recipe.data.unlabelled, recipe.data.teacher)
     models = (recipe.teacher.model, *recipe.teacher.others, recipe.student.model)
-    for text in (*data, *(model.partition("@")[2] for model in models), recipe.targets.directory):
+    for text in (
+        *data,
+        recipe.data.exclude,
+        *(model.partition("@")[2] for model in models),
+        recipe.targets.directory,
+    ):
         for path in {text or "", (text or "").partition(":")[2]}:
             for name in {path, path.rpartition("#")[0]}:
                 if name and not os.path.isabs(name):

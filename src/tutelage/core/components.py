@@ -113,6 +113,9 @@ class DataRecipe(Component):
     """The run stops at more undecodable images than this."""
     drop_duplicates: bool = True
     """Leave out training images whose files are equal, byte for byte, to those of val or test images."""
+    exclude: Text | None = None
+    """Text file with the path of an image on each line, as `tutelage data --fix` writes it: these are left out of
+    train, val and unlabelled, and a test image is refused. null: none."""
     max_megapixels: Positive | None = None
     """Larger images are refused as decompression bombs, in 10^6 pixels; null: 89.5, Pillow's limit."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

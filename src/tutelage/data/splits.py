@@ -15,6 +15,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json
 from tutelage.core.recipe import DataRecipe
 from tutelage.data.duplicates import SOURCE, Copies, Known
+from tutelage.data.exclude import Exclusion, leave_out
 from tutelage.data.joined import join
 from tutelage.data.sources.base import ImageSet, open_source, parts_of
 from tutelage.data.subset import Subset, sample, whole
@@ -37,6 +38,7 @@ class Splits:
         notes: sentences about what is not used, such as copies of test images among the training images.
         teacher: images that the teacher is fitted to (``data.teacher``); None: `train`.
         copies: the images that were left out as copies of held-out ones, see `Copies.found`.
+        exclusion: what ``data.exclude`` leaves out of all parts but test; None without such a list.
     """
 
     train: Subset
@@ -48,6 +50,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     teacher: Subset | None = None
     copies: Known = field(default_factory=dict)
+    exclusion: Exclusion | None = None
 
     def with_classes(self, classes: tuple[str, ...]) -> Splits:
         """Give names of classes to images that have no labels."""
@@ -65,6 +68,7 @@ class Splits:
             "parts": {role: part.record() for role, part in parts.items() if part is not None},
             "notes": list(self.notes),
             "copies": {step: dict(found) for step, found in self.copies.items()},
+            **({"excluded": self.exclusion.record()} if self.exclusion else {}),
         }
 
 
@@ -85,7 +89,8 @@ def make_splits(recipe: DataRecipe, copies: Known | None = None) -> Splits:
     Raises:
         TutelageError: a source does not exist; a class of val or test is not in train; there is only one class; a
             subset is empty; val or test has no labels, but train has; an image would be in two subsets; every training
-            image, or every one of a class, is a copy of a held-out one.
+            image, or every one of a class, is a copy of a held-out one; ``data.exclude`` names a test image, or what is
+            no image.
     """
     sets = _open_roles(recipe)
     classes = _classes(sets)
@@ -97,6 +102,10 @@ def make_splits(recipe: DataRecipe, copies: Known | None = None) -> Splits:
         for group in _groups(sets).values()
         for role, part in _share(group, recipe, left_out if "train" in group else left_out[:0]).items()
     }
+    exclusion = None
+    if recipe.exclude:
+        parts, exclusion = leave_out(parts, sets, recipe.exclude)
+        notes += [exclusion.note()] if exclusion.left_out else []
     parts = {role: _limited(_with_classes(part, classes), recipe) for role, part in parts.items()}
     if "unlabelled" in parts:  # its folders may be no classes at all
         parts["unlabelled"] = replace(parts["unlabelled"], labels_hidden=True)
@@ -117,6 +126,7 @@ def make_splits(recipe: DataRecipe, copies: Known | None = None) -> Splits:
         tuple(notes),
         parts.get("teacher"),
         finder.found,
+        exclusion,
     )
 
 

@@ -122,6 +122,12 @@ def _record_splits(splits: Splits, context: Context) -> None:
     record, path = splits.record(), context.run.splits
     if path.exists():
         before = entry(path, "parts")
+        lists = [found.get("excluded") or {} for found in (read_json(path), record)]
+        if lists[0].get("digest") != lists[1].get("digest"):
+            file = lists[0].get("file") or lists[1].get("file")
+            raise TutelageError(
+                f"data.exclude={file}: the list has changed since the run began ({path}); restore it, or begin a new run"
+            )
         changed = [role for role, subset in record["parts"].items() if subset != before.get(role)]
         if changed:
             raise TutelageError(
