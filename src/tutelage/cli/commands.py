@@ -11,6 +11,7 @@ import typer
 
 from tutelage.cli import deploy, lists, look
 from tutelage.cli.advise import advise
+from tutelage.cli.data import data as look_at_data
 from tutelage.cli.distill import carry_out, distill
 from tutelage.cli.group import Commands
 from tutelage.cli.interrupts import INTERRUPTED, exit_now, interrupts_exit, interrupts_raise
@@ -77,6 +78,7 @@ def quickstart(
         carry_out(recipe, run, progress)
 
 
+app.command("data", rich_help_panel=START, no_args_is_help=True)(look_at_data)
 app.command(rich_help_panel=START, no_args_is_help=True)(advise)
 
 

@@ -115,7 +115,7 @@ class DataRecipe(Component):
     """Leave out training images whose files are equal, byte for byte, to those of val or test images."""
     exclude: Text | None = None
     """Text file with the path of an image on each line, as `tutelage data --fix` writes it: these are left out of
-    train, val and unlabelled, and a test image is refused. null: none."""
+    all parts but test, and a test image is refused. null: none."""
     max_megapixels: Positive | None = None
     """Larger images are refused as decompression bombs, in 10^6 pixels; null: 89.5, Pillow's limit."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

@@ -338,11 +338,11 @@ def _batches(dataset: _Rendered, batches: Iterable[Wanted], workers: Workers, ba
         num_workers=count,
         collate_fn=as_it_is,
         pin_memory=has_gpu(),
-        worker_init_fn=_deaf_to_interrupts if count else None,
+        worker_init_fn=deaf_to_interrupts if count else None,
     )
     return Batches(loader, bad)
 
 
-def _deaf_to_interrupts(worker: int) -> None:
+def deaf_to_interrupts(worker: int) -> None:
     """Ignore Ctrl-C in workers: the main process gets it too and ends them, and they print no tracebacks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -71,15 +71,17 @@ def render_main(sections: Sequence[Section]) -> Markup:
     )
 
 
-def render_page(title: str, sections: Sequence[Section], watch: str = "") -> str:
+def render_page(title: str, sections: Sequence[Section], watch: str = "", plots: bool = True) -> str:
     """Render the whole page.
 
     Args:
         title: of the browser's window.
         sections: in order; the first is the page's head.
         watch: address that the page asks for its own newer content; empty: never.
+        plots: whether there are any; without them the page needs no Plotly, which is 4 MB.
     """
     plotly_script, script = _scripts()
+    plotly_script = plotly_script if plots else ""
     return (
         _environment()
         .get_template("base.html.j2")

@@ -11,6 +11,7 @@ import torch
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import Recipe, StudentRecipe, TeacherRecipe
 from tutelage.core.runtime import Runtime
+from tutelage.data.doctor.classes import class_lines
 from tutelage.data.duplicates import Known
 from tutelage.data.loading import Loading
 from tutelage.data.order import check_share, labelled_in_batch
@@ -180,6 +181,7 @@ def _data_lines(splits: Splits, recipe: Recipe) -> list[str]:
         lines.append(
             f"data: the teacher is fitted to {len(splits.teacher):,} images of its own, {splits.teacher.images.name}"
         )
+    lines += class_lines(splits)
     if not splits.train.labelled:
         measured = "is measured" if splits.test.labelled else "is claimed"
         lines.append(

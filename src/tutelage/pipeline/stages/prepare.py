@@ -15,6 +15,7 @@ from tutelage.core.recipe import Recipe
 from tutelage.core.run_dir import Run
 from tutelage.core.runtime import Runtime
 from tutelage.data.decoded import decode_once
+from tutelage.data.doctor.classes import class_lines
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Splits
@@ -120,13 +121,15 @@ def _chosen(recipe: Recipe, splits: Splits, student: Model, context: Context) ->
 def _record_splits(splits: Splits, context: Context) -> None:
     """Record the images of the run, or check that they are still the same."""
     record, path = splits.record(), context.run.splits
+    record["notes"] += class_lines(splits)
     if path.exists():
         before = entry(path, "parts")
         lists = [found.get("excluded") or {} for found in (read_json(path), record)]
         if lists[0].get("digest") != lists[1].get("digest"):
             file = lists[0].get("file") or lists[1].get("file")
             raise TutelageError(
-                f"data.exclude={file}: the list has changed since the run began ({path}); restore it, or begin a new run"
+                f"data.exclude={file}: the list has changed since the run began ({path}); restore it, or "
+                "begin a new run"
             )
         changed = [role for role, subset in record["parts"].items() if subset != before.get(role)]
         if changed:
