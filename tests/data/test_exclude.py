@@ -138,3 +138,13 @@ def test_a_list_of_all_images_leaves_none_for_training(tmp_path: Path) -> None:
         TutelageError, match=r"data\.train: no image of .* is left for it .*without \d+ images of"
     ):
         make_splits(recipe.model_copy(update={"exclude": file}))
+
+
+def test_the_teachers_own_images_are_left_out_too(tmp_path: Path) -> None:
+    train = pictures(tmp_path / "all", {"a": 9, "b": 9})
+    teacher = pictures(tmp_path / "teacher", {"a": 5, "b": 12}, seed=1)
+    recipe = DataRecipe(train=train, teacher=teacher, exclude=listing(tmp_path, "b/11.png"))
+    splits = make_splits(recipe)
+    assert splits.teacher is not None
+    assert len(splits.teacher) == 16
+    assert "b/11.png" not in splits.teacher.ids
