@@ -1,7 +1,8 @@
-# `make run` and `make test` install everything that they need; a second call installs nothing.
+# `make run` and `make test` install everything that they need, `make run` less; a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+RUN_STAMP := .venv/.installed-run
 
 .PHONY: setup run test test-slow lint format bench clean
 
@@ -9,10 +10,15 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(RUN_STAMP) $(STAMP)
 
-run: setup
+$(RUN_STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[deploy]'
+	touch $(RUN_STAMP)
+
+run: $(RUN_STAMP)
 	$(BIN)/tutelage quickstart
 
 test: setup

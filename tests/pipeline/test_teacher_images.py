@@ -7,6 +7,7 @@ import pytest
 from tests.conftest import TINY
 from tests.helpers.fitted import fit
 
+from tutelage.cli import main
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.progress import Silent
@@ -14,6 +15,7 @@ from tutelage.core.recipe import parse_recipe
 from tutelage.core.run_dir import Run
 from tutelage.data.sources.base import open_source
 from tutelage.data.splits import whole
+from tutelage.pipeline import early
 from tutelage.pipeline.quickstart import quickstart_recipe
 from tutelage.pipeline.run import begin, distill
 
@@ -62,7 +64,29 @@ def test_a_teacher_that_knows_the_classes_is_not_fitted(tmp_path: Path) -> None:
         distill(recipe, run, Silent())
 
 
+def test_the_quickstart_exports_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quickstart_recipe().export.enabled
+    monkeypatch.setattr(early, "DEPLOY", ("no_such_package",))
+    assert not quickstart_recipe().export.enabled
+
+
 def test_no_image_of_the_quickstart_is_the_teachers_and_the_students() -> None:
     data = quickstart_recipe().data
     teacher, student = (set(open_source(str(spec)).ids) for spec in (data.teacher, data.train))
     assert len(teacher) + len(student) == len(teacher | student) == 1797
+
+
+def test_a_finished_quickstart_is_shown_again(
+    finished: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_work(*_: object, **__: object) -> None:
+        raise AssertionError("a finished run is not begun again")
+
+    monkeypatch.setattr("tutelage.pipeline.run.distill", no_work)
+    before = finished.comparison.read_bytes()
+    with pytest.raises(SystemExit, match="0"):
+        main(["quickstart", "--name", finished.path.name, "--runs", str(finished.path.parent)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Teacher helped?" in shown
+    assert "`tutelage quickstart --name another` makes a new one" in shown
+    assert finished.comparison.read_bytes() == before

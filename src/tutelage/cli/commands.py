@@ -57,6 +57,7 @@ def _program(
 @app.command(rich_help_panel=START)
 def quickstart(
     name: Annotated[str, typer.Option(help="Name of the run directory.")] = "quickstart",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of training seeds.")] = 1,
     runs: Runs = Path("runs"),
     progress: ProgressOption = "auto",
 ) -> None:
@@ -67,13 +68,21 @@ def quickstart(
 
     recipe = quickstart_recipe().model_copy(update={"name": name})
     done = Run(runs / name)
+    if done.comparison.exists() and done.digests.exists():  # of one seed
+        from tutelage.pipeline.console import open_progress
+        from tutelage.pipeline.run import show
+
+        reporter = open_progress(progress)
+        show(done, reporter)
+        reporter.say("this run was finished before; `tutelage quickstart --name another` makes a new one")
+        return
     if done.versions.exists():
         carry_out(recipe, done, progress)
         return
     check_early(recipe, runs)
     from tutelage.pipeline.run import begin, refusals_leave_nothing
 
-    run = begin(recipe, runs, "tutelage quickstart")
+    run = begin(recipe, runs, "tutelage quickstart", seeds)
     with refusals_leave_nothing(run):
         carry_out(recipe, run, progress)
 

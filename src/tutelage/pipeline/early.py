@@ -43,6 +43,11 @@ def check_early(recipe: Recipe, root: Path) -> None:
         )
 
 
+def can_export() -> bool:
+    """Whether the packages that exporting needs are installed."""
+    return all(map(_is_installed, DEPLOY))
+
+
 def check_place(place: Path) -> None:
     """Refuse a directory that cannot be made or written, or whose disk is full.
 
