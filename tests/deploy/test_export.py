@@ -26,7 +26,7 @@ from tutelage.deploy import build as build_module
 from tutelage.deploy import export
 from tutelage.deploy import parity as parity_module
 from tutelage.deploy.bench import images_of
-from tutelage.deploy.build import VARIANTS, Deployed, head_labels
+from tutelage.deploy.build import Deployed, head_labels
 from tutelage.deploy.command import export_run
 from tutelage.deploy.compare import compare_deployed
 from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
@@ -35,6 +35,7 @@ from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.parity import Parity, complaint
 from tutelage.deploy.quantise import Pictures, Quantiser
 from tutelage.deploy.runtime import open_session
+from tutelage.deploy.variants import VARIANTS
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model

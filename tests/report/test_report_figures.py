@@ -29,6 +29,7 @@ from tutelage.report.predictions import (
     greatest_changes,
     hardest_classes,
     reliability,
+    worst_mistakes,
 )
 from tutelage.report.run_records import read_run_records
 from tutelage.report.sections.training import training_section
@@ -371,3 +372,33 @@ def test_the_table_of_candidates_has_the_share_of_two_heads_where_there_were_two
     sheet = tables.candidates([plain, two])
     place = sheet.columns.index("Share of the teacher's head")
     assert [row[place].text for row in sheet.rows] == [tables.ABSENT, "0.75"]
+
+
+def test_the_worst_mistakes_are_those_of_the_greatest_confidence(finished: Run) -> None:
+    found = read_predictions(finished.predictions)
+    worst = worst_mistakes(found, "distilled", len(found))
+    assert len(worst) == int(((found.labels >= 0) & ~found.right("distilled")).sum()) > 3
+    assert (np.diff(found.roles["distilled"].prob[worst, 0]) <= 0).all()
+    assert worst_mistakes(found, "distilled", 2).tolist() == worst[:2].tolist()
+    sheet = tables.mistakes(found, worst[:3])
+    assert [row[0].text for row in sheet.rows] == [str(found.ids[position]) for position in worst[:3]]
+
+
+def test_an_image_without_a_label_is_no_mistake(small: RunPredictions) -> None:
+    assert worst_mistakes(small, "distilled", 6).tolist() == [4]
+
+
+def test_a_confusion_matrix_has_counts_in_its_cells_and_shares_as_colours() -> None:
+    matrix, images = (
+        np.array([[8, 2], [1, 3]]),
+        np.array([10, 8]),
+    )  # four images of the second class are called others
+    right, wrong = plots.confusion(matrix, images, ["cat", "dog"]).data
+    assert [[*row] for row in right.text] == [["8", ""], ["", "3"]]
+    assert [[*row] for row in wrong.text] == [["", "2"], ["1", ""]]
+    assert wrong.z[0][1] == 20.0
+    assert wrong.z[1][0] == 12.5
+    assert wrong.zmax == 20.0
+    assert "cat, predicted as dog: 2 images, 20.0%" in wrong.customdata[0][1]
+    large = plots.confusion(np.eye(13, dtype=int), np.ones(13, int), [str(k) for k in range(13)])
+    assert large.data[0].texttemplate is None

@@ -161,7 +161,11 @@ def test_pictures_show_what_changed_with_three_answers(finished: Run, page: Any)
     assert predictions[0].startswith(told)
     told = f"{pair['corrections']} test images were classified wrongly {by.format('correctly')}"
     assert predictions[1].startswith(told)
-    card = page.locator("#images .cards").last.locator("li").first
+    assert predictions[2].endswith("These are the 12 that it is most confident of.")
+    worst = page.locator("#images .cards").nth(2).locator("li")
+    assert worst.locator(".file").count() == worst.count() == 12
+    assert worst.first.locator("dd.right, dd.wrong").nth(1).get_attribute("class") == "wrong"
+    card = page.locator("#images .cards").nth(1).locator("li").first  # of the corrections
     assert card.locator("dt").all_inner_texts() == ["Starting student", "Distilled student", "Teacher"]
     assert card.locator("dd.wrong, dd.right").evaluate_all("all => all.map((d) => d.className)")[:2] == [
         "wrong",

@@ -28,6 +28,7 @@ from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.manifest import one_line as as_label
 from tutelage.deploy.quantise import Pictures, Quantiser
 from tutelage.deploy.runtime import Arithmetic, Session, has_bf16, open_session
+from tutelage.deploy.variants import VARIANTS, Variant
 from tutelage.models.source import Model
 
 CALIBRATION = 300  # images: NNCF's default; ranges of activations hardly change with more
@@ -36,37 +37,6 @@ READ = 64  # images per batch
 MIB = 2**20
 Say = Callable[[str], object]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A file and how it is run.
-
-    Attributes:
-        role: its name in the table.
-        file: its name in the directory.
-        arithmetic: precision of the layers that are not int8.
-        int8: whether the file is quantised.
-    """
-
-    role: str
-    file: str
-    arithmetic: Arithmetic = "f32"
-    int8: bool = False
-
-    @property
-    def exact(self) -> bool:
-        """Whether its logits should equal PyTorch's, apart from the order of float32 sums."""
-        return self.arithmetic == "f32" and not self.int8
-
-
-VARIANTS = (
-    Variant("onnx", "model.onnx"),
-    Variant("onnx-int8", "model-int8.onnx", int8=True),
-    Variant("openvino", "model.xml"),
-    Variant("openvino-bf16", "model.xml", arithmetic="bf16"),
-    Variant("int8", "model-int8.xml", int8=True),
-)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from tutelage.core.run_dir import Run, write_digests
 from tutelage.data.sources.base import open_for_evaluation
 from tutelage.data.splits import Splits, Subset, make_splits, recorded_copies, whole
 from tutelage.deploy.bench import images_of
-from tutelage.deploy.build import VARIANTS, Say
+from tutelage.deploy.build import Say
 from tutelage.deploy.export import DeployReport, export_model
+from tutelage.deploy.variants import VARIANTS
 from tutelage.evaluation.compare import with_classes
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import architecture, load_model

@@ -16,9 +16,10 @@ from tutelage.core.files import write_json
 from tutelage.data.sources.synthetic import Synthetic
 from tutelage.data.splits import Subset, whole
 from tutelage.deploy.bench import MADE_UP, Bench, calibrated
-from tutelage.deploy.build import VARIANTS, Deployed, Material, Say, build, files_of
+from tutelage.deploy.build import Deployed, Material, Say, build, files_of
 from tutelage.deploy.manifest import LABELS, PREPROCESS
 from tutelage.deploy.parity import Checked
+from tutelage.deploy.variants import VARIANTS
 from tutelage.evaluation.compare import evaluate
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.source import Model

@@ -167,6 +167,13 @@ def hardest_classes(matrix: csr_array, limit: int) -> np.ndarray:
     return np.sort(np.argsort(-mistakes, kind="stable")[:limit])
 
 
+def worst_mistakes(predictions: RunPredictions, role: str, limit: int) -> np.ndarray:
+    """Return the positions of the images that a model classifies wrongly, those it is most confident of first."""
+    wrong = np.flatnonzero((predictions.labels >= 0) & ~predictions.right(role))
+    confidence = predictions.roles[role].prob[wrong, 0]
+    return wrong[np.argsort(-confidence, kind="stable")][:limit]
+
+
 def greatest_changes(
     predictions: RunPredictions, before: str, after: str, limit: int
 ) -> dict[str, np.ndarray]:

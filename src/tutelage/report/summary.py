@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.deploy.variants import VARIANTS
 from tutelage.evaluation.roles import Role
 from tutelage.report.headline import outcome_of_pair
 from tutelage.report.run_records import RunRecords
@@ -98,11 +99,12 @@ def summary(records: RunRecords) -> Summary | None:
     student = rows.get(Role.DISTILLED)
     if student is None or not records.verdict:
         return None
-    files = [row for row in records.rows if row["role"] not in set(Role)]
+    places = {variant.role: records.run.deploy / variant.file for variant in VARIANTS}
+    files = [row for row in records.rows if row["role"] in places]
     best = min(files, key=lambda row: row.get("latency_ms") or float("inf"), default=None)
     badges = _badges(records)
     return Summary(
-        file=records.run.deploy / best["model"] if best else records.run.student,
+        file=places[best["role"]] if best else records.run.student,
         gains=_gains(best or student, rows.get(Role.TEACHER)),
         top1=_top1(rows, records.random_start),
         images=student.get("n") or 0,

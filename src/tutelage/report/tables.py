@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tutelage.core.recipe import Recipe
 from tutelage.core.recipe_tree import flat
+from tutelage.core.records import RunPredictions
 from tutelage.evaluation.table import FIGURES, Figure, Row, Table
+from tutelage.report.class_names import class_names
 from tutelage.report.predictions import ClassChange, Confusion
 from tutelage.report.run_records import RunRecords
 from tutelage.report.style import NAMES, accuracy_key, loss_name, role_name, stage_name
@@ -39,8 +43,10 @@ class Sheet:
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Sheet:
     """List every model and deployed file; below a figure is its change compared with the first row."""
+    # quality first: on a phone, the columns after it are beyond the edge
+    figures = sorted(FIGURES, key=lambda figure: figure.change != "difference")
     shown = [
-        f for f in FIGURES if any(r.get(f.key) is not None or f.key in (r.get("why") or {}) for r in rows)
+        f for f in figures if any(r.get(f.key) is not None or f.key in (r.get("why") or {}) for r in rows)
     ]
     lines = [[_model(row), *(_figure(row, f, row is rows[0]) for f in shown)] for row in rows]
     columns = ["Model", *(_heading(f.title) for f in shown)]
@@ -189,6 +195,27 @@ def confusions(pairs: Sequence[Confusion], names: Mapping[str, str], baseline: s
     return Sheet(
         ["True class", "Predicted class", "Images", *(NAMES[r] for r in roles)], lines, words=frozenset({1})
     )
+
+
+def mistakes(predictions: RunPredictions, positions: np.ndarray) -> Sheet:
+    """List images that the distilled student classifies wrongly, by their positions."""
+    names = class_names(predictions.classes)
+    told = {role: NAMES[role] for role in ("control", "teacher") if role in predictions.roles}
+    lines = []
+    for position in positions.tolist():
+        label, found = predictions.labels[position], predictions.roles["distilled"]
+        called = {role: predictions.classes[predictions.roles[role].first[position]] for role in told}
+        lines.append(
+            [
+                Cell(str(predictions.ids[position]), str(predictions.ids[position])),
+                _class(predictions.classes[label], names),
+                _class(predictions.classes[found.first[position]], names),
+                number(100 * float(found.prob[position, 0]), 1),
+                *(_class(name, names) for name in called.values()),
+            ]
+        )
+    columns = ["Image", "True class", "Predicted class", "Confidence, %", *told.values()]
+    return Sheet(columns, lines, words=frozenset({1, 2, *range(4, len(columns))}))
 
 
 def settings(recipe: Mapping[str, Any], choices: Mapping[str, Any] | None = None) -> Sheet:

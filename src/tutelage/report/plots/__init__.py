@@ -3,12 +3,13 @@
 Colour says which model, line style or mark says which quantity (see `tutelage.report.style`).
 """
 
-from tutelage.report.plots.answers import agreement, class_changes, confusion, reliability
+from tutelage.report.plots.answers import COUNTED, agreement, class_changes, confusion, reliability
 from tutelage.report.plots.models import intervals, pareto, tradeoff
 from tutelage.report.plots.runs import FEW, val_curves
 from tutelage.report.plots.training import candidates, curves
 
 __all__ = [
+    "COUNTED",
     "FEW",
     "agreement",
     "candidates",

@@ -18,6 +18,9 @@ SHARES = {
     "both_wrong_apart": ("both wrong, other classes", "#B4B9BF"),
 }
 MATRIX_SIDE, CELL_SIDE = 570, 30  # pixels, at most
+COUNTED = 12  # classes, at most, whose cells have their counts written into them
+BLUES = [[0, "rgba(0,114,178,0.04)"], [1, "rgba(0,114,178,1)"]]  # of mistakes
+GREYS = [[0, "rgba(128,128,128,0.05)"], [1, "rgba(128,128,128,0.35)"]]  # of correct predictions
 
 
 def agreement(parts: Sequence[Agreement]) -> go.Figure:
@@ -110,10 +113,15 @@ def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], limi
     return fig
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
-    """Plot counts (C, C) with a row for each label and a column for each prediction; the diagonal is left blank."""
+def confusion(matrix: np.ndarray, images: np.ndarray, names: Sequence[str]) -> go.Figure:
+    """Plot counts (C, C) with a row for each label and a column for each prediction; `images` (C,) has each label.
+
+    The colour of a cell is its share of the true class, in percent. Correct predictions are grey, so that they do not
+    outshine the mistakes. Where there are few classes, the counts are written into the cells.
+    """
     size = len(names)
-    cells = [[int(matrix[i, j]) if i != j else None for j in range(size)] for i in range(size)]
+    percent = 100 * matrix / np.maximum(images, 1)[:, None]
+    right = np.eye(size, dtype=bool)
     full = [text(n) for n in names]
     side = min(MATRIX_SIDE, CELL_SIDE * size)
     fig = figure(
@@ -121,25 +129,33 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         meta={"max_width": side + 210, "min_width": min(side + 210, 560)},
     )
-    most = max((cell for line in cells for cell in line if cell), default=1)
+    most = float(np.where(right, 0, percent).max(initial=0)) or 1.0
     bar = {
-        "title": {"text": "images", "font": {"size": 12}},
+        "title": {"text": "% of the<br>true class", "font": {"size": 12}},
         "thickness": 10,
         "outlinewidth": 0,
-        "tickformat": "d",
     }
-    fig.add_trace(
-        go.Heatmap(
-            z=cells,
-            text=[[f"{a}, predicted as {b}" for b in full] for a in full],
-            colorscale=[[0, "rgba(0,114,178,0.04)"], [1, "rgba(0,114,178,1)"]],
-            zmin=0,
-            xgap=1,
-            ygap=1,
-            colorbar=bar | {"dtick": max(1, round(most / 5)), "tick0": 0},
-            hovertemplate="%{text}: %{z}<extra></extra>",
+    cells = [
+        [f"{a}, predicted as {b}: {matrix[i, j]} images, {percent[i, j]:.1f}%" for j, b in enumerate(full)]
+        for i, a in enumerate(full)
+    ]
+    for shown, colours, bars in ((right, GREYS, {"showscale": False}), (~right, BLUES, {"colorbar": bar})):
+        fig.add_trace(
+            go.Heatmap(
+                z=np.where(shown, percent, np.nan),
+                text=np.where(shown & (matrix > 0), matrix.astype(str), ""),
+                texttemplate="%{text}" if size <= COUNTED else None,
+                customdata=cells,
+                colorscale=colours,
+                zmin=0,
+                zmax=100 if shown is right else most,
+                xgap=1,
+                ygap=1,
+                hoverongaps=False,
+                hovertemplate="%{customdata}<extra></extra>",
+                **bars,
+            )
         )
-    )
     ticks = {"tickvals": list(range(size)), "ticktext": [text(n, 16) for n in names], "showgrid": False}
     fig.update_xaxes(**ticks, tickangle=-60, title="predicted class", showline=False)
     fig.update_yaxes(**ticks, autorange="reversed", title="true class")

@@ -1,4 +1,4 @@
-"""The test images whose prediction changed."""
+"""The test images whose prediction changed, and the mistakes that the student is most confident of."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import RunPredictions
+from tutelage.report import tables
 from tutelage.report.class_names import class_names
 from tutelage.report.page import UNLABELLED, Section, missing, render_section
-from tutelage.report.predictions import greatest_changes
+from tutelage.report.predictions import greatest_changes, worst_mistakes
 from tutelage.report.run_records import RunRecords
 from tutelage.report.sections.data import splits
 
 CARDS = 12  # images of each kind
+MISTAKES = 100  # rows of their table
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Card:
 
 
 def images_section(records: RunRecords) -> Section:
-    """Show the test images whose true class lost or gained the most probability."""
-    id, title = "images", "Images whose prediction changed"
+    """Show the images whose true class lost or gained the most probability, and the most confident mistakes."""
+    id, title = "images", "Changed predictions and worst mistakes"
     baseline = records.baseline
     predictions = records.predictions_of(baseline, "distilled")
     if predictions is None:
@@ -47,15 +49,23 @@ def images_section(records: RunRecords) -> Section:
     if not records.labelled_test:
         return missing(id, title, UNLABELLED)
     chosen = greatest_changes(predictions, baseline, "distilled", CARDS)
-    total = {
-        kind: len(v)
-        for kind, v in greatest_changes(predictions, baseline, "distilled", len(predictions)).items()
-    }
+    every = greatest_changes(predictions, baseline, "distilled", len(predictions))
+    mistakes = worst_mistakes(predictions, "distilled", len(predictions))
+    chosen["mistakes"] = mistakes[:CARDS]
+    total = {kind: len(found) for kind, found in (every | {"mistakes": mistakes}).items()}
     try:
         cards = {kind: _cards(records, predictions, positions.tolist()) for kind, positions in chosen.items()}
     except TutelageError as error:
         return missing(id, title, f"The test images cannot be read: {error}")
-    return render_section(id, title, "images.html.j2", cards=cards, total=total, baseline=baseline)
+    return render_section(
+        id,
+        title,
+        "images.html.j2",
+        cards=cards,
+        total=total,
+        baseline=baseline,
+        sheet=tables.mistakes(predictions, mistakes[:MISTAKES]),
+    )
 
 
 def _cards(records: RunRecords, predictions: RunPredictions, positions: Sequence[int]) -> list[Card]:
