@@ -110,7 +110,7 @@ def test_compare_takes_names_and_modules() -> None:
         ({"settings": {"train.epochs": 2}}, "train.epochs is given twice"),
         ({"settings": {"loss.terms": [{"kll": {}}]}}, "no loss 'kll', did you mean kl"),
         ({"data": "nowhere"}, "data source 'nowhere'"),
-        ({"progress": "loud"}, "loud: use auto, rich, json or none"),
+        ({"progress": "loud"}, "loud: use auto, rich, plain, json or none"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -104,7 +104,7 @@ RECIPES = {
     "a name that is taken": ("--name taken", "tutelage resume"),
     "a file in the place of the runs": ("--runs afile", "not a directory"),
     "a file above the place of the runs": ("--runs afile/runs", "not a directory"),
-    "an unknown way to report": ("--progress loud", "use auto, rich, json or none"),
+    "an unknown way to report": ("--progress loud", "use auto, rich, plain, json or none"),
     "an option and a key that disagree": ("--epochs 3 train.epochs=5", "disagree"),
     "data that is not there": ("--data nothing", "nothing"),
     "a folder that is not there": ("--data folder:nothing", "nothing"),

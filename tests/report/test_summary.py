@@ -82,6 +82,7 @@ def test_the_deployed_file_is_named_where_there_is_one(run: Run) -> None:
     assert found is not None
     assert found.file == run.deploy / "model-int8.xml"
     assert "4.0x smaller" in found.gains
+    assert found.gains.endswith("than the teacher in PyTorch")
     assert next(iter(found.commands)).startswith("tutelage predict")
 
 

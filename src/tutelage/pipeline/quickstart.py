@@ -13,7 +13,12 @@ from tutelage.pipeline.early import can_export
 
 SETTINGS: dict[str, Any] = {
     # both from random weights: features of photographs are of little use for digits of 8x8 pixels
-    "teacher": {"model": "resnet10t@none", "resolution": 24, "crop_pct": 1.0, "fit": {"epochs": 12}},
+    "teacher": {
+        "model": "resnet10t@none",
+        "resolution": 24,
+        "crop_pct": 1.0,
+        "fit": {"epochs": 12, "patience": None},
+    },
     "student": {"model": "test_efficientnet@none", "resolution": 24, "crop_pct": 1.0},
     "data": {
         "train": "digits#student",

@@ -105,7 +105,7 @@ def summary(records: RunRecords) -> Summary | None:
     badges = _badges(records)
     return Summary(
         file=places[best["role"]] if best else records.run.student,
-        gains=_gains(best or student, rows.get(Role.TEACHER)),
+        gains=_gains(best or student, rows.get(Role.TEACHER)) + (" in PyTorch" if best else ""),
         top1=_top1(rows, records.random_start),
         images=student.get("n") or 0,
         badges=badges,
