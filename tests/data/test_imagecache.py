@@ -115,7 +115,7 @@ def test_too_large_is_announced_and_left(photos, tmp_path, caplog):
 
 
 def test_the_size_is_announced_before(photos, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "tutelage"):
         cached(photos, 64, tmp_path / "cache", 100)
     assert "148 images, about 1 MB" in caplog.text
 

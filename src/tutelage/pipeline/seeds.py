@@ -118,7 +118,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         return [str(result["sentence"])]
     pairs = {pair["old"]: pair for pair in result["pairs"]}
     width = max(map(len, result["names"].values()))
-    shown = [f"top-1 on {result['n']:,} test images, mean and sd over {len(result['runs'])} seeds, in %"]
+    shown = [f"Over {len(result['runs'])} seeds, top-1 on {result['n']:,} test images in %, mean and sd:"]
     for role, found in result["top1"].items():
         spread = "" if found["sd"] is None else f" ± {found['sd']:.2f}"
         line = f"  {result['names'][role]:<{width}}  {found['mean']:6.2f}{spread}"
