@@ -52,20 +52,29 @@ class Splits:
     copies: Known = field(default_factory=dict)
     exclusion: Exclusion | None = None
 
+    @property
+    def parts(self) -> dict[str, Subset]:
+        """Return the subsets that there are, by their roles."""
+        roles = ("train", "val", "test", "unlabelled", "teacher")
+        found = {role: getattr(self, role) for role in roles}
+        return {role: part for role, part in found.items() if part is not None}
+
+    @property
+    def taught(self) -> Subset:
+        """Return the images that the teacher is fitted to."""
+        return self.train if self.teacher is None else self.teacher
+
     def with_classes(self, classes: tuple[str, ...]) -> Splits:
         """Give names of classes to images that have no labels."""
-        parts = {role: getattr(self, role) for role in ("train", "val", "test", "unlabelled", "teacher")}
-        named = {role: replace(part, classes=classes) for role, part in parts.items() if part is not None}
+        named: dict[str, Any] = {role: replace(part, classes=classes) for role, part in self.parts.items()}
         return replace(self, classes=classes, **named)
 
     def record(self) -> dict[str, Any]:
         """Sources, sizes and digests as JSON values."""
-        roles = ("train", "val", "test", "unlabelled", "teacher")
-        parts = {role: getattr(self, role) for role in roles}
         return {
             "classes": list(self.classes),
             "seed": self.seed,
-            "parts": {role: part.record() for role, part in parts.items() if part is not None},
+            "parts": {role: part.record() for role, part in self.parts.items()},
             "notes": list(self.notes),
             "copies": {step: dict(found) for step, found in self.copies.items()},
             **({"excluded": self.exclusion.record()} if self.exclusion else {}),

@@ -23,6 +23,7 @@ from tutelage.models import precision
 from tutelage.models.source import Model
 from tutelage.pipeline.choices import with_fit_choices, with_train_choices
 from tutelage.pipeline.stages.estimate import Amounts, estimate
+from tutelage.pipeline.stages.fit import fitted_teachers
 from tutelage.pipeline.stages.preflight import TRAIN_IMAGES
 
 TIMED_BATCH = 16  # images of a batch with which a step is timed
@@ -68,25 +69,6 @@ class Cost:
     def minutes(self) -> float:
         """Of the whole run."""
         return sum(self.seconds.values()) / 60
-
-
-def fitted_teachers(recipe: Recipe, teachers: Sequence[Model], new: frozenset[str]) -> dict[int, FitRecipe]:
-    """Return the settings of the fit of each teacher that is trained further than a linear probe, by its place.
-
-    Args:
-        recipe: of the run.
-        teachers: of the run.
-        new: models (by what the user wrote) that got a new head.
-    """
-    asked = recipe.teacher.fit
-    found = {}
-    for place, model in enumerate(teachers):
-        settings = asked if isinstance(asked, FitRecipe) else None
-        if asked == "auto" and model.spec in new:
-            settings = FitRecipe()
-        if settings is not None and settings.epochs != 0:
-            found[place] = settings
-    return found
 
 
 def measure_speeds(

@@ -18,9 +18,10 @@ from tutelage.data.splits import Subset
 from tutelage.evaluation.size import gmacs, size_mb
 from tutelage.models.source import Model
 from tutelage.pipeline.choices import EPOCHS, with_train_choices
-from tutelage.pipeline.cost import Cost, Speeds, begins_as_probe, cost_of, fitted_teachers, measure_speeds
+from tutelage.pipeline.cost import Cost, Speeds, begins_as_probe, cost_of, measure_speeds
 from tutelage.pipeline.early import nearest_there
 from tutelage.pipeline.stages.assemble import Assembled, assemble
+from tutelage.pipeline.stages.fit import fitted_teachers
 
 Say = Callable[[str], object]
 LONGEST_NAME = 34  # columns of a stage's name

@@ -42,7 +42,7 @@ def headline(records: RunRecords) -> list[Comparison]:
 
     "Better" is doubted where the diagnosis has a reason not to call the run good, and the first one tells that reason.
     """
-    reasons = [f["reservation"] for f in records.findings if f.get("reservation")]
+    reasons = records.reservations
     found = _comparisons(records)
     if not reasons:
         return found

@@ -85,6 +85,11 @@ class RunRecords:
         return list((self.diagnosis or {}).get("findings") or [])
 
     @property
+    def reservations(self) -> list[str]:
+        """The reasons of the diagnosis not to call the run good."""
+        return [finding["reservation"] for finding in self.findings if finding.get("reservation")]
+
+    @property
     def kept(self) -> dict[str, Any] | None:
         """The candidate that was kept."""
         options = (self.candidates or {}).get("candidates") or []

@@ -141,7 +141,7 @@ def _top1(rows: Mapping[str, Mapping[str, Any]], random_start: bool) -> dict[str
 
 
 def _badges(records: RunRecords) -> tuple[Badge, ...]:
-    reasons = [f["reservation"] for f in records.findings if f.get("reservation")]
+    reasons = records.reservations
     badges: list[Badge] = []
     for role, (question, other) in QUESTIONS.items():
         pair = records.pair(role)

@@ -30,11 +30,9 @@ class Collection:
     def of(cls, splits: Splits) -> Collection:
         """Take all images of a run."""
         parts = []
-        for role in ("train", "val", "test", "unlabelled", "teacher"):
-            part = getattr(splits, role)
-            if part is not None:  # unlabelled images may be of two sources
-                several = part.images.parts if isinstance(part.images, Joined) else [part]
-                parts += [(role, one) for one in several]
+        for role, part in splits.parts.items():  # unlabelled images may be of two sources
+            several = part.images.parts if isinstance(part.images, Joined) else [part]
+            parts += [(role, one) for one in several]
         return cls(parts, splits.classes)
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, write_json
-from tutelage.core.recipe import FitRecipe, TrainRecipe
+from tutelage.core.recipe import FitRecipe, Recipe, TrainRecipe
 from tutelage.core.runtime import Precision
 from tutelage.data.splits import Subset
 from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint, state_of
@@ -59,7 +59,7 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
         TutelageError: ``data.teacher`` is given, and every teacher has the data's classes already.
     """
     recipe = prepared.recipe.teacher.fit
-    images, fresh = prepared.splits.teacher or prepared.splits.train, prepared.class_mapping.new
+    images, fresh = prepared.splits.taught, prepared.class_mapping.new
     if not images.labelled:
         return _known_teachers(prepared)
     if (
@@ -71,24 +71,40 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
             f"data.teacher={images.images.name}: {prepared.teachers[0].spec} has the classes of the data already, so "
             "that it is not fitted; leave data.teacher out, or fit it further, such as with teacher.fit.epochs=5"
         )
+    settings = fitted_teachers(prepared.recipe, prepared.teachers, fresh)
     teachers = []
     for place, model in enumerate(prepared.teachers):
         name = _fit_name(place)
-        new = model.spec in fresh
-        settings = (
-            recipe if isinstance(recipe, FitRecipe) else FitRecipe() if recipe == "auto" and new else None
-        )
         probed = _probed(prepared, name, model, images) if recipe != "no" else None
-        if recipe == "probe" and probed is None and (new or prepared.recipe.targets.folds):
+        if recipe == "probe" and probed is None and (model.spec in fresh or prepared.recipe.targets.folds):
             raise _no_probe("teacher.fit", model)
         fitted = probed or model
-        if settings is not None and settings.epochs != 0:
-            fitted = _fit(prepared, name, fitted, settings, images, keep_start=probed is not None)
+        if place in settings:
+            fitted = _fit(prepared, name, fitted, settings[place], images, keep_start=probed is not None)
         if place == 0 and fitted is not model:
             prepared.save(fitted, prepared.run.teacher)
         fitted.module.to(prepared.device)
         teachers.append(fitted)
     return tuple(teachers)
+
+
+def fitted_teachers(recipe: Recipe, teachers: Sequence[Model], new: frozenset[str]) -> dict[int, FitRecipe]:
+    """Return the settings of the fit of each teacher that is trained further than a linear probe, by its place.
+
+    Args:
+        recipe: of the run.
+        teachers: of the run.
+        new: models (by what the user wrote) that got a new head.
+    """
+    asked = recipe.teacher.fit
+    found = {}
+    for place, model in enumerate(teachers):
+        settings = asked if isinstance(asked, FitRecipe) else None
+        if asked == "auto" and model.spec in new:
+            settings = FitRecipe()
+        if settings is not None and settings.epochs != 0:
+            found[place] = settings
+    return found
 
 
 def _known_teachers(prepared: Prepared) -> tuple[Model, ...]:
