@@ -229,6 +229,8 @@ class StopAt(Silent):
         self.left = step
 
     def step(self, losses: dict[str, float], images: int) -> None:
+        if not losses:  # of the pre-flight or an evaluation: only a training ends with `Interrupted`
+            return
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGTERM)
