@@ -27,18 +27,20 @@ from tutelage.deploy import export
 from tutelage.deploy import parity as parity_module
 from tutelage.deploy.bench import images_of
 from tutelage.deploy.build import Deployed, head_labels
-from tutelage.deploy.command import export_run
+from tutelage.deploy.command import export_run, with_files
 from tutelage.deploy.compare import compare_deployed
 from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
 from tutelage.deploy.export import export_model
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.parity import Parity, complaint
+from tutelage.deploy.predictor import Predictor
 from tutelage.deploy.quantise import Pictures, Quantiser
 from tutelage.deploy.runtime import open_session
 from tutelage.deploy.variants import VARIANTS
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
+from tutelage.pipeline.quickstart import example, quickstart_recipe, write_example
 
 FILES = {"model.onnx", "model-int8.onnx", "model.xml", "model.bin", "model-int8.xml", "model-int8.bin"}
 
@@ -559,6 +561,9 @@ def test_a_runs_table_gains_its_files(exported: Exported, tmp_path: Path) -> Non
         main(["export", str(run_.path), "--teacher"])
     assert not ended.value.code
     content = json.loads(run_.comparison.read_text())
+    assert content["rows"][-1]["paired"]["n"] == len(
+        exported.splits.test
+    )  # against the teacher, the first row
     roles = [row["role"] for row in content["rows"]]
     assert content["verdict"] == {"sentence": "kept"}
     assert roles[:3] == ["teacher", "distilled", "onnx"]
@@ -569,6 +574,50 @@ def test_a_runs_table_gains_its_files(exported: Exported, tmp_path: Path) -> Non
     assert rows["onnx"]["n"] == len(exported.splits.test)
     assert run_.digests.is_file()
     assert Manifest.read(run_.deploy).provenance["run"] == "digits"
+
+
+def test_an_interval_against_the_student_does_not_stand_beside_a_change_against_the_teacher(
+    exported: Exported, tmp_path: Path
+) -> None:
+    report = export_model(exported.model, tmp_path / "a", test=exported.splits.test, int8=False)
+    assert all(row.paired for row in report.rows)  # deploy.json has what it cost to leave PyTorch
+    run_rows = [Row("t", "teacher", top1=90.0), Row("s", "distilled", top1=80.0)]
+    files = [row for row in with_files(run_rows, report) if row.role not in {"teacher", "distilled"}]
+    assert len(files) == len(report.rows)
+    assert not any(row.paired for row in files)
+
+
+def test_the_terminal_has_a_line_for_pytorch_and_one_for_each_file(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = tmp_path / "out"
+    code, text, _ = run(capsys, "export", exported.spec, "--no-int8", "--data", "digits", "--out", str(out))
+    assert code == 0
+    head, pytorch, *files, last = [line for line in text.splitlines() if line.strip()]
+    assert head.split() == ["size", "latency", "top-1", "same", "class"]
+    row, *others = json.loads((out / "deploy.json").read_text())["rows"]
+    size, latency = f"{row['size_mb']:.2f}", f"{row['latency_ms']:.2f}"
+    assert pytorch.split() == ["PyTorch", size, "MiB", latency, "ms", f"{row['top1']:.2f}%"]
+    shown = [line for line in files if line.startswith("model")]
+    assert len(shown) == len(others)
+    assert [line.split()[-1] for line in shown] == ["ok"] * len(others)
+    assert [line.split()[0] for line in shown][:2] == ["model.onnx", "model.xml"]
+    assert str(out / "deploy.json") in last.replace("\n", "")
+
+
+def test_a_quickstart_ends_with_a_prediction_by_its_file(exported: Exported, tmp_path: Path) -> None:
+    run_ = Run.create(tmp_path, "quickstart")
+    assert example(run_, run_.deploy / "model.onnx") == ""  # nothing to predict
+    write_example(run_, quickstart_recipe())
+    assert example(run_, run_.student) == ""  # nothing was exported
+    shutil.copytree(exported.path, run_.deploy)
+    for name in ("model.onnx", "model.xml"):
+        found = Predictor(run_.deploy)(run_.example, top=1)[0]
+        line = example(run_, run_.deploy / name)
+        assert line.startswith(f"example.png (a test image) is of class {found.label} (")
+    (run_.deploy / "model.onnx").unlink()
+    assert example(run_, run_.deploy / "model.onnx") == ""
 
 
 def test_an_export_does_not_look_for_copies_again(

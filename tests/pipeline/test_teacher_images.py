@@ -84,9 +84,21 @@ def test_a_finished_quickstart_is_shown_again(
 
     monkeypatch.setattr("tutelage.pipeline.run.distill", no_work)
     before = finished.comparison.read_bytes()
+    read: list[str] = []
+    plain = Path.read_text
+
+    def noted(path: Path, *arguments: object, **named: object) -> str:
+        read.append(path.name)
+        return plain(path, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "read_text", noted)
     with pytest.raises(SystemExit, match="0"):
         main(["quickstart", "--name", finished.path.name, "--runs", str(finished.path.parent)])
+    assert read.count("comparison.json") == 1
     shown = " ".join(capsys.readouterr().out.split())
+    assert shown.index("the results are in") < shown.index(
+        "Teacher helped?"
+    )  # what one came for is at the end
     assert "Teacher helped?" in shown
     assert "`tutelage quickstart --name another` makes a new one" in shown
     assert finished.comparison.read_bytes() == before

@@ -86,6 +86,38 @@ def test_the_deployed_file_is_named_where_there_is_one(run: Run) -> None:
     assert next(iter(found.commands)).startswith("tutelage predict")
 
 
+def test_a_rejected_file_is_not_the_one_to_deploy(run: Run, tmp_path: Path) -> None:
+    comparison = read_json(run.comparison)
+    teacher = next(row for row in comparison["rows"] if row["role"] == "teacher")
+    rows = [row for row in comparison["rows"] if row["role"] in set(Role)]
+    rows += [teacher | {"role": "onnx", "latency_ms": 1.0}, teacher | {"role": "int8", "latency_ms": 0.5}]
+    rejected = tmp_path / "deploy" / "rejected" / "model-int8.xml"
+    rejected.parent.mkdir(parents=True)
+    rejected.touch()
+    found = summary(replace(read_run_records(run), run=Run(tmp_path), comparison=comparison | {"rows": rows}))
+    assert found is not None
+    assert found.file == tmp_path / "deploy" / "model.onnx"
+
+
+def test_the_prediction_of_an_example_follows_the_file(run: Run) -> None:
+    found = summary(read_run_records(run))
+    assert found is not None
+    names = [
+        line.split("  ")[0] for line in found.lines("example.png is of class 4 (98.0%)") if line[0] != " "
+    ]
+    assert names[:3] == ["file", "prediction", "top-1"]
+    assert "prediction" not in "".join(found.lines())
+
+
+def test_commands_are_not_broken_into_lines(run: Run) -> None:
+    found = summary(read_run_records(run))
+    assert found is not None
+    long = "tutelage export " + "runs/" * 30
+    lines = replace(found, gains="much smaller " * 20, commands={long: "write files"}).lines()
+    assert lines[-1].endswith(long)
+    assert max(map(len, lines[:-1])) <= max(80, len(lines[0]))
+
+
 def test_the_page_begins_with_it(run: Run, visit: Visits) -> None:
     page = visit(write_report(run).resolve().as_uri())
     found = summary(read_run_records(run))

@@ -64,7 +64,7 @@ def quickstart(
     """Run a complete distillation on a small bundled data set, in a few minutes."""
     from tutelage.core.run_dir import Run
     from tutelage.pipeline.early import check_early
-    from tutelage.pipeline.quickstart import quickstart_recipe
+    from tutelage.pipeline.quickstart import quickstart_recipe, write_example
 
     recipe = quickstart_recipe().model_copy(update={"name": name})
     done = Run(runs / name)
@@ -84,6 +84,8 @@ def quickstart(
 
     run = begin(recipe, runs, "tutelage quickstart", seeds)
     with refusals_leave_nothing(run):
+        if seeds == 1:
+            write_example(run, recipe)
         carry_out(recipe, run, progress)
 
 

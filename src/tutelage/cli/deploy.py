@@ -56,6 +56,7 @@ def export(
     from tutelage.core.begun import where_it_began
     from tutelage.core.run_dir import Run as RunDirectory
     from tutelage.deploy.command import export_named
+    from tutelage.deploy.export import REPORT
     from tutelage.pipeline.console import shown_steps
     from tutelage.pipeline.early import check_place
 
@@ -73,8 +74,11 @@ def export(
             teacher=teacher,
             say=say,
         )
-    Console().print(report.table.rich())
-    print(f"written to {report.directory}")
+    console = Console()
+    console.print(report.rich())
+    for remark in report.remarks:
+        console.print(remark, highlight=False, markup=False)
+    print(f"written to {report.directory}; all figures are in {report.directory / REPORT}")
     for name, reason in report.rejected.items():
         print(f"{report.directory / 'rejected' / name}: {reason}", file=sys.stderr)
     for name, reason in report.missing.items():

@@ -45,6 +45,7 @@ class Run:
         self.predictions = path / "predictions.npz"
         self.diagnosis = path / "diagnosis.json"
         self.deploy = path / "deploy"
+        self.example = path / "example.png"  # a test image of the quickstart
         self.digests = path / "digests.json"
         self.lock = path / ".lock"
         self.report = path / "report.html"
@@ -117,6 +118,7 @@ class Run:
             self.versions,
             self.begun,
             self.splits,
+            self.example,
             self.lock,
             self.tensorboard,
             self.mlflow,

@@ -144,7 +144,10 @@ def with_files(rows: Sequence[Row], report: DeployReport) -> list[Row]:
     measured = {row.role: row for row in report.table.rows}
     speeds = {"teacher": measured.get("teacher"), "student": measured[""]}
     own = [_timed_alike(row, speeds) for row in rows if row.role not in ROLES]
-    return [*own, *report.rows]
+    # Without the teacher's files, the files were compared with the student in PyTorch. The changes in the run's table
+    # are those against the teacher, and an interval of another difference must not stand beside them.
+    files = report.rows if "teacher" in measured else [replace(row, paired=None) for row in report.rows]
+    return [*own, *files]
 
 
 def _timed_alike(row: Row, speeds: dict[str, Row | None]) -> Row:

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from rich.table import Table as RichTable
+
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import write_json
 from tutelage.data.sources.synthetic import Synthetic
@@ -40,6 +42,7 @@ class DeployReport:
         checks: one for each of the model's files and ways of running it.
         images: on which they were checked, in words.
         missing: the files that could not be made, each with the reason.
+        remarks: what a user has to know besides, such as the images that int8 was calibrated on.
     """
 
     directory: Path
@@ -47,6 +50,7 @@ class DeployReport:
     checks: tuple[Checked, ...]
     images: str
     missing: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -57,6 +61,24 @@ class DeployReport:
     def rejected(self) -> dict[str, str]:
         """The files that should not be deployed, each with the reason."""
         return {one.variant.file: one.complaint for one in self.checks if _rejects(one)}
+
+    def rich(self) -> RichTable:
+        """For a terminal: a line for PyTorch and for each file; all figures are in ``deploy.json``."""
+        shown = RichTable(box=None, pad_edge=False)
+        for place, name in enumerate(("", "size", "latency", "top-1", "same class", "")):
+            shown.add_column(name, justify="left" if place in (0, 5) else "right", no_wrap=True)
+        checks = {id(one.row): one for one in self.checks}
+        for row in self.table.rows:
+            one = checks.get(id(row))
+            shown.add_row(
+                one.variant.shown if one else row.role or "PyTorch",
+                _figure(row.size_mb, ".2f", " MiB"),
+                _figure(row.latency_ms, ".2f", " ms"),
+                _figure(row.top1, ".2f", "%"),
+                f"{one.parity.agreement:.2f}%" if one else "",
+                "" if one is None else "rejected" if _rejects(one) else "FAILED" if one.complaint else "ok",
+            )
+        return shown
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
@@ -140,12 +162,11 @@ def export_model(
             table = bench.like_for_like(table)
             checks = tuple(bench.checked(table, deployed, max_drop))
         images = bench.subset.images.name
-        lines = [*([calibrated(material)] if material else []), *missing]
-        lines += [*(one.sentence(images) for one in checks), *notes, *_unnamed(model)]
+        remarks = [*([calibrated(material)] if material else []), *missing, *notes, *_unnamed(model)]
+        lines = [*remarks, *(one.sentence(images) for one in checks)]
         lines += [f"{name}: cannot be made ({reason})" for name, reason in deployed.missing.items()]
-        report = DeployReport(
-            out, Table(table.rows, [*table.notes, *lines]), checks, images, deployed.missing
-        )
+        everything = Table(table.rows, [*table.notes, *lines])
+        report = DeployReport(out, everything, checks, images, deployed.missing, tuple(remarks))
         _publish(stage, deployed, report)
     return report
 
@@ -162,6 +183,10 @@ def _teachers_files(
         note = f"compared without the teacher's files: {one_line(error)}"
         say(note)
         return [], [note]
+
+
+def _figure(value: float | None, digits: str, unit: str) -> str:
+    return "–" if value is None else f"{value:{digits}}{unit}"
 
 
 def _rejects(one: Checked) -> bool:

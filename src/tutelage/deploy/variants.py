@@ -24,6 +24,11 @@ class Variant:
     int8: bool = False
 
     @property
+    def shown(self) -> str:
+        """The file, and its precision where it has several: ``model.xml (bf16)``."""
+        return self.file if self.arithmetic == "f32" else f"{self.file} ({self.arithmetic})"
+
+    @property
     def exact(self) -> bool:
         """Whether its logits should equal PyTorch's, apart from the order of float32 sums."""
         return self.arithmetic == "f32" and not self.int8

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from tutelage.core.begun import record_begin, record_edits
 from tutelage.core.errors import Incomplete, TutelageError, WeakTeacher, one_line
-from tutelage.core.files import read_json, write_json, write_text
+from tutelage.core.files import write_json, write_text
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe, dump_recipe
 from tutelage.core.run_dir import Run, write_digests
@@ -29,6 +29,7 @@ from tutelage.evaluation.table import Row, Table
 from tutelage.models.dry_run import check_models
 from tutelage.models.registry import architecture
 from tutelage.pipeline.diagnose import lines
+from tutelage.pipeline.quickstart import example
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.measure import explain, measure
 from tutelage.pipeline.stages.preflight import preflight
@@ -235,12 +236,15 @@ def refusals_leave_nothing(run: Run) -> Iterator[None]:
 
 
 def show(run: Run, progress: Progress) -> None:
-    """Print the results of a finished run, and where its files are."""
-    result = read_json(run.comparison)
-    progress.table(Table([Row.from_dict(row) for row in result["rows"]], result.get("notes", ())))
-    found = summary(read_run_records(run, predictions=False))
-    for line in found.lines() if found else [result["verdict"]["sentence"]]:
-        progress.say(line)
-    for line in lines(read_json(run.diagnosis)["findings"]):
+    """Print the results of a finished run: what the user came for stands at the end."""
+    records = read_run_records(run, predictions=False)
+    if records.comparison is None or records.damaged:
+        raise TutelageError("; ".join(records.damaged) or f"{run.path}: has no results yet")
+    rows = [Row.from_dict(row) for row in records.rows]
+    progress.table(Table(rows, records.comparison.get("notes", ())))
+    for line in lines(records.findings):
         progress.say(line)
     progress.say(f"the results are in {run.path}; the report is {run.report}")
+    found = summary(records)
+    for line in found.lines(example(run, found.file)) if found else [records.verdict["sentence"]]:
+        progress.say(line)

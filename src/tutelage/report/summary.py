@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from tutelage.evaluation.roles import Role
 from tutelage.report.headline import outcome_of_pair
 from tutelage.report.run_records import RunRecords
 
+COLUMNS = 80  # of a terminal
 QUESTIONS = {  # of the badges, in order, by the role that the student is compared with
     Role.CONTROL: ("Teacher helped?", "labels only"),
     Role.START: ("Start improved?", "the start"),
@@ -76,12 +78,13 @@ class Summary:
         beside = ", ".join(f"{name} {value:.2f}" for name, value in others)
         return f"{own:.2f}% of {self.images:,} test images", beside
 
-    def lines(self) -> list[str]:
-        """Give the same for a terminal, in two aligned columns."""
+    def lines(self, example: str = "") -> list[str]:
+        """Give the same for a terminal, in two aligned columns; `example` is a prediction of the file."""
         own, others = self.accuracy
         pairs = [
             ("file", f"{self.file}"),
             ("", self.gains),
+            ("prediction", example),
             ("top-1", own),
             ("", others),
             ("result", self.note),
@@ -90,7 +93,16 @@ class Summary:
         pairs += [("", "(in brackets: paired 95% intervals)")] if self.badges else []
         pairs += [("next" if not k else "", command) for k, command in enumerate(self.commands)]
         width = max(len(name) for name, _ in pairs) + 2
-        return [f"{name:<{width}}{text}" for name, text in pairs if text]
+        whole = {str(self.file), *self.commands}  # to be copied, so they are never broken into lines
+        return [
+            f"{name if not k else '':<{width}}{line}"
+            for name, text in pairs
+            for k, line in enumerate([text] if text in whole else _folded(text, COLUMNS - width))
+        ]
+
+
+def _folded(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def summary(records: RunRecords) -> Summary | None:
@@ -100,7 +112,10 @@ def summary(records: RunRecords) -> Summary | None:
     if student is None or not records.verdict:
         return None
     places = {variant.role: records.run.deploy / variant.file for variant in VARIANTS}
-    files = [row for row in records.rows if row["role"] in places]
+    rejected = records.run.deploy / "rejected"
+    files = [
+        r for r in records.rows if r["role"] in places and not (rejected / places[r["role"]].name).exists()
+    ]
     best = min(files, key=lambda row: row.get("latency_ms") or float("inf"), default=None)
     badges = _badges(records)
     return Summary(
@@ -160,7 +175,9 @@ def _badges(records: RunRecords) -> tuple[Badge, ...]:
 def _commands(records: RunRecords, exported: bool) -> dict[str, str]:
     path = shlex.quote(str(records.run.path))
     if exported:
-        first = {f"tutelage predict {path}/deploy PHOTO.jpg": "classify a photograph with the deployed file"}
+        own = records.run.example
+        photo = shlex.quote(str(own)) if own.exists() else "PHOTO.jpg"
+        first = {f"tutelage predict {path} {photo}": "classify an image with the deployed file"}
     else:
         first = {f"tutelage export {path}": "write files for deployment, int8 ones too"}
     return first | {
