@@ -16,6 +16,7 @@ from tutelage.evaluation.size import gmacs, params_m, size_mb
 from tutelage.evaluation.table import Row
 
 QUALITY = ("top1", "top5", "nll", "ece")
+TOP = 5  # classes of the top-5 accuracy
 SPEED = ("latency_ms", "images_per_s")
 
 
@@ -87,6 +88,9 @@ def graded(row: Row, logits: Tensor, labels: Tensor, head_index: Tensor) -> Row:
     if len(head_index) < logits.shape[1]:
         over_data = quality(over_classes(logits, head_index), labels)
         figures |= {"top1_data": over_data.top1, "top5_data": over_data.top5}
+    for name, classes in (("top5", logits.shape[1]), ("top5_data", len(head_index))):
+        if classes <= TOP:  # any model has 100% there
+            figures[name] = None
     if is_unbalanced(labels):
         figures["recall"] = macro_recall(logits, head_labels)
     return replace(row, n=over_head.n, **figures)

@@ -39,11 +39,11 @@ class Row:
         latency_p90: of one image, 90th percentile, in ms.
         images_per_s: throughput in batches.
         top1: percent, over all of the head's classes.
-        top5: percent, over all of the head's classes.
+        top5: percent, over all of the head's classes; None, without a why, where these are five or fewer.
         nll: nats, over all of the head's classes.
         ece: percent, over all of the head's classes.
         top1_data: percent, over the data set's classes only; None, without a why, where these are the head's.
-        top5_data: percent, over the data set's classes only.
+        top5_data: percent, over the data set's classes only; None where these are five or fewer.
         recall: percent, mean over classes; None, without a why, where all have about as many images.
         agreement: percent of the images on which it and the teacher give the same class; where there are no labels.
         fidelity: mean KL from the teacher's probabilities to its own, in nats; where there are no labels.
