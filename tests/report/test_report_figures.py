@@ -6,29 +6,32 @@ import json
 import re
 import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from sklearn.metrics import precision_score, recall_score
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl, write_json, write_text
 from tutelage.core.records import RunPredictions, TopClasses, read_predictions
 from tutelage.core.run_dir import Run
-from tutelage.report import plots, tables
+from tutelage.report import class_tables, plots, tables
 from tutelage.report.class_names import class_names
 from tutelage.report.page import embed
 from tutelage.report.predictions import (
-    ClassChange,
+    ClassFigures,
     Reliability,
     agreement,
-    class_changes,
+    class_figures,
     confusion_matrix,
     confusions,
     greatest_changes,
     hardest_classes,
     reliability,
+    wilson,
     worst_mistakes,
 )
 from tutelage.report.run_records import read_run_records
@@ -70,31 +73,78 @@ def test_reliability_agrees_with_the_expected_calibration_error(finished: Run) -
 
 
 def test_class_changes_are_sorted_and_right(small: RunPredictions) -> None:
-    changes = class_changes(small, "start", "distilled")
-    assert [(c.name, c.n, c.before, c.after, c.change) for c in changes] == [
+    found = class_figures(small, ["start", "distilled"])
+    assert [(c.name, c.n, c.recall("start"), c.recall("distilled"), c.change("start")) for c in found] == [
         ("x", 2, 50.0, 100.0, 50.0),
         ("y", 2, 50.0, 100.0, 50.0),
         ("z", 1, 100.0, 0.0, -100.0),
     ]
+    bars = plots.class_changes(found[::-1], "start", {"x": "x", "y": "y", "z": "z"}).data[0]
+    assert (list(bars.x), [row[0] for row in bars.customdata]) == ([50.0, 50.0, -100.0], ["x", "y", "z"])
+
+
+def test_recall_and_precision_are_sklearns(finished: Run) -> None:
+    predictions = read_predictions(finished.predictions)
+    roles = ["distilled", "control", "teacher", "start"]
+    found = class_figures(predictions, roles)
+    sheet = class_tables.over_classes(found, class_names(predictions.classes))
+    for role, line in zip(roles, sheet.rows, strict=True):
+        called = predictions.roles[role].first
+        options = {"average": None, "zero_division": np.nan}
+        recalls = recall_score(predictions.labels, called, **options)
+        precisions = precision_score(predictions.labels, called, **options)
+        assert [one.recall(role) for one in found] == pytest.approx((100 * recalls).tolist())
+        assert [one.precision(role) for one in found] == pytest.approx(
+            (100 * precisions).tolist(), nan_ok=True
+        )
+        assert (line[1].sort, line[2].sort) == pytest.approx((100 * recalls.mean(), 100 * precisions.mean()))
+        assert line[3].text == predictions.classes[int(recalls.argmin())]
+        assert line[4].sort == pytest.approx(100 * recalls.min())
+
+
+def test_a_class_that_is_never_predicted_has_no_precision(small: RunPredictions) -> None:
+    called = predictions(0, 0, 0, 0, 2, 0)
+    found = class_figures(
+        replace(small, roles={"distilled": called, "start": called}), ["distilled", "start"]
+    )
+    assert [one.precision("distilled") for one in found] == [50.0, None, 100.0]
+    sheet = class_tables.each_class(found, {"x": "x", "y": "y", "z": "z"}, "start")
+    place = sheet.columns.index("Student, precision %")
+    assert [row[place].text for row in sheet.rows] == ["50.0", "–", "100.0"]
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (3, 5), (6, 6), (50, 60), (0, 200)])
 def test_the_interval_of_a_class_is_wilsons(right: int, n: int) -> None:
-    found = ClassChange("x", n, 0.0, 100 * right / n).interval
+    found = ClassFigures("x", n, {"start": right}, {"start": right}).interval("start")
     expected = binomtest(right, n).proportion_ci(method="wilson")
-    assert found == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-3)
+    assert found == wilson(right, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-3)
 
 
 @pytest.mark.parametrize(("n", "told"), [(1, True), (5, True), (6, False), (60, False)])
 def test_a_class_of_few_images_is_too_few_to_tell(n: int, told: bool) -> None:
     assert bool(binomtest(n, n).pvalue >= 0.05) is told  # McNemar's exact test if all images change
-    (line,) = tables.class_changes([ClassChange("x", n, 0.0, 100.0)], {"x": "x"}, "start").rows
-    assert (line[-1].note == "too few to tell") is told
+    one = ClassFigures("x", n, {"start": 0, "distilled": n}, {"start": 0, "distilled": n})
+    sheet = class_tables.each_class([one], {"x": "x"}, "start")
+    change = sheet.rows[0][sheet.columns.index("Change, from start")]
+    assert (change.note == "too few to tell") is told
 
 
 def test_a_diagram_without_a_filled_bin_can_be_drawn() -> None:
     nothing = np.array([])
-    assert len(plots.reliability([Reliability("teacher", nothing, nothing, nothing.astype(int))]).data) == 2
+    found = Reliability("teacher", nothing, nothing, nothing.astype(int), np.zeros(15, int))
+    assert len(plots.reliability(found).data) == 3
+
+
+def test_a_diagram_has_the_images_of_each_bin_and_the_interval_of_each_accuracy(finished: Run) -> None:
+    found = reliability(read_predictions(finished.predictions), "distilled")
+    _, points, bars = plots.reliability(found).data
+    assert sum(bars.y) == read_json(finished.comparison)["test"]["n"]
+    assert [int(n) for n in bars.y if n >= 5] == list(points.customdata) == found.count.tolist()
+    for x, n, up, down, y in zip(
+        found.confidence, found.count, points.error_y.array, points.error_y.arrayminus, points.y, strict=True
+    ):
+        low, high = wilson(y * n / 100, n)
+        assert (y - down, y + up) == pytest.approx((low, high), abs=0.05), x
 
 
 def test_the_greatest_changes_are_those_of_the_verdict(finished: Run, small: RunPredictions) -> None:
@@ -140,7 +190,7 @@ def test_the_classes_of_imagenet_21k_take_little_memory() -> None:
     matrix = confusion_matrix(many, "distilled")
     chosen = hardest_classes(matrix, 30)
     found = confusions(many, "distilled", 5)
-    changes = class_changes(many, "start", "distilled")
+    changes = class_figures(many, ["start", "distilled", "teacher"])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100e6
@@ -380,7 +430,7 @@ def test_the_worst_mistakes_are_those_of_the_greatest_confidence(finished: Run) 
     assert len(worst) == int(((found.labels >= 0) & ~found.right("distilled")).sum()) > 3
     assert (np.diff(found.roles["distilled"].prob[worst, 0]) <= 0).all()
     assert worst_mistakes(found, "distilled", 2).tolist() == worst[:2].tolist()
-    sheet = tables.mistakes(found, worst[:3])
+    sheet = class_tables.mistakes(found, worst[:3])
     assert [row[0].text for row in sheet.rows] == [str(found.ids[position]) for position in worst[:3]]
 
 

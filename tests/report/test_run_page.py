@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_run import STAGES, make_folder, make_run, random_start
 
 from conftest import Visits, until
 from tutelage.core.files import read_json, read_jsonl, write_json
+from tutelage.core.records import RunPredictions, TopClasses, write_predictions
 from tutelage.core.run_dir import Run
 from tutelage.report.build import write_report
+from tutelage.report.predictions import class_figures
 from tutelage.report.run_records import read_run_records
 from tutelage.report.sections import data
 from tutelage.report.sections.images import images_section
@@ -220,6 +223,44 @@ def test_a_killed_run_says_how_far_it_got(tmp_path: Path, visit: Visits, stage: 
         assert "tutelage resume" in shown.locator(".progress").inner_text()
         assert shown.locator("#training .canvas").count() > 3
         assert overflow(shown) == 0
+
+
+def test_a_thousand_classes_stay_light_and_sort(finished: Run, tmp_path: Path, visit: Visits) -> None:
+    run = Run(tmp_path / "many")
+    shutil.copytree(finished.path, run.path)
+    rng = np.random.default_rng(0)
+    classes, images = 1000, 8000
+    labels = np.arange(images) % classes
+    roles = {}
+    for role, share in (("teacher", 0.8), ("start", 0.6), ("control", 0.6), ("distilled", 0.7)):
+        first = np.where(rng.random(images) < share, labels, rng.integers(0, classes, images))
+        roles[role] = TopClasses(
+            np.stack([first, (first + 1) % classes], 1), np.tile([0.6, 0.2], (images, 1))
+        )
+    names = tuple(f"class {n:03}" for n in range(classes))
+    many = RunPredictions(np.arange(images).astype(str), labels, names, roles)
+    write_predictions(run.predictions, many)
+    write_report(run)
+    page = visit(run.report.as_uri())
+    table = page.locator("#classes details table")
+    page.locator("#classes details").first.locator("summary").click()
+    assert table.locator("tbody tr").count() == 100
+    assert page.locator("#classes *").count() < 5000
+    recall = {one.name: one.recall("distilled") for one in class_figures(many, list(roles))}
+    weakest = sorted(recall, key=lambda name: (recall[name], name))
+    assert table.locator("tbody th").all_inner_texts() == weakest[:100]
+    heading = table.locator("thead th", has_text="Class")
+    heading.locator("button").click()
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert table.locator("tbody th").all_inner_texts() == [f"class {n:03}" for n in range(999, 899, -1)]
+    cells = table.locator("tbody tr").first.locator("td").all_inner_texts()
+    one = class_figures(many, list(roles))[-1]
+    assert cells[0] == "8"
+    assert cells[1].split("\n")[0] == f"{one.recall('distilled'):.1f}"
+    page.locator("#classes button.whole").click()
+    assert table.locator("tbody tr").count() == 1000
+    assert overflow(page) == 0
 
 
 def test_damaged_files_are_named(tmp_path: Path, visit: Visits) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,11 +47,22 @@ class Embedded:
 
 def embed(figure: go.Figure) -> Embedded:
     """Convert a figure to JSON that cannot end its script element."""
-    text = plotly.io.to_json(figure, validate=False)
+    widths = (f"{name.replace('_', '-')}: {pixels}px" for name, pixels in (figure.layout.meta or {}).items())
+    text = _harmless(plotly.io.to_json(figure, validate=False))
+    return Embedded(figure.layout.height, "; ".join(widths), text)
+
+
+def _harmless(text: str) -> Markup:
+    """Escape JSON so that it cannot end the script element that it stands in."""
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    widths = (f"{name.replace('_', '-')}: {pixels}px" for name, pixels in (figure.layout.meta or {}).items())
-    return Embedded(figure.layout.height, "; ".join(widths), Markup(text))
+    return Markup(text)
+
+
+def _cells_json(rows: Sequence[Sequence[Any]]) -> Markup:
+    """Write rows of cells as JSON: a list of text, sort key and small second line for each cell."""
+    found = [[[cell.text, cell.sort, cell.note] for cell in row] for row in rows]
+    return _harmless(json.dumps(found, separators=(",", ":")))
 
 
 def render_section(id: str, title: str, template: str, **context: Any) -> Section:
@@ -117,7 +129,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"colour": colour, "role_name": role_name, "loss_name": loss_name}
-    environment.globals["caption_id"] = _caption_id
+    environment.globals |= {"caption_id": _caption_id, "cells_json": _cells_json}
     environment.filters["minus"] = _minus
     return environment
 

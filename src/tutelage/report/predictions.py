@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,41 +35,54 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of one model's reliability diagram, (bins,) each: mean confidence and accuracy in percent, and images."""
+    """Bins of one model's reliability diagram, (bins,) each: mean confidence and accuracy in percent, and images.
+
+    Those of fewer than `LEAST` images are left out of them. `images` (BINS,) has the number of images of every bin.
+    """
 
     role: str
     confidence: np.ndarray
     accuracy: np.ndarray
     count: np.ndarray
+    images: np.ndarray
 
 
 @dataclass(frozen=True)
-class ClassChange:
-    """The top-1 of one class under two models in percent, over `n` images."""
+class ClassFigures:
+    """One class on the labelled test images.
+
+    Attributes:
+        name: of the class.
+        n: images of it.
+        right: images of it that are classified correctly, by role.
+        called: images of any class that are classified as it, by role.
+    """
 
     name: str
     n: int
-    before: float
-    after: float
+    right: Mapping[str, int]
+    called: Mapping[str, int]
 
-    @property
-    def change(self) -> float:
-        """The difference in points."""
-        return self.after - self.before
+    def recall(self, role: str) -> float:
+        """The share of its images that are classified correctly, in percent: the accuracy on this class."""
+        return 100 * self.right[role] / self.n
+
+    def precision(self, role: str) -> float | None:
+        """The share of the images classified as it that are of it, in percent; None where there are none."""
+        return 100 * self.right[role] / self.called[role] if self.called[role] else None
+
+    def interval(self, role: str) -> tuple[float, float]:
+        """The 95% interval of the recall in percent (Wilson 1927)."""
+        return wilson(self.right[role], self.n)
+
+    def change(self, before: str, after: str = "distilled") -> float:
+        """The difference between two models' recall in points."""
+        return self.recall(after) - self.recall(before)
 
     @property
     def telling(self) -> bool:
         """Whether the class has enough images for a change to be significant."""
         return self.n >= TELLING
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% interval of the top-1 under the second model in percent (Wilson 1927)."""
-        share = self.after / 100
-        centre = share + Z**2 / (2 * self.n)
-        half = Z * math.sqrt(share * (1 - share) / self.n + (Z / (2 * self.n)) ** 2)
-        scale = 100 / (1 + Z**2 / self.n)
-        return max(0.0, scale * (centre - half)), min(100.0, scale * (centre + half))
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,20 @@ class Confusion:
     called: str
     n: int
     counts: dict[str, int]
+
+
+def wilson(right: float, n: float) -> tuple[float, float]:
+    """Compute the 95% interval of a share in percent (Wilson 1927).
+
+    Args:
+        right: images that count.
+        n: all of them, at least one.
+    """
+    share = right / n
+    centre = share + Z**2 / (2 * n)
+    half = Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2)
+    scale = 100 / (1 + Z**2 / n)
+    return max(0.0, scale * (centre - half)), min(100.0, scale * (centre + half))
 
 
 def agreement(predictions: RunPredictions, role: str) -> Agreement:
@@ -103,7 +131,7 @@ def agreement(predictions: RunPredictions, role: str) -> Agreement:
 
 
 def reliability(predictions: RunPredictions, role: str) -> Reliability:
-    """Compute confidence and accuracy in `BINS` equally wide bins; those of fewer than `LEAST` images are left out."""
+    """Compute confidence and accuracy in `BINS` equally wide bins, as for the expected calibration error."""
     known = predictions.labels >= 0
     confidence, right = predictions.roles[role].prob[known, 0], predictions.right(role)[known]
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
@@ -112,24 +140,25 @@ def reliability(predictions: RunPredictions, role: str) -> Reliability:
     total = np.maximum(count, 1)
     mean = np.bincount(bins, confidence, BINS) / total
     accuracy = np.bincount(bins, right, BINS) / total
-    return Reliability(role, 100 * mean[filled], 100 * accuracy[filled], count[filled])
+    return Reliability(role, 100 * mean[filled], 100 * accuracy[filled], count[filled], count)
 
 
-def class_changes(predictions: RunPredictions, before: str, after: str) -> list[ClassChange]:
-    """Return the top-1 of each class under two models, the greatest gain first; classes without images are left out."""
+def class_figures(predictions: RunPredictions, roles: Sequence[str]) -> list[ClassFigures]:
+    """Return each class that has test images, in the order of the classes, under the models of these roles."""
     known = predictions.labels >= 0
     labels, size = predictions.labels[known], len(predictions.classes)
     images = np.bincount(labels, minlength=size)
-    right = [np.bincount(labels[predictions.right(role)[known]], minlength=size) for role in (before, after)]
-    changes = [
-        ClassChange(
+    right = {role: np.bincount(labels[predictions.right(role)[known]], minlength=size) for role in roles}
+    called = {role: np.bincount(predictions.roles[role].first[known], minlength=size) for role in roles}
+    return [
+        ClassFigures(
             predictions.classes[index],
             int(images[index]),
-            *(100 * float(count[index] / images[index]) for count in right),
+            {role: int(count[index]) for role, count in right.items()},
+            {role: int(count[index]) for role, count in called.items()},
         )
         for index in np.flatnonzero(images)
     ]
-    return sorted(changes, key=lambda c: (-c.change, c.name))
 
 
 def confusion_matrix(predictions: RunPredictions, role: str) -> csr_array:

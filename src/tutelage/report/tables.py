@@ -6,16 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from tutelage.core.recipe import Recipe
 from tutelage.core.recipe_tree import flat
-from tutelage.core.records import RunPredictions
 from tutelage.evaluation.table import FIGURES, Figure, Row, Table
-from tutelage.report.class_names import class_names
-from tutelage.report.predictions import ClassChange, Confusion
 from tutelage.report.run_records import RunRecords
-from tutelage.report.style import NAMES, accuracy_key, loss_name, role_name, stage_name
+from tutelage.report.style import accuracy_key, loss_name, role_name, stage_name
 
 ABSENT = "–"
 
@@ -155,69 +150,6 @@ def resolutions(entries: Sequence[Mapping[str, Any]]) -> Sheet:
     return Sheet(["Model", "Resolution, pixels", "Val top-1, %", "Val NLL"], lines)
 
 
-def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], baseline: str) -> Sheet:
-    """List the top-1 of each class, of the baseline and of the distilled student, with its 95% interval."""
-    lines = [
-        [
-            _class(c.name, names),
-            number(c.n, 0),
-            number(c.before, 1),
-            number(c.after, 1),
-            Cell("{:.0f} to {:.0f}".format(*c.interval)),
-            Cell(signed(c.change, 1), c.change, "" if c.telling else "too few to tell"),
-        ]
-        for c in changes
-    ]
-    heads = [
-        "Class",
-        "Images",
-        f"{NAMES[baseline]}, %",
-        "Distilled student, %",
-        "95% interval",
-        "Change, points",
-    ]
-    return Sheet(heads, lines)
-
-
-def confusions(pairs: Sequence[Confusion], names: Mapping[str, str], baseline: str) -> Sheet:
-    """List the most frequent mistakes and how often each model makes them."""
-    shown = dict.fromkeys((baseline, "distilled", "teacher"))
-    roles = [r for r in shown if pairs and r in pairs[0].counts]
-    lines = [
-        [
-            _class(p.true, names),
-            _class(p.called, names),
-            number(p.n, 0),
-            *(number(p.counts[role], 0) for role in roles),
-        ]
-        for p in pairs
-    ]
-    return Sheet(
-        ["True class", "Predicted class", "Images", *(NAMES[r] for r in roles)], lines, words=frozenset({1})
-    )
-
-
-def mistakes(predictions: RunPredictions, positions: np.ndarray) -> Sheet:
-    """List images that the distilled student classifies wrongly, by their positions."""
-    names = class_names(predictions.classes)
-    told = {role: NAMES[role] for role in ("control", "teacher") if role in predictions.roles}
-    lines = []
-    for position in positions.tolist():
-        label, found = predictions.labels[position], predictions.roles["distilled"]
-        called = {role: predictions.classes[predictions.roles[role].first[position]] for role in told}
-        lines.append(
-            [
-                Cell(str(predictions.ids[position]), str(predictions.ids[position])),
-                _class(predictions.classes[label], names),
-                _class(predictions.classes[found.first[position]], names),
-                number(100 * float(found.prob[position, 0]), 1),
-                *(_class(name, names) for name in called.values()),
-            ]
-        )
-    columns = ["Image", "True class", "Predicted class", "Confidence, %", *told.values()]
-    return Sheet(columns, lines, words=frozenset({1, 2, *range(4, len(columns))}))
-
-
 def settings(recipe: Mapping[str, Any], choices: Mapping[str, Any] | None = None) -> Sheet:
     """List the keys of the recipe that differ from their defaults, and what the run chose for others (`choices`)."""
     own, defaults = flat(recipe), flat(Recipe().model_dump(mode="json"))
@@ -309,11 +241,6 @@ def _below(row: Mapping[str, Any], figure: Figure, first: bool) -> str:
 def number(value: float | None, digits: int) -> Cell:
     """Make the cell of a figure; a missing one sorts last."""
     return Cell(ABSENT) if value is None else Cell(f"{value:,.{digits}f}", value)
-
-
-def _class(name: str, names: Mapping[str, str]) -> Cell:
-    called = names[name]
-    return Cell(called, called, name if called != name else "")
 
 
 def value(setting: Any) -> str:

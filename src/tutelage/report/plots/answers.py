@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from tutelage.report.predictions import Agreement, ClassChange, Reliability
+from tutelage.report.predictions import BINS, Agreement, ClassFigures, Reliability, wilson
 from tutelage.report.style import BLUE, LINE, NAMES, VERMILION, colour, figure, text
 
 SHARES = {
@@ -51,65 +51,97 @@ def agreement(parts: Sequence[Agreement]) -> go.Figure:
     return fig
 
 
-def reliability(lines: Sequence[Reliability]) -> go.Figure:
-    """Plot accuracy against confidence; the area of a mark shows the number of images in its bin."""
-    fig = figure(height=440, meta={"max_width": 640})
+def reliability(found: Reliability) -> go.Figure:
+    """Plot accuracy against confidence of one model, and below it the number of images in each bin.
+
+    The interval of an accuracy is Wilson's of 95%.
+    """
+    fig = figure(height=330, showlegend=False, bargap=0.15)
     diagonal = {"color": LINE, "width": 1, "dash": "dot"}
+    fig.add_trace(go.Scatter(x=[0, 100], y=[0, 100], mode="lines", line=diagonal, hoverinfo="skip"))
+    rights = found.accuracy * found.count / 100
+    bounds = [wilson(right, n) for right, n in zip(rights.tolist(), found.count.tolist(), strict=True)]
     fig.add_trace(
         go.Scatter(
-            x=[0, 100], y=[0, 100], mode="lines", line=diagonal, name="perfect calibration", hoverinfo="skip"
+            x=found.confidence.round(2).tolist(),
+            y=found.accuracy.round(2).tolist(),
+            customdata=found.count.tolist(),
+            mode="markers",
+            marker={"size": 6, "color": colour(found.role)},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [
+                    round(high - y, 2) for (_, high), y in zip(bounds, found.accuracy.tolist(), strict=True)
+                ],
+                "arrayminus": [
+                    round(y - low, 2) for (low, _), y in zip(bounds, found.accuracy.tolist(), strict=True)
+                ],
+                "color": colour(found.role),
+                "thickness": 1.5,
+                "width": 0,
+            },
+            hovertemplate="confidence %{x:.0f}%, accuracy %{y:.0f}%, %{customdata} images<extra></extra>",
         )
     )
-    for line in lines:
-        name = NAMES[line.role]
-        fig.add_trace(
-            go.Scatter(
-                x=line.confidence.round(2).tolist(),
-                y=line.accuracy.round(2).tolist(),
-                customdata=line.count.tolist(),
-                mode="lines+markers",
-                line={"color": colour(line.role), "width": 1.5},
-                marker={"size": _sizes(line.count), "line": {"width": 0}},
-                name=name,
-                hovertemplate=f"{name}: confidence %{{x:.0f}}%, accuracy %{{y:.0f}}%, %{{customdata}} images"
-                "<extra></extra>",
-            )
+    middles = [100 * (bin + 0.5) / BINS for bin in range(BINS)]
+    fig.add_trace(
+        go.Bar(
+            x=middles,
+            y=found.images.tolist(),
+            yaxis="y2",
+            marker={"color": colour(found.role), "opacity": 0.55},
+            text=[f"{n:,}" if n else "" for n in found.images.tolist()],
+            textposition="outside",
+            textangle=-90,
+            textfont={"size": 10},
+            constraintext="none",
+            cliponaxis=False,
+            hovertemplate="%{y:,} images<extra></extra>",
         )
-    fig.update_xaxes(title="confidence, %", range=[0, 103], showgrid=True)
-    fig.update_yaxes(title="accuracy, %", range=[0, 103])
+    )
+    most = float(found.images.max(initial=1))
+    fig.update_xaxes(
+        title="confidence, %", range=[0, 102], showgrid=True, tickvals=[0, 25, 50, 75, 100], anchor="y2"
+    )
+    fig.update_yaxes(title="accuracy, %", range=[0, 103], domain=[0.36, 1], tickvals=[0, 25, 50, 75, 100])
+    images = {"title": "images", "range": [0, 1.9 * most], "domain": [0, 0.26], "showticklabels": False}
+    fig.update_layout(yaxis2=images | {"showgrid": False, "anchor": "x"})
     return fig
 
 
-def _sizes(counts: np.ndarray) -> list[float]:
-    """Compute diameters in pixels whose areas are proportional to the counts."""
-    return (4 + 14 * np.sqrt(counts / counts.max(initial=1))).tolist()
-
-
-def class_changes(changes: Sequence[ClassChange], names: Mapping[str, str], limit: int = 12) -> go.Figure:
-    """Plot the classes that gained and lost the most top-1 (points), greatest gain above.
+def class_changes(
+    found: Sequence[ClassFigures], baseline: str, names: Mapping[str, str], limit: int = 12
+) -> go.Figure:
+    """Plot the classes whose recall gained and lost the most (points), greatest gain above.
 
     Args:
-        changes: sorted, greatest gain first.
+        found: in any order.
+        baseline: the role that the distilled student is compared with.
         names: what a class is called on the page.
         limit: so many of each end.
     """
-    shown = [c for c in changes if c.change > 0][:limit] + [c for c in changes if c.change < 0][-limit:]
+    order = sorted(found, key=lambda one: (-one.change(baseline), one.name))
+    shown = [one for one in order if one.change(baseline) > 0][:limit]
+    shown += [one for one in order if one.change(baseline) < 0][-limit:]
     fig = figure(height=80 + 22 * len(shown), margin={"l": 8, "r": 16, "t": 8, "b": 8}, bargap=0.3)
     fig.add_trace(
         go.Bar(
-            x=[round(c.change, 3) for c in shown],
+            x=[round(one.change(baseline), 3) for one in shown],
             y=list(range(len(shown))),
             orientation="h",
-            marker={"color": [BLUE if c.change > 0 else VERMILION for c in shown]},
-            customdata=[[text(names[c.name]), c.before, c.after, c.n] for c in shown],
+            marker={"color": [BLUE if one.change(baseline) > 0 else VERMILION for one in shown]},
+            customdata=[
+                [text(names[one.name]), one.recall(baseline), one.recall("distilled"), one.n] for one in shown
+            ],
             hovertemplate="%{customdata[0]}: %{customdata[1]:.0f}% to %{customdata[2]:.0f}%"
             " of %{customdata[3]} images (%{x:+.1f})<extra></extra>",
         )
     )
     fig.add_vline(x=0, line={"color": LINE, "width": 1})
-    ticks = [text(names[c.name], 22) for c in shown]
+    ticks = [text(names[one.name], 22) for one in shown]
     fig.update_yaxes(tickvals=list(range(len(shown))), ticktext=ticks, autorange="reversed", showgrid=False)
-    fig.update_xaxes(title="change in top-1, points", showgrid=True)
+    fig.update_xaxes(title="change in recall, points", showgrid=True)
     return fig
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import RunPredictions
-from tutelage.report import tables
+from tutelage.report import class_tables
 from tutelage.report.class_names import class_names
 from tutelage.report.page import UNLABELLED, Section, missing, render_section
 from tutelage.report.predictions import greatest_changes, worst_mistakes
@@ -64,7 +64,7 @@ def images_section(records: RunRecords) -> Section:
         cards=cards,
         total=total,
         baseline=baseline,
-        sheet=tables.mistakes(predictions, mistakes[:MISTAKES]),
+        sheet=class_tables.mistakes(predictions, mistakes[:MISTAKES]),
     )
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tutelage.report import plots, tables
+from tutelage.core.records import RunPredictions
+from tutelage.report import class_tables, plots
 from tutelage.report.class_names import class_names
 from tutelage.report.page import UNLABELLED, Section, embed, missing, render_section
 from tutelage.report.predictions import (
+    LEAST,
     TELLING,
-    ClassChange,
+    ClassFigures,
     agreement,
-    class_changes,
+    class_figures,
     confusion_matrix,
     confusions,
     hardest_classes,
     reliability,
 )
 from tutelage.report.run_records import RunRecords
-from tutelage.report.style import NAMES, role_name
+from tutelage.report.style import role_name
 
 MATRIX_CLASSES = 30  # more cannot be read
 CONFUSIONS = 12
@@ -32,25 +34,29 @@ def agreement_section(records: RunRecords) -> Section:
         return missing(id, title, f"There are no predictions for the test images yet: {records.reached}.")
     if not records.labelled_test:
         return missing(id, title, UNLABELLED)
-    parts = [
-        agreement(predictions, role)
-        for role in ("start", "control", "distilled")
-        if role in predictions.roles
-    ]
-    lines = [reliability(predictions, role) for role in NAMES if role in predictions.roles]
+    roles = _shown_roles(records, predictions)
+    parts = [agreement(predictions, role) for role in roles if role != "teacher"]
+    lines = [reliability(predictions, role) for role in roles]
     errors = {row["role"]: row["ece"] for row in records.rows if row.get("ece") is not None}
     return render_section(
         id,
         title,
         "agreement.html.j2",
         agreement=embed(plots.agreement(parts)),
-        reliability=embed(plots.reliability(lines)),
+        reliability={one.role: embed(plots.reliability(one)) for one in lines},
+        errors=errors,
+        least=LEAST,
         agreements=", ".join(f"{role_name(p.role).lower()} {p.agreement:.1f}%" for p in parts),
-        calibration=", ".join(f"{role_name(role).lower()} {error:.2f}%" for role, error in errors.items()),
     )
 
 
-def _absent(records: RunRecords, changes: Sequence[ClassChange]) -> list[str]:
+def _shown_roles(records: RunRecords, predictions: RunPredictions) -> list[str]:
+    """The models that are looked at one by one; a start with random weights predicts nothing."""
+    roles = ("teacher", "start", "control", "distilled")
+    return [r for r in roles if r in predictions.roles and not (r == "start" and records.random_start)]
+
+
+def _absent(records: RunRecords, changes: Sequence[ClassFigures]) -> list[str]:
     """Name the classes of the data that have no test image."""
     there = {c.name for c in changes}
     missing = [name for name in (records.splits or {}).get("classes") or () if name not in there]
@@ -58,8 +64,12 @@ def _absent(records: RunRecords, changes: Sequence[ClassChange]) -> list[str]:
     return [names[name] for name in missing]
 
 
+def _weakest_first(found: Sequence[ClassFigures]) -> list[ClassFigures]:
+    return sorted(found, key=lambda one: (one.recall("distilled"), one.name))
+
+
 def classes_section(records: RunRecords) -> Section:
-    """Show the change of each class and the most frequent mistakes."""
+    """Show recall and precision of each class, and the most frequent mistakes."""
     id, title = "classes", "Results for each class"
     baseline = records.baseline
     predictions = records.predictions_of(baseline, "distilled")
@@ -68,28 +78,29 @@ def classes_section(records: RunRecords) -> Section:
     if not records.labelled_test:
         return missing(id, title, UNLABELLED)
     names = class_names(predictions.classes)
-    changes = class_changes(predictions, baseline, "distilled")
+    found = class_figures(predictions, _shown_roles(records, predictions))
     matrix = confusion_matrix(predictions, "distilled")
     chosen = hardest_classes(matrix, MATRIX_CLASSES)
-    moved = any(c.change for c in changes)
+    moved = any(c.change(baseline) for c in found)
     called = [names[predictions.classes[i]] for i in chosen]
-    smallest, largest = min(c.n for c in changes), max(c.n for c in changes)
+    smallest, largest = min(c.n for c in found), max(c.n for c in found)
     return render_section(
         id,
         title,
         "classes.html.j2",
         baseline=baseline,
-        change=embed(plots.class_changes(changes, names)) if moved else None,
-        few=[c.name for c in changes if not c.telling],
-        absent=_absent(records, changes),
+        change=embed(plots.class_changes(found, baseline, names)) if moved else None,
+        few=[c.name for c in found if not c.telling],
+        absent=_absent(records, found),
         least=TELLING,
-        classes=len(changes),
+        classes=len(found),
         sizes=str(smallest) if smallest == largest else f"{smallest} to {largest}",
         point=" to ".join(dict.fromkeys(f"{100 / n:.3g}" for n in (largest, smallest))),
-        change_sheet=tables.class_changes(changes, names, baseline),
+        each=class_tables.each_class(_weakest_first(found), names, baseline),
+        over=class_tables.over_classes(found, names),
         confusion=embed(plots.confusion(matrix[chosen][:, chosen].toarray(), matrix.sum(1)[chosen], called)),
         counted=len(chosen) <= plots.COUNTED,
         shown=len(chosen),
         total=len(predictions.classes),
-        mistakes=tables.confusions(confusions(predictions, "distilled", CONFUSIONS), names, baseline),
+        mistakes=class_tables.confusions(confusions(predictions, "distilled", CONFUSIONS), names, baseline),
     )

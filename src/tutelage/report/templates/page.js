@@ -96,20 +96,60 @@
     return String(a).localeCompare(String(b), undefined, { numeric: true });
   };
 
+  // Rows that a long table keeps as JSON are made from its first row when they are needed.
+  const made = (pattern, cells) => {
+    const row = pattern.cloneNode(true);
+    row.classList.remove("strong");
+    cells.forEach(([text, key, note], place) => {
+      const cell = row.cells[place];
+      const bdi = document.createElement("bdi");
+      bdi.textContent = text;
+      cell.replaceChildren(bdi);
+      if (note) {
+        const below = document.createElement("small");
+        below.append(Object.assign(document.createElement("bdi"), { textContent: note }));
+        cell.append(below);
+      }
+      if (key === null) delete cell.dataset.sort;
+      else cell.dataset.sort = key;
+    });
+    return row;
+  };
+
+  const rowsOf = (table) => {
+    if (!table.everyRow) {
+      const rest = table.parentElement.querySelector("script.rest");
+      const there = [...table.tBodies[0].rows];
+      const later = rest ? JSON.parse(rest.textContent).map((cells) => made(there[0], cells)) : [];
+      table.everyRow = [...there, ...later];
+      table.shownRows = there.length;
+    }
+    return table.everyRow;
+  };
+
   const sort = (heading, direction) => {
     const table = heading.closest("table");
-    const body = table.tBodies[0];
     const column = heading.cellIndex;
     const sign = direction === "ascending" ? 1 : -1;
-    const rows = [...body.rows].map((row) => [key(row, column), row]);
+    const rows = rowsOf(table).map((row) => [key(row, column), row]);
     rows.sort(([a], [b]) => {
       if (a === null || b === null) return (a === null) - (b === null); // absent figures stay last
       return sign * compare(a, b);
     });
-    body.append(...rows.map(([, row]) => row));
+    table.everyRow = rows.map(([, row]) => row);
+    table.tBodies[0].replaceChildren(...table.everyRow.slice(0, table.shownRows));
     table.querySelectorAll("th[aria-sort]").forEach((other) => other.setAttribute("aria-sort", "none"));
     heading.setAttribute("aria-sort", direction);
   };
+
+  document.addEventListener("click", (event) => {
+    const whole = event.target.closest("button.whole");
+    if (!whole) return;
+    const table = whole.parentElement.previousElementSibling.querySelector("table");
+    table.tBodies[0].replaceChildren(...rowsOf(table));
+    table.shownRows = table.everyRow.length;
+    whole.parentElement.remove();
+  });
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("th button");
