@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN_STAMP := .venv/.installed-run
 
-.PHONY: setup run test test-slow lint format bench clean
+.PHONY: setup run test test-slow lint format docs bench clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built into site/; to read it: python3 -m http.server --directory site"
+
 bench: setup
 	for pair in lite2-lite0 b3-b1 small; do $(BIN)/python -m benchmarks.speed --pair $$pair || exit 1; done
 	$(BIN)/python -m benchmarks.study
@@ -43,4 +47,4 @@ bench: setup
 	$(BIN)/python -m benchmarks.growth
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

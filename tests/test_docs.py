@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
+import tutelage
 from tutelage import losses
 from tutelage.cli import app
 from tutelage.core.recipe import FitRecipe, Recipe, load_recipe, parse_recipe
@@ -93,6 +95,17 @@ def mentioned_keys(page: Path) -> set[str]:
     pattern = rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})(?:\.[a-z_]\w*)+)(?![\w(/])"
     words = {word for line in lines for word in re.findall(pattern, line)}
     return {word for word in words if word.rpartition(".")[2] not in FILES}
+
+
+@pytest.fixture(scope="module")
+def pages() -> Any:
+    """docs/pages.py, which makes pages of the site."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @each_page
@@ -203,3 +216,43 @@ def test_files_functions_and_tests_that_are_named_exist(page: Path) -> None:
             for part in (name or "").split("."):
                 end = "" if cut else r"\b"
                 assert not part or re.search(rf"\b(def|class) {part}{end}", text), f"{page.name}: {word}"
+
+
+def test_the_references_have_every_key_and_every_option(pages: Any) -> None:
+    keys = "\n".join(pages.recipe_keys())
+    assert [key for key in recipe_keys() if f"### `{key}`" not in keys and f"## {key}\n" not in keys] == []
+    text = "\n".join(pages.commands())
+    parts = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
+    assert parts.keys() == cli().keys()
+    for command, options in cli().items():
+        assert [o for o in options if o.startswith("-") and o not in parts[command]] == [], command
+    for page, name in (("recipe-keys", "recipe keys"), ("commands", "commands")):
+        assert f"<!-- {name}: made by docs/pages.py -->" in (ROOT / f"docs/{page}.md").read_text(
+            encoding="utf-8"
+        )
+
+
+def test_the_python_page_has_every_public_name() -> None:
+    text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+    public = {f"tutelage.{name}" for name in tutelage.__all__} - {"tutelage.__version__"}
+    assert sorted(named) == sorted(public | {"tutelage.losses"})
+
+
+@pytest.mark.parametrize(
+    ("source", "link", "expected"),
+    [
+        ("README.md", "[docs/deploy.md](docs/deploy.md)", "[From a student to a file](deploy.md)"),
+        ("README.md", "[report](docs/report.png)", "[report](report.png)"),
+        ("README.md", "[few.yaml](recipes/few-labels.yaml)", "[few.yaml](recipes.md#few-labels.yaml)"),
+        ("docs/extending.md", "[gram](../examples/loss_package)", "[gram](examples.md#loss_package)"),
+        ("docs/extending.md", "[In Python](../README.md#in-python)", "[In Python](index.md#in-python)"),
+        (
+            "docs/extending.md",
+            "[paper](https://arxiv.org/abs/1911.00068)",
+            "[paper](https://arxiv.org/abs/1911.00068)",
+        ),
+    ],
+)
+def test_links_point_to_pages_of_the_site(source: str, link: str, expected: str, pages: Any) -> None:
+    assert pages.site_links(source, link) == expected
