@@ -8,6 +8,7 @@ import shutil
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +199,50 @@ def test_the_classes_of_imagenet_21k_take_little_memory() -> None:
     assert 7 in chosen
     assert (found[0].true, found[0].called, found[0].counts["distilled"]) == ("7", "9", 20)
     assert sum(c.n for c in changes) == images
+
+
+PAIRS = {
+    "start": (93.0, 92.0, 94.0), "control": (1.5, 0.5, 2.5), "teacher": (-3.0, -4.0, -2.0),
+}  # fmt: skip
+
+
+def pairs(*roles: str, scale: float = 1.0) -> list[dict[str, Any]]:
+    keys = ("difference", "low", "high")
+    return [{"old": role} | dict(zip(keys, (scale * v for v in PAIRS[role]), strict=True)) for role in roles]
+
+
+def test_a_difference_that_would_flatten_the_others_is_an_arrow() -> None:
+    figure = plots.intervals(pairs("start", "control", "teacher"))
+    low, high = figure.layout.xaxis.range
+    assert (low, high) == pytest.approx((-4.39, 2.89))  # the others fill the width
+    arrow, control, teacher = figure.data
+    assert (arrow.x[0], arrow.marker.symbol, arrow.text[0]) == (
+        high,
+        "triangle-right",
+        "+93.00",
+    )
+    assert (control.x[0], teacher.x[0]) == (1.5, -3.0)
+    downwards = plots.intervals(pairs("start", "control", scale=-1)).data[0]
+    assert (downwards.marker.symbol, downwards.text[0]) == ("triangle-left", "\u221293.00")
+
+
+@pytest.mark.parametrize("roles", [("start",), ("control", "teacher"), ("start", "start"), ()])
+def test_differences_of_one_size_are_on_one_scale(roles: tuple[str, ...]) -> None:
+    assert plots.beyond(pairs(*roles)) == set()
+    assert plots.beyond(pairs(*roles, scale=0.0)) == set()
+
+
+def test_changed_images_are_of_each_class_in_turn() -> None:
+    """The greatest changes were often all of one class."""
+    labels = np.array([0, 0, 0, 1, 2, 1])
+    before = TopClasses(np.array([[9, c] for c in labels]), np.tile([0.9, 0.1], (6, 1)))
+    chances = np.array([0.99, 0.98, 0.97, 0.9, 0.8, 0.95])
+    after = TopClasses(np.array([[c, 9] for c in labels]), np.stack([chances, 1 - chances], 1))
+    changed = RunPredictions(
+        np.array(list("abcdef")), labels, tuple("0123456789"), {"start": before, "distilled": after}
+    )
+    found = greatest_changes(changed, "start", "distilled", 5)["corrections"]
+    assert found.tolist() == [0, 5, 4, 1, 3]
 
 
 @pytest.mark.parametrize(

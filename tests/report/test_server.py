@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,28 @@ def test_the_page_follows_its_run_and_keeps_its_place(server: Server, visit: Vis
     assert page.locator("#training details").evaluate("details => details.open")
     assert page.evaluate("document.querySelector('#views').kept"), "a section that is the same is left alone"
     assert page.evaluate(view) == pytest.approx(before, abs=2)
+
+
+def test_sections_come_in_their_order_when_they_have_something_to_show(tmp_path: Path, visit: Visits) -> None:
+    whole = make_run(tmp_path, "whole", overrides=SMALL)
+    run = make_run(tmp_path, "going", stop="control", overrides=SMALL)
+    server = Server(run.path)
+    server.start()
+    page = visit(server.url)
+    shown = "[...document.querySelectorAll('main > section')].map((part) => part.id)"
+    listed = "[...document.querySelectorAll('nav a')].map((link) => link.getAttribute('href').slice(1))"
+    assert (
+        page.evaluate(shown) == page.evaluate(listed) == ["verdict", "training", "views", "checks", "record"]
+    )
+    for path in (whole.metrics, whole.candidates, whole.comparison, whole.predictions, whole.diagnosis):
+        shutil.copy(path, run.path / path.name)
+    until(page, "document.querySelectorAll('main > section').length === 11", seconds=20)
+    assert page.evaluate(shown) == page.evaluate(listed) == [
+        "verdict", "comparison", "tradeoff", "training", "selection", "agreement", "classes", "images", "views",
+        "checks", "record",
+    ]  # fmt: skip
+    assert page.locator(".progress").count() == 0
+    server.stop()
 
 
 def test_the_page_says_when_its_server_is_gone(tmp_path: Path, browser: object) -> None:

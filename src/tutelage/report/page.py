@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; `html` is its content without the heading."""
+    """A part of the page; `html` is its content without the heading.
+
+    `awaited`: the run has not got as far as this section yet.
+    """
 
     id: str
     title: str
     html: Markup
+    awaited: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ def render_section(id: str, title: str, template: str, **context: Any) -> Sectio
 def missing(id: str, title: str, why: str) -> Section:
     """Make a section that says why its data are missing."""
     return render_section(id, title, "missing.html.j2", why=why)
+
+
+def awaited(id: str, title: str, why: str) -> Section:
+    """Make a section whose data the run has not made yet; it is shown where the run has ended without them."""
+    return replace(missing(id, title, why), awaited=True)
 
 
 def render_main(sections: Sequence[Section]) -> Markup:

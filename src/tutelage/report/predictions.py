@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -206,16 +207,27 @@ def worst_mistakes(predictions: RunPredictions, role: str, limit: int) -> np.nda
 def greatest_changes(
     predictions: RunPredictions, before: str, after: str, limit: int
 ) -> dict[str, np.ndarray]:
-    """Find the positions of the images whose true class lost or gained the most probability.
+    """Find the positions of images whose true class lost or gained much probability, of each class in turn.
 
     Returns:
-        ``negative_flips`` (right before, wrong after) and ``corrections`` (the reverse), greatest first.
+        ``negative_flips`` (right before, wrong after) and ``corrections`` (the reverse): the greatest change of each
+        class first, then the second greatest of each class, and so on.
     """
     was, is_ = predictions.right(before), predictions.right(after)
     labels = predictions.labels
     gain = predictions.roles[after].of(labels) - predictions.roles[before].of(labels)
     flips, corrections = np.flatnonzero(was & ~is_), np.flatnonzero(~was & is_)
     return {
-        "negative_flips": flips[np.argsort(gain[flips], kind="stable")][:limit],
-        "corrections": corrections[np.argsort(-gain[corrections], kind="stable")][:limit],
+        "negative_flips": _in_turn(flips[np.argsort(gain[flips], kind="stable")], labels)[:limit],
+        "corrections": _in_turn(corrections[np.argsort(-gain[corrections], kind="stable")], labels)[:limit],
     }
+
+
+def _in_turn(positions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Reorder positions so that the first of each class come first, then the second of each class, and so on."""
+    seen: Counter[int] = Counter()
+    ranks = []
+    for label in labels[positions].tolist():
+        ranks.append(seen[label])
+        seen[label] += 1
+    return positions[np.argsort(np.array(ranks, dtype=int), kind="stable")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -27,6 +27,7 @@ STAGES = {
     "control": "the labels-only control",
     "distill": "the distillation",
 }
+FITS, TRAININGS = ("teacher-fit", "head-fit"), ("control", "distill")  # before and after the pre-flight
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _stages(records: RunRecords) -> list[StageState]:
-    training = _training(records)
+    fits, training = _training(records, FITS), _training(records, TRAININGS)
     later = [
         ("model selection", "model selection", records.candidates is not None),
         ("final evaluation", "final evaluation", records.comparison is not None),
@@ -267,7 +268,9 @@ def _stages(records: RunRecords) -> list[StageState]:
     ]
     if (records.recipe.get("export") or {}).get("enabled"):
         later.append(("export", "the export", records.run.deploy.is_dir()))
+    # a teacher, or a head, is fitted before the pre-flight looks at it
     states = [
+        *fits,
         StageState("pre-flight", "done" if records.preflight else "ahead", "the pre-flight checks"),
         *training,
     ]
@@ -275,12 +278,12 @@ def _stages(records: RunRecords) -> list[StageState]:
     return _settle(states)
 
 
-def _training(records: RunRecords) -> list[StageState]:
-    """Make an entry for each stage that was trained or will certainly be."""
+def _training(records: RunRecords, stages: Sequence[str]) -> list[StageState]:
+    """Make an entry for each of these stages that was trained or will certainly be."""
     certain = {"distill", "control"} if records.recipe.get("control", True) else {"distill"}
     found = []
-    for name, words in STAGES.items():
-        rows = records.stage(name)
+    for name in stages:
+        rows, words = records.stage(name), STAGES[name]
         if rows:
             epoch, epochs = rows[-1]["epoch"], rows[-1].get("epochs") or rows[-1]["epoch"]
             detail = f"epoch {epoch} of {epochs} of {words}"

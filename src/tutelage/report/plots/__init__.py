@@ -4,7 +4,7 @@ Colour says which model, line style or mark says which quantity (see `tutelage.r
 """
 
 from tutelage.report.plots.answers import COUNTED, agreement, class_changes, confusion, reliability
-from tutelage.report.plots.models import intervals, pareto, tradeoff
+from tutelage.report.plots.models import beyond, intervals, pareto, tradeoff
 from tutelage.report.plots.runs import FEW, val_curves
 from tutelage.report.plots.training import candidates, curves
 
@@ -12,6 +12,7 @@ __all__ = [
     "COUNTED",
     "FEW",
     "agreement",
+    "beyond",
     "candidates",
     "class_changes",
     "confusion",

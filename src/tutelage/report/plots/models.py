@@ -18,24 +18,45 @@ MOST_LABELS, LONGEST_LABEL = 10, 28  # and its characters
 MOST_TICKS = 6  # side by side on a phone
 PLOT_HEIGHT, PLOT_WIDTH = 320, 290  # pixels between the axes of the trade-off on a phone
 LETTER_WIDTH = 6.4  # pixels, of its labels
+# Times the next largest extent: an interval that is drawn on an eighth of the width can just be read.
+FLATTENED = 8.0
+MARK = 8  # pixels of a difference's mark
+CAP = 8  # pixels of each half of the ends of its whiskers, which stand out behind the mark
 
 
 def intervals(pairs: Sequence[Row], names: Sequence[str] | None = None) -> go.Figure:
     """Plot each paired difference in top-1 (points) with its 95% interval.
+
+    A difference that is so much larger than all others that it would flatten them is written beside an arrow at the
+    edge.
 
     Args:
         pairs: of a verdict.
         names: what stands beside each; None: against whom it is.
     """
     names = names or [f"against the {role_name(p['old']).lower()}" for p in pairs]
+    apart = beyond(pairs)
+    on_scale = [pair for place, pair in enumerate(pairs) if place not in apart]
+    low, high = _padded([0.0, *(pair[end] for pair in on_scale for end in ("low", "high"))], 0.06)
     fig = figure(height=64 + 40 * len(pairs), margin={"l": 8, "r": 16, "t": 4, "b": 8})
     for place, (pair, name) in enumerate(zip(pairs, names, strict=True)):
-        fig.add_trace(_interval(pair, name, place))
+        fig.add_trace(
+            _arrow(pair, name, place, low, high) if place in apart else _interval(pair, name, place)
+        )
     fig.add_vline(x=0, line={"color": LINE, "width": 1})
     ticks = {"tickvals": list(range(len(pairs))), "ticktext": [text(n, 32) for n in names]}
     fig.update_yaxes(**ticks, range=[len(pairs) - 0.4, -0.6], showgrid=False)
-    fig.update_xaxes(title="difference in top-1, points", showgrid=True)
+    fig.update_xaxes(title="difference in top-1, points", showgrid=True, range=[low, high])
     return fig
+
+
+def beyond(pairs: Sequence[Row]) -> set[int]:
+    """Find the positions of the differences that would flatten all others on a common scale."""
+    extents = sorted((max(abs(pair["low"]), abs(pair["high"])), place) for place, pair in enumerate(pairs))
+    found: set[int] = set()
+    while len(extents) > 1 and extents[-1][0] > FLATTENED * extents[-2][0] > 0:
+        found.add(extents.pop()[1])
+    return found
 
 
 def _interval(pair: Row, name: str, place: int) -> go.Scatter:
@@ -45,8 +66,8 @@ def _interval(pair: Row, name: str, place: int) -> go.Scatter:
         "symmetric": False,
         "array": [high - difference],
         "arrayminus": [difference - low],
-        "thickness": 2.5,
-        "width": 7,
+        "thickness": 2,
+        "width": CAP,
         "color": colour(pair["old"]),
     }
     return go.Scatter(
@@ -55,9 +76,30 @@ def _interval(pair: Row, name: str, place: int) -> go.Scatter:
         customdata=[[text(name), low, high]],
         error_x=error,
         mode="markers",
-        marker={"size": 11, "color": colour(pair["old"]), "symbol": symbol(pair["old"])},
+        marker={"size": MARK, "color": colour(pair["old"]), "symbol": symbol(pair["old"])},
         hovertemplate="%{customdata[0]}: %{x:+.2f} points<br>"
         "95% interval %{customdata[1]:+.2f} to %{customdata[2]:+.2f}<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _arrow(pair: Row, name: str, place: int, low: float, high: float) -> go.Scatter:
+    """Draw a difference off the scale, which is from `low` to `high`."""
+    up = pair["difference"] > 0
+    words = f"{pair['difference']:+.2f} ({pair['low']:+.2f} to {pair['high']:+.2f})".replace("-", "\u2212")
+    return go.Scatter(
+        x=[high if up else low],
+        y=[place],
+        mode="markers+text",
+        text=[words.partition(" ")[0]],  # on a phone, there is no room for the interval
+        textposition="middle left" if up else "middle right",
+        marker={
+            "size": 11,
+            "color": colour(pair["old"]),
+            "symbol": "triangle-right" if up else "triangle-left",
+        },
+        cliponaxis=False,
+        hovertemplate=f"{text(name)}: {words} points, beyond the scale<extra></extra>",
         showlegend=False,
     )
 

@@ -16,8 +16,11 @@ from tutelage.report.sections.views import views_section
 
 
 def run_sections(records: RunRecords) -> list[Section]:
-    """Make every section of the page; those whose data are missing say how far the run got."""
-    return [
+    """Make the sections of the page. Those that a run has not got to yet are left out until it has ended.
+
+    Where a run has ended without their data, such as one of an older version, they say so.
+    """
+    sections = [
         verdict_section(records),
         comparison_section(records),
         tradeoff_section(records),
@@ -30,3 +33,4 @@ def run_sections(records: RunRecords) -> list[Section]:
         checks_section(records),
         record_section(records),
     ]
+    return [section for section in sections if records.finished or not section.awaited]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tutelage.report import tables
-from tutelage.report.page import Section, missing, render_section
+from tutelage.report.page import Section, awaited, render_section
 from tutelage.report.run_records import RunRecords
 
 
@@ -13,7 +13,7 @@ def checks_section(records: RunRecords) -> Section:
     """Show the results of the pre-flight checks."""
     id, title = "checks", "Checks before training"
     if records.preflight is None:
-        return missing(id, title, f"The pre-flight checks have not finished yet: {records.reached}.")
+        return awaited(id, title, f"The pre-flight checks have not finished yet: {records.reached}.")
     probed = records.preflight.get("resolutions") or []
     return render_section(
         id,

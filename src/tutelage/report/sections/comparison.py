@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tutelage.report import plots, tables
-from tutelage.report.page import UNLABELLED, Section, embed, missing, render_section
+from tutelage.report.page import UNLABELLED, Section, awaited, embed, missing, render_section
 from tutelage.report.run_records import RunRecords
 
 
@@ -11,7 +11,7 @@ def comparison_section(records: RunRecords) -> Section:
     """Show the table of every measured model and deployed file."""
     id, title = "comparison", "Comparison of all models"
     if not records.rows:
-        return missing(id, title, f"No model has been evaluated on the test images yet: {records.reached}.")
+        return awaited(id, title, f"No model has been evaluated on the test images yet: {records.reached}.")
     return render_section(
         id,
         title,
@@ -51,7 +51,7 @@ def tradeoff_section(records: RunRecords) -> Section:
     if not records.labelled_test:
         return missing(id, title, UNLABELLED)
     if not shown:
-        return missing(id, title, f"Fewer than two models have been evaluated: {records.reached}.")
+        return awaited(id, title, f"Fewer than two models have been evaluated: {records.reached}.")
     return render_section(
         id, title, "tradeoff.html.j2", figures=shown, without_start=len(rows) < len(records.rows)
     )

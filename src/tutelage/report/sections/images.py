@@ -10,7 +10,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.records import RunPredictions
 from tutelage.report import class_tables
 from tutelage.report.class_names import class_names
-from tutelage.report.page import UNLABELLED, Section, missing, render_section
+from tutelage.report.page import UNLABELLED, Section, awaited, missing, render_section
 from tutelage.report.predictions import greatest_changes, worst_mistakes
 from tutelage.report.run_records import RunRecords
 from tutelage.report.sections.data import splits
@@ -40,12 +40,12 @@ class Card:
 
 
 def images_section(records: RunRecords) -> Section:
-    """Show the images whose true class lost or gained the most probability, and the most confident mistakes."""
+    """Show images whose true class lost or gained much probability, and the most confident mistakes."""
     id, title = "images", "Changed predictions and worst mistakes"
     baseline = records.baseline
     predictions = records.predictions_of(baseline, "distilled")
     if predictions is None:
-        return missing(id, title, f"There are no predictions to compare yet: {records.reached}.")
+        return awaited(id, title, f"There are no predictions to compare yet: {records.reached}.")
     if not records.labelled_test:
         return missing(id, title, UNLABELLED)
     chosen = greatest_changes(predictions, baseline, "distilled", CARDS)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tutelage.core.records import RunPredictions
 from tutelage.report import class_tables, plots
 from tutelage.report.class_names import class_names
-from tutelage.report.page import UNLABELLED, Section, embed, missing, render_section
+from tutelage.report.page import UNLABELLED, Section, awaited, embed, missing, render_section
 from tutelage.report.predictions import (
     LEAST,
     TELLING,
@@ -31,7 +31,7 @@ def agreement_section(records: RunRecords) -> Section:
     id, title = "agreement", "Agreement and calibration"
     predictions = records.predictions_of("teacher")
     if predictions is None:
-        return missing(id, title, f"There are no predictions for the test images yet: {records.reached}.")
+        return awaited(id, title, f"There are no predictions for the test images yet: {records.reached}.")
     if not records.labelled_test:
         return missing(id, title, UNLABELLED)
     roles = _shown_roles(records, predictions)
@@ -74,7 +74,7 @@ def classes_section(records: RunRecords) -> Section:
     baseline = records.baseline
     predictions = records.predictions_of(baseline, "distilled")
     if predictions is None:
-        return missing(id, title, f"There are no predictions to compare yet: {records.reached}.")
+        return awaited(id, title, f"There are no predictions to compare yet: {records.reached}.")
     if not records.labelled_test:
         return missing(id, title, UNLABELLED)
     names = class_names(predictions.classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tutelage.report import plots, tables
-from tutelage.report.page import Section, embed, missing, render_section
+from tutelage.report.page import Section, awaited, embed, render_section
 from tutelage.report.run_records import RunRecords
 from tutelage.report.style import accuracy_key, accuracy_name
 
@@ -13,7 +13,7 @@ def selection_section(records: RunRecords) -> Section:
     id, title = "selection", "Model selection"
     options = (records.candidates or {}).get("candidates") or []
     if not options:
-        return missing(id, title, f"No candidate has been evaluated yet: {records.reached}.")
+        return awaited(id, title, f"No candidate has been evaluated yet: {records.reached}.")
     metric = (records.candidates or {}).get("metric", "top1")
     drawn = [c for c in options if not (records.random_start and c["name"] == "start")]
     # without weights between the start and the trained ones, the table says all

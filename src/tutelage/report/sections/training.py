@@ -7,7 +7,7 @@ from typing import Any
 from tutelage.core.recipe_tree import flat
 from tutelage.evaluation.quality import merit
 from tutelage.report import plots, tables
-from tutelage.report.page import Section, embed, missing, render_section
+from tutelage.report.page import Section, awaited, embed, render_section
 from tutelage.report.run_records import RunRecords
 from tutelage.report.style import accuracy_key, accuracy_name
 
@@ -20,11 +20,12 @@ def training_section(records: RunRecords) -> Section:
     trained = records.stage("control") + records.stage("distill")
     fits = [row for row in records.metrics if row["stage"].startswith(FITS)]
     if not trained and not fits:
-        return missing(id, title, f"No epoch has finished yet: {records.reached}.")
+        return awaited(id, title, f"No epoch has finished yet: {records.reached}.")
     levels = _levels(records) if trained else {}
     kept = _kept_at(records)
     figures = plots.curves(trained, records.findings, kept, levels) if trained else {}
-    fitted = plots.curves(fits)["accuracy"] if fits else None
+    fitted = plots.curves(fits, records.findings)["accuracy"] if fits else None
+    findings = [_finding(finding, records) for finding in records.findings]
     return render_section(
         id,
         title,
@@ -36,8 +37,8 @@ def training_section(records: RunRecords) -> Section:
         fitted=embed(fitted) if fitted else None,
         summary=_last_epoch(records),
         kept=kept,
-        marked=any(f.get("epoch") and records.stage(f.get("stage") or "") for f in records.findings),
-        findings=[_finding(f) for f in records.findings],
+        marked=any(finding["drawn"] for finding in findings),
+        findings=findings,
         sheet=tables.epochs(fits + trained),
     )
 
@@ -86,10 +87,11 @@ def _last_epoch(records: RunRecords) -> str:
     return " ".join(sentences)
 
 
-def _finding(finding: dict[str, Any]) -> dict[str, Any]:
+def _finding(finding: dict[str, Any], records: RunRecords) -> dict[str, Any]:
+    drawn = bool(finding.get("epoch") and records.stage(finding.get("stage") or ""))
     evidence = flat(finding.get("evidence") or {})
     shown = [f"{key.replace('_', ' ')} {_brief(value)}" for key, value in evidence.items()]
-    return {**finding, "evidence": ", ".join(shown)}
+    return {**finding, "evidence": ", ".join(shown), "drawn": drawn}
 
 
 def _brief(value: Any) -> str:

@@ -7,6 +7,7 @@ from tutelage.report.headline import headline, sentence
 from tutelage.report.page import Section, embed, render_section
 from tutelage.report.run_records import RunRecords
 from tutelage.report.summary import summary
+from tutelage.report.time_left import time_left
 
 
 def verdict_section(records: RunRecords) -> Section:
@@ -27,6 +28,8 @@ def verdict_section(records: RunRecords) -> Section:
         summary=summary(records),
         sentence=sentence(records),
         figure=embed(plots.intervals(pairs)) if pairs else None,
+        off_scale=bool(plots.beyond(pairs)),
+        left=time_left(records),
         pairs=tables.pairs(records),
     )
 

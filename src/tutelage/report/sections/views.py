@@ -8,7 +8,7 @@ from typing import Any
 from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import InputSpec
 from tutelage.report.class_names import class_names
-from tutelage.report.page import Section, missing, render_section
+from tutelage.report.page import Section, awaited, missing, render_section
 from tutelage.report.run_records import RunRecords
 from tutelage.report.sections.data import recipe, splits
 
@@ -19,7 +19,7 @@ def views_section(records: RunRecords) -> Section:
     preflight = records.preflight or {}
     inputs = {who: (preflight.get(who) or {}).get("input") for who in ("teacher", "student")}
     if not all(inputs.values()):
-        return missing(id, title, f"The input sizes of the models are not recorded yet: {records.reached}.")
+        return awaited(id, title, f"The input sizes of the models are not recorded yet: {records.reached}.")
     specs = {who: InputSpec.from_dict(values) for who, values in inputs.items() if values}
     try:
         rows = _contact_sheet(records.recipe_text, records.copies, tuple(specs.values()))

@@ -181,17 +181,38 @@
     const old = new Map([...main.children].map((part) => [part.id, part]));
     const marker = [...main.children].find((part) => part.getBoundingClientRect().bottom > 0);
     const before = marker ? marker.getBoundingClientRect().top : 0;
+    let previous = null;
     for (const part of [...fresh.children]) {
       const current = old.get(part.id);
-      if (!current) main.append(part);
-      else if (current.dataset.digest !== part.dataset.digest) {
+      old.delete(part.id);
+      if (current && current.dataset.digest === part.dataset.digest) {
+        previous = current;
+        continue;
+      }
+      if (current) {
         keepOpen(current, part);
         current.replaceWith(part);
-      } else continue;
+      } else if (previous) previous.after(part);
+      else main.prepend(part);
+      previous = part;
       drawAll(part);
     }
+    old.forEach((gone) => gone.remove());
+    listContents();
     const now = marker && document.getElementById(marker.id);
     if (now) scrollBy({ top: now.getBoundingClientRect().top - before, behavior: "instant" });
+  };
+
+  const listContents = () => {
+    const entries = [...document.querySelectorAll("main > section")].map((part) => {
+      const entry = document.createElement("li");
+      const link = document.createElement("a");
+      link.href = `#${part.id}`;
+      link.textContent = part.dataset.title;
+      entry.append(link);
+      return entry;
+    });
+    document.querySelector("nav ol").replaceChildren(...entries);
   };
 
   const keepOpen = (current, part) => {
