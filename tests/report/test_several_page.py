@@ -13,6 +13,8 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, write_json
 from tutelage.core.run_dir import Run
 from tutelage.report.build import find_runs, report
+from tutelage.report.run_records import read_run_records
+from tutelage.report.sections import data
 
 TRIALS = 12
 
@@ -186,6 +188,56 @@ def test_runs_on_different_images_are_not_ranked(
     assert f"{comparison['test']['n']} test images of digits" in told
     assert page.locator("#runs tr.strong").count() == 0
     assert "one plot cannot compare" in page.locator("#tradeoff .missing").inner_text()
+
+
+def test_runs_are_grouped_by_their_images_and_ranked_within_a_group(tmp_path: Path, visit: Visits) -> None:
+    """Two runs each on two parts of the digits, and one on the first part with another division into train and test."""
+    sources = {"a": "digits#student", "b": "digits#student", "c": "digits#teacher", "d": "digits#teacher"}
+    small = {"train": {"epochs": 2, "lr": 1e-2}}
+    for name, source in sources.items():
+        lr = 1e-2 if name in "ac" else 1e-5
+        images = {"train": source, "limit": 300}
+        make_run(tmp_path, name, overrides=small | {"data": images, "train": {"epochs": 2, "lr": lr}})
+    make_run(
+        tmp_path, "e", overrides=small | {"data": {"train": "digits#student", "limit": 300, "split_seed": 9}}
+    )
+    for name in (*sources, "e"):  # what the pipeline records of the images
+        run, records = Run(tmp_path / name), read_run_records(Run(tmp_path / name))
+        write_json(run.splits, data.splits(records.recipe_text, records.copies).record())
+    page = visit(report([tmp_path]).as_uri())
+    captions = page.locator("#runs .caption").all_inner_texts()
+    assert [caption.partition(".")[0].split(" of ")[-1].partition(" (")[0] for caption in captions] == [
+        "digits#student", "digits#teacher", "digits#student",
+    ]  # fmt: skip
+    assert len(set(captions)) == 3
+    tables = page.locator("#runs table")
+    shown = [table.locator("tbody th").all_inner_texts() for table in tables.all()]
+    assert [sorted(names) for names in shown] == [["a", "b"], ["c", "d"], ["e"]]
+    kept = {name: read_run_records(Run(tmp_path / name)).kept["val"]["top1"] for name in (*sources, "e")}
+    assert kept[shown[0][0]] >= kept[shown[0][1]]
+    assert [table.locator("tr.strong").count() for table in tables.all()] == [1, 1, 0]
+    told = page.locator("#verdict p.outcome").all_inner_texts()
+    assert [line.split(": ")[-1] for line in told] == [shown[0][0], shown[1][0]]
+    assert "there are 3 groups" in page.locator("#verdict .missing").inner_text()
+    assert page.locator("#tradeoff .canvas").count() == 4  # a run alone is compared with no other
+    assert page.locator("#training .canvas").count() == 3
+    assert "Val top-1" not in " ".join(page.locator("#settings th").all_inner_texts())
+
+
+def test_what_runs_chose_is_compared_too(finished: Run, tmp_path: Path, visit: Visits) -> None:
+    paths = []
+    for name, temperature in (("one", 1.5), ("two", 4.0)):
+        run = Run(tmp_path / name)
+        shutil.copytree(finished.path, run.path)
+        chosen = {"loss.temperature": temperature, "train.epochs": 8}
+        write_json(run.choices, {key: {"value": value, "why": "it fits"} for key, value in chosen.items()})
+        paths.append(run.path)
+    page = visit(report(paths, out=tmp_path / "both.html").as_uri())
+    heads = page.locator("#settings th").all_inner_texts()
+    assert "loss.temperature" in heads
+    assert "train.epochs" not in heads  # both chose the same
+    cells = page.locator("#settings tbody td:last-child").all_inner_texts()
+    assert sorted(cell.split() for cell in cells) == [["1.5", "auto"], ["4.0", "auto"]]
 
 
 def test_runs_on_the_same_images_are_ranked_wherever_these_lie(finished: Run, tmp_path: Path) -> None:

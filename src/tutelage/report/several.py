@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,70 @@ SHARED = ("teacher", "teacher-probe", "start", "probe")
 UNTOLD = ("name", "track", "export", "targets.directory")  # keys that change nothing in what is compared
 
 
+@dataclass(frozen=True)
+class Group:
+    """Runs on the same validation and test images, whose figures can be compared.
+
+    Attributes:
+        runs: the best on the validation images first; in the given order where they are seeds of one recipe.
+        data: their test images in words.
+        best: the first of several, where it has kept a student.
+    """
+
+    runs: Sequence[RunRecords]
+    data: str
+    best: RunRecords | None
+
+
 def several_sections(
     runs: Sequence[RunRecords], title: str, folder: Path, seeds: Mapping[str, Any] | None = None
 ) -> list[Section]:
     """Make every section of the page.
 
     Args:
-        runs: in any order; the page puts the best on val first.
+        runs: in any order; the page puts the best on val first, of those on the same images.
         title: of the page.
         folder: where the page will lie; links to the runs' own pages start there.
         seeds: of ``seeds.json``, where the runs are one recipe's seeds.
     """
     names = run_names(runs)
-    comparable = same_images(runs)
-    ranked = comparable and not seeds
-    order = sorted(runs, key=_rank) if ranked else list(runs)
-    best = order[0] if ranked and order[0].kept else None
+    groups = grouped(runs, ranked=not seeds)
     return [
-        _head(order, names, title, seeds, best),
-        _table(order, names, folder, best),
-        _differences(order, names, seeds, best),
-        _tradeoff(order, names, comparable),
-        _curves(order, names, best),
-        _settings(order, names),
+        _head(groups, names, title, seeds),
+        _table(groups, names, folder),
+        _differences(groups, names, seeds),
+        _tradeoff(groups, names),
+        _curves(groups, names),
+        _settings(groups, names),
     ]
+
+
+def grouped(runs: Sequence[RunRecords], ranked: bool = True) -> list[Group]:
+    """Put runs on the same images together, in the order of the first of each group; rank within them."""
+    found: list[list[RunRecords]] = []
+    for records in runs:
+        home = next((group for group in found if same_images([*group, records])), None)
+        if home is None:
+            found.append([records])
+        else:
+            home.append(records)
+    words = [_test_images(group[0]) for group in found]
+    groups = []
+    for group, data in zip(found, words, strict=True):
+        order = sorted(group, key=_rank) if ranked else group
+        best = order[0] if ranked and order[0].kept and (len(group) > 1 or len(found) == 1) else None
+        groups.append(Group(order, data if words.count(data) == 1 else _with_digests(data, group), best))
+    return groups
+
+
+def _with_digests(data: str, group: Sequence[RunRecords]) -> str:
+    """Tell apart images of one source that were divided in another way."""
+    found = {
+        part: next((digest for records in group if (digest := _digest(records, part))), None)
+        for part in ("test", "val")
+    }
+    known = [f"{part} {digest[:8]}" for part, digest in found.items() if digest]
+    return f"{data} ({', '.join(known)})" if known else data
 
 
 def same_images(runs: Sequence[RunRecords]) -> bool:
@@ -89,17 +130,14 @@ def _val(records: RunRecords, metric: str) -> float | None:
 
 
 def _head(
-    runs: Sequence[RunRecords],
-    names: Mapping[Path, str],
-    title: str,
-    seeds: Mapping[str, Any] | None,
-    best: RunRecords | None,
+    groups: Sequence[Group], names: Mapping[Path, str], title: str, seeds: Mapping[str, Any] | None
 ) -> Section:
-    groups: dict[str, list[str]] = {}
+    runs = [records for group in groups for records in group.runs]
+    outcomes: dict[str, list[str]] = {}
     for records in runs:
         for comparison in headline(records)[:1]:
             kind = comparison.outcome if comparison.outcome in {"better", "worse"} else "same"
-            groups.setdefault(comparison.against, []).append(kind)
+            outcomes.setdefault(comparison.against, []).append(kind)
     return render_section(
         "verdict",
         "Verdict",
@@ -107,15 +145,15 @@ def _head(
         heading=title,
         counts={
             OPPONENTS.get(role, role): {kind: found.count(kind) for kind in ("better", "same", "worse")}
-            for role, found in groups.items()
+            for role, found in outcomes.items()
         },
         total=len(runs),
         seeds=seeds,
         unfinished=[(names[r.run.path], r.reached) for r in runs if not r.finished],
-        best=best,
-        best_sentence=sentence(best) if best else "",
-        images={names[r.run.path]: _test_images(r) for r in runs} if not same_images(runs) else None,
-        best_name=names[best.run.path] if best else "",
+        best=[
+            (names[group.best.run.path], sentence(group.best), group.data) for group in groups if group.best
+        ],
+        images=[(group.data, [names[r.run.path] for r in group.runs]) for group in groups],
         damaged=[line for records in runs for line in records.damaged],
     )
 
@@ -129,10 +167,7 @@ def _test_images(records: RunRecords) -> str:
     return f"{size:,} test images of {source}" if size else f"test images of {source}"
 
 
-def _table(
-    runs: Sequence[RunRecords], names: Mapping[Path, str], folder: Path, best: RunRecords | None
-) -> Section:
-    lines = [_line(records, names[records.run.path], folder) for records in runs]
+def _table(groups: Sequence[Group], names: Mapping[Path, str], folder: Path) -> Section:
     columns = [
         "Run",
         "Verdict",
@@ -143,8 +178,12 @@ def _table(
         "Compared with control, points",
     ]
     columns += ["Test top-1, %", "Linear probe, %", "Start, %", "Teacher, %", "Training time"]
-    sheet = Sheet(columns, lines, words=frozenset({1, 2}), strong=frozenset({0} if best else ()))
-    return render_section("runs", "All runs", "several_runs.html.j2", sheet=sheet)
+    sheets = {}
+    for group in groups:
+        lines = [_line(records, names[records.run.path], folder) for records in group.runs]
+        strong = frozenset({0} if group.best else ())
+        sheets[group.data] = Sheet(columns, lines, words=frozenset({1, 2}), strong=strong)
+    return render_section("runs", "All runs", "several_runs.html.j2", sheets=sheets)
 
 
 def _line(records: RunRecords, name: str, folder: Path) -> list[Cell]:
@@ -179,82 +218,114 @@ def _difference(records: RunRecords, old: str) -> Cell:
 
 
 def _differences(
-    runs: Sequence[RunRecords],
-    names: Mapping[Path, str],
-    seeds: Mapping[str, Any] | None,
-    best: RunRecords | None,
+    groups: Sequence[Group], names: Mapping[Path, str], seeds: Mapping[str, Any] | None
 ) -> Section:
     id, title = "differences", "Differences on the test images"
-    figures = {}
-    for old in ("start", "control"):
-        shown = [records for records in runs if old != "start" or not records.random_start]
-        pooled = (seeds or {}).get("pairs", []) if shown else []
-        found = [(pair, "all seeds") for pair in pooled if pair["old"] == old]
-        found += [(pair, names[r.run.path]) for r in shown if (pair := r.pair(old))]
-        if found:
-            figures[old] = embed(plots.intervals([p for p, _ in found], [n for _, n in found]))
+    figures = []
+    for group in groups:
+        for old in ("start", "control"):
+            shown = [records for records in group.runs if old != "start" or not records.random_start]
+            pooled = (seeds or {}).get("pairs", []) if shown else []
+            found = [(pair, "all seeds") for pair in pooled if pair["old"] == old]
+            found += [(pair, names[r.run.path]) for r in shown if (pair := r.pair(old))]
+            if found:
+                figure = embed(plots.intervals([p for p, _ in found], [n for _, n in found]))
+                figures.append((old, group.data, figure))
     if not figures:
         return missing(id, title, "No run has been evaluated on its test images yet.")
-    left_out = [names[r.run.path] for r in runs if r.random_start and r.pair("start")]
+    left_out = [
+        names[r.run.path] for group in groups for r in group.runs if r.random_start and r.pair("start")
+    ]
     return render_section(
-        id, title, "several_differences.html.j2", figures=figures, ranked=bool(best), left_out=left_out
+        id,
+        title,
+        "several_differences.html.j2",
+        figures=figures,
+        together=len(groups) == 1,
+        ranked=any(group.best for group in groups),
+        left_out=left_out,
     )
 
 
-def _tradeoff(runs: Sequence[RunRecords], names: Mapping[Path, str], comparable: bool) -> Section:
-    """Show every distilled student and deployed file, and each teacher and start once."""
+def _tradeoff(groups: Sequence[Group], names: Mapping[Path, str]) -> Section:
+    """Show every distilled student and deployed file, and each teacher and start once; only runs on the same images."""
     id, title = "tradeoff", "Size, speed and accuracy"
-    if not comparable:
+    together = [group for group in groups if len(group.runs) > 1 or len(groups) == 1]
+    if not together:
         return missing(
             id, title, "The runs have different images, so one plot cannot compare their accuracy."
         )
+    shown = []
+    for group in together:
+        rows = _models(group, names)
+        for cost in ("latency_ms", "size_mb"):
+            if figure := plots.tradeoff(list(rows.values()), cost, list(rows)):
+                shown.append((cost, "" if len(groups) == 1 else group.data, embed(figure)))
+    if not shown:
+        return missing(id, title, "Fewer than two models have been evaluated yet.")
+    without_start = any(r.random_start and r.rows for group in together for r in group.runs)
+    return render_section(id, title, "tradeoff.html.j2", figures=shown, without_start=without_start)
+
+
+def _models(group: Group, names: Mapping[Path, str]) -> dict[str, Mapping[str, Any]]:
+    """The rows of all models of a group by their names; those that the runs have in common, once."""
     rows: dict[str, Mapping[str, Any]] = {}
-    for records in runs:
+    for records in group.runs:
         for row in records.rows:
             role = row["role"]
             whose = short_model(row["model"]) if role in SHARED else names[records.run.path]
             if role != "control" and not (role == "start" and records.random_start):
                 rows.setdefault(whose if role == "distilled" else f"{whose}, {role}", row)
-    found = {
-        cost: plots.tradeoff(list(rows.values()), cost, list(rows)) for cost in ("latency_ms", "size_mb")
-    }
-    shown = {cost: embed(figure) for cost, figure in found.items() if figure}
-    if not shown:
-        return missing(id, title, "Fewer than two models have been evaluated yet.")
-    without_start = any(records.random_start and records.rows for records in runs)
-    return render_section(id, title, "tradeoff.html.j2", figures=shown, without_start=without_start)
+    return rows
 
 
-def _curves(runs: Sequence[RunRecords], names: Mapping[Path, str], best: RunRecords | None) -> Section:
+def _curves(groups: Sequence[Group], names: Mapping[Path, str]) -> Section:
     id, title = "training", "Training"
-    rows = {names[r.run.path]: r.stage("distill") for r in runs if r.stage("distill")}
-    if not rows:
+    figures = {}
+    strong = False
+    for group in groups:
+        rows = {names[r.run.path]: r.stage("distill") for r in group.runs if r.stage("distill")}
+        if rows:
+            figures[group.data] = embed(
+                plots.val_curves(rows, names[group.best.run.path] if group.best else None)
+            )
+            strong = strong or (bool(group.best) and len(rows) > plots.FEW)
+    if not figures:
         return missing(id, title, "No run has finished an epoch of the distillation yet.")
-    figure = embed(plots.val_curves(rows, names[best.run.path] if best else None))
-    return render_section(
-        id, title, "several_training.html.j2", figure=figure, best=best and len(rows) > plots.FEW
-    )
+    return render_section(id, title, "several_training.html.j2", figures=figures, best=strong)
 
 
-def _settings(runs: Sequence[RunRecords], names: Mapping[Path, str]) -> Section:
+def _settings(groups: Sequence[Group], names: Mapping[Path, str]) -> Section:
+    """Show the keys that differ: of the recipes, and of what the runs chose where these say ``auto``."""
     id, title = "settings", "Differences between the recipes"
-    recipes = {names[r.run.path]: flat(r.recipe) for r in runs}
+    runs = [records for group in groups for records in group.runs]
+    recipes = {names[r.run.path]: flat(r.recipe) | _chosen(r) for r in runs}
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
     told = [key for key in keys if not key.startswith(UNTOLD)]
     differing = [k for k in told if len({json.dumps(r.get(k), sort_keys=True) for r in recipes.values()}) > 1]
     if not differing:
         return missing(id, title, "The recipes are the same.")
+    together = len(groups) == 1  # else a column of figures would rank what cannot be compared
     lines = []
     for records in runs:
         name = names[records.run.path]
-        figures = [number(_val(records, "top1"), 2), _difference(records, "start")]
+        figures = [number(_val(records, "top1"), 2), _difference(records, "start")] if together else []
         lines.append(
-            [Cell(name, name), *figures, *(_setting(recipes[name].get(key, ABSENT)) for key in differing)]
+            [
+                Cell(name, name),
+                *figures,
+                *(_setting(recipes[name].get(key, ABSENT), key in records.choices) for key in differing),
+            ]
         )
-    sheet = Sheet(["Run", "Val top-1, %", "Compared with start, points", *differing], lines)
+    heads = ["Val top-1, %", "Compared with start, points"] if together else []
+    sheet = Sheet(["Run", *heads, *differing], lines)
     return render_section(id, title, "several_settings.html.j2", sheet=sheet)
 
 
-def _setting(setting: Any) -> Cell:
+def _chosen(records: RunRecords) -> dict[str, Any]:
+    return {key: choice["value"] for key, choice in records.choices.items()}
+
+
+def _setting(setting: Any, chosen: bool) -> Cell:
     sortable = isinstance(setting, int | float) and not isinstance(setting, bool)
-    return Cell(value(setting), setting if sortable else value(setting))
+    return Cell(value(setting), setting if sortable else value(setting), "auto" if chosen else "")

@@ -47,7 +47,7 @@ def tradeoff_section(records: RunRecords) -> Section:
     id, title = "tradeoff", "Size, speed and accuracy"
     rows = [row for row in records.rows if not (records.random_start and row["role"] == "start")]
     figures = {cost: plots.tradeoff(rows, cost) for cost in ("latency_ms", "size_mb")}
-    shown = {cost: embed(figure) for cost, figure in figures.items() if figure}
+    shown = [(cost, "", embed(figure)) for cost, figure in figures.items() if figure]
     if not records.labelled_test:
         return missing(id, title, UNLABELLED)
     if not shown:
