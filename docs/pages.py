@@ -59,7 +59,7 @@ def listing(folder: str) -> Iterator[str]:
         yield f"## {path.name} {{ #{path.name} }}\n"
         for file in members:
             if file.suffix in LANGUAGES:
-                title = f' title="{file.relative_to(ROOT)}"'
+                title = f' title="{file.name}"' if path.is_dir() else ""
                 yield f"```{LANGUAGES[file.suffix]}{title}\n{file.read_text(encoding='utf-8').rstrip()}\n```\n"
 
 

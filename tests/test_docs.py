@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,11 +164,50 @@ def test_python_parses_and_its_imports_resolve(page: Path) -> None:
                 assert hasattr(importlib.import_module("tutelage"), node.attr), node.attr
 
 
+def calls(block: str) -> Iterator[tuple[Any, list[str]]]:
+    """What a Python block calls of tutelage, each with the names of the arguments that it gives."""
+    tree = ast.parse(block)
+    names = {
+        alias.asname or alias.name: getattr(importlib.import_module(node.module or ""), alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "tutelage"
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = None
+            if isinstance(node.func, ast.Name):
+                called = names.get(node.func.id)
+            elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                module = node.func.value.id
+                owner = tutelage if module == "tutelage" else names.get(module)
+                called = getattr(owner, node.func.attr) if owner is not None else None
+            if called is not None:
+                yield called, [word.arg for word in node.keywords if word.arg]
+
+
+@each_page
+def test_python_gives_arguments_that_exist(page: Path) -> None:
+    for block in PYTHON.findall(page.read_text(encoding="utf-8")):
+        for called, given in calls(block):
+            known = inspect.signature(called).parameters
+            free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+            assert free or [name for name in given if name not in known] == [], f"{page.name}: {called}"
+
+
+def test_a_wrong_argument_would_be_seen() -> None:
+    ((called, given),) = calls("import tutelage\ntutelage.distill(data='photos', epoch=3)")
+    assert called is tutelage.distill
+    assert [name for name in given if name not in inspect.signature(called).parameters] == ["epoch"]
+
+
 @each_page
 def test_overrides_and_yaml_blocks_are_valid(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for line in code(text):
-        load_recipe(None, re.findall(r"(?<![\w./-])[a-z]+(?:\.[a-z_]+)+=[^\s`;,]+", line))
+        quoted = re.findall(r'"([a-z]+(?:\.[a-z_]+)+=[^"]+)"', line)
+        plain = re.sub(r'"[^"]*"', "", line)
+        load_recipe(None, quoted + re.findall(r"(?<![\w./-])[a-z]+(?:\.[a-z_]+)+=[^\s`;,]+", plain))
     for block in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         parse_recipe(yaml.safe_load(block))
 
@@ -256,3 +296,24 @@ def test_the_python_page_has_every_public_name() -> None:
 )
 def test_links_point_to_pages_of_the_site(source: str, link: str, expected: str, pages: Any) -> None:
     assert pages.site_links(source, link) == expected
+
+
+def findings() -> Iterator[str]:
+    """The name of each finding of the diagnosis, as a pattern: what its code fills in may be any words."""
+    for path in sorted((ROOT / "src/tutelage/pipeline/diagnose").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
+                name = node.args[0]
+                for one in (name.body, name.orelse) if isinstance(name, ast.IfExp) else (name,):
+                    assert isinstance(one, ast.Constant | ast.JoinedStr), f"{path.name}:{one.lineno}"
+                    parts = one.values if isinstance(one, ast.JoinedStr) else [one]
+                    yield "".join(re.escape(p.value) if isinstance(p, ast.Constant) else ".+" for p in parts)
+
+
+def test_each_finding_of_the_diagnosis_has_an_entry_in_troubleshooting() -> None:
+    patterns = set(findings())
+    assert {"overfitting", "gain over the start".replace(" ", r"\ ")} <= patterns
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert [p for p in sorted(patterns) if not any(re.fullmatch(p, entry) for entry in entries)] == []
+    assert [entry for entry in entries if not any(re.fullmatch(p, entry) for p in patterns)] == []
