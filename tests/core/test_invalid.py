@@ -119,15 +119,15 @@ def test_a_study_is_told_how_its_file_is_written(tmp_path: Path) -> None:
         plan.load_study(tmp_path / "study.yaml")
 
 
-@pytest.mark.parametrize("spec", ["csv:labels.csv", "s3:bucket/photos", "http://example.org/photos"])
+@pytest.mark.parametrize("spec", ["ftp:photos", "s3:bucket/photos", "http://example.org/photos"])
 def test_a_kind_of_data_like_no_other_gets_the_list_of_kinds(spec: str) -> None:
     with pytest.raises(TutelageError) as caught:
         open_source(spec)
     assert "did you mean" not in str(caught.value)
     assert repr(spec) in str(caught.value)
     assert (
-        "write a path that exists, folder:PATH, hf:NAME, wds:PATTERN or digits, such as folder:photos"
-        in str(caught.value)
+        "write a path that exists, folder:PATH, csv:FILE, parquet:FILE, zip:FILE, hf:NAME, wds:PATTERN, "
+        "torchvision:NAME or digits, such as folder:photos" in str(caught.value)
     )
 
 

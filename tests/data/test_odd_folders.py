@@ -164,7 +164,7 @@ def test_a_heic_image_of_another_name_is_told_as_such(tmp_path: Path) -> None:
         (["a/1.cr2", "b/2.cr2"], "there are 2 .cr2 (.cr2: convert them to JPEG or PNG)"),
         (["train-0.tar", "train-1.tar"], "there are 2 .tar (.tar: write wds:PATTERN"),
         (["part-0.parquet"], "write hf:PATH"),
-        (["images.zip"], "unpack them"),
+        (["images.zip"], "name the file itself, such as photos.zip"),
         (["data_batch_1", "data_batch_2", "test_batch"], "CIFAR's python version"),
         (["readme"], "there are 1 without a suffix"),
     ],

@@ -1,7 +1,7 @@
 """Where images come from: ``KIND:WHERE`` with an optional ``#part``, such as ``folder:photos#val``.
 
-A path that exists needs no kind: ``photos#val`` is ``folder:photos#val``. Installed packages add kinds through the
-entry point group ``tutelage.sources``; each names a `Source`.
+A path that exists needs no kind: ``photos#val`` is ``folder:photos#val``, and ``labels.csv`` is ``csv:labels.csv``.
+Installed packages add kinds through the entry point group ``tutelage.sources``; each names a `Source`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,22 @@ KINDS = {
     "folder": "tutelage.data.sources.folder",
     "hf": "tutelage.data.sources.huggingface",
     "wds": "tutelage.data.sources.webdataset",
+    "csv": "tutelage.data.sources.table",
+    "parquet": "tutelage.data.sources.table",
+    "zip": "tutelage.data.sources.archive",
+    "torchvision": "tutelage.data.sources.torchvision",
     "digits": "tutelage.data.sources.digits",
 }
-WRITE = "write a path that exists, folder:PATH, hf:NAME, wds:PATTERN or digits, such as folder:photos"
+OF_SUFFIX = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".zip": "zip",
+}  # of files named without a kind
+WRITE = (
+    "write a path that exists, folder:PATH, csv:FILE, parquet:FILE, zip:FILE, hf:NAME, wds:PATTERN, torchvision:NAME "
+    "or digits, such as folder:photos"
+)
 PART_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -208,9 +221,9 @@ def _parse(spec: str) -> tuple[str, str, str | None]:
         kind, where = "digits", spec.removeprefix("digits")
     needs_where = kind in KINDS and kind != "digits"
     if (needs_where and not colon) or not (kind in KINDS or kind in plugin_names(GROUP)):
-        if not _is_path(spec):
+        if (found := _kind_of_path(spec)) is None:
             raise TutelageError(_unknown(spec, kind, colon))
-        kind, where = "folder", spec
+        kind, where = found, spec
     elif needs_where and not where:
         raise TutelageError(f"data source {spec!r}: say where after the colon; {WRITE}")
     head, hash_, part = where.rpartition("#")
@@ -221,9 +234,13 @@ def _parse(spec: str) -> tuple[str, str, str | None]:
     return kind, head, part
 
 
-def _is_path(spec: str) -> bool:
-    """Whether there is something of this name, with or without a part."""
-    return any(name and Path(name).expanduser().exists() for name in (spec, spec.rpartition("#")[0]))
+def _kind_of_path(spec: str) -> str | None:
+    """The kind of what there is of this name, without its part and its options; None where there is nothing."""
+    whole = spec.rpartition("#")[0]
+    for name in (spec, whole, spec.partition("?")[0], whole.partition("?")[0]):
+        if name and (path := Path(name).expanduser()).exists():
+            return "folder" if path.is_dir() else OF_SUFFIX.get(path.suffix.lower(), "folder")
+    return None
 
 
 def _unknown(spec: str, kind: str, colon: str) -> str:

@@ -7,7 +7,6 @@ by their own lists of labels (`layouts`).
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -15,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tutelage.core.errors import TutelageError
-from tutelage.data.decode import SUFFIXES, decode, remedy
-from tutelage.data.sources.base import ImageSet, canonical_part
+from tutelage.data.decode import SUFFIXES, remedy
+from tutelage.data.sources.base import canonical_part
+from tutelage.data.sources.files import Files
 from tutelage.data.sources.layouts import Listing, labels_of, read_layout
-from tutelage.data.sources.names import Names, class_name, image_id
+from tutelage.data.sources.names import class_name, image_id
 from tutelage.data.sources.tree import Tree, counted, folders, holds_images, listed, unread_note, walk
 
 PARTS = ("train", "val", "test")
@@ -30,9 +29,9 @@ UNLABELLED = {"_unlabelled", "_unlabeled"}  # folders that are no classes
 GENERIC = frozenset({"images", "image", "imgs", "img", "jpg", "jpegs", "jpegimages", "photos", "pictures"})
 HINTS = {
     ".tar": "write wds:PATTERN, or unpack them",
-    ".parquet": "write hf:PATH",
+    ".parquet": "name the file itself; of one with the pictures in it, write hf:PATH",
     ".arrow": "write hf:PATH",
-    ".zip": "unpack them",
+    ".zip": "name the file itself, such as photos.zip",
     ".gz": "unpack them",
     ".tgz": "unpack them",
 }
@@ -48,70 +47,16 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-class Folder(ImageSet):
-    """Images in files. The id of each is its path below the folder."""
+class Folder(Files):
+    """The images of a folder; ids are paths below the folder that the user named."""
 
     def __init__(self, name: str, root: Path, origin: str, found: Found) -> None:
-        """Take the images of a folder.
-
-        Args:
-            name: the source as written.
-            root: the folder that the user named; ids are paths below it.
-            origin: of the images, the same for all sets of them.
-            found: the images.
-        """
-        self._root = root
-        self._sizes: np.ndarray | None = None
         self.notes = found.notes
-        paths = [file.relative_to(root).as_posix() for file in found.files]
-        ids = [image_id(path) for path in paths]
-        # the paths whose bytes are no UTF-8; of all others the id is the path
-        self._paths = {
-            index: path for index, (path, id_) in enumerate(zip(paths, ids, strict=True)) if path != id_
-        }
         classes = sorted({cls for cls in found.classes if cls is not None})
         place = {cls: label for label, cls in enumerate(classes)}
         labels = np.array([-1 if cls is None else place[cls] for cls in found.classes], np.int64)
-        super().__init__(name, origin, Names(ids), classes or None, labels if classes else None)
-
-    def image(self, index: int) -> Image.Image:
-        """Decode one file."""
-        return decode(self._path(index), self.ids[index], self.max_pixels)
-
-    def content(self, index: int, count: int = -1) -> bytes | None:
-        """The first bytes of one file; None where it cannot be read."""
-        try:
-            with open(self._path(index), "rb") as file:
-                return file.read(count)
-        except OSError:
-            return None
-
-    def place(self, index: int) -> str:
-        """Device and inode of the file, which are the same by every path and link."""
-        try:
-            found = self._path(index).stat()
-        except OSError:
-            return super().place(index)
-        return f"{found.st_dev}:{found.st_ino}"
-
-    def sizes(self) -> np.ndarray:
-        """Size of each file in bytes when they were first asked for; -1 where it did not exist any more."""
-        if self._sizes is None:  # of a million files on a network disk, this takes minutes
-            self._sizes = self._stats("st_size")
-        return self._sizes
-
-    def stamp(self) -> str:
-        """A hash of the times when the files were last changed."""
-        return hashlib.sha256(self._stats("st_mtime_ns").tobytes()).hexdigest()
-
-    def _path(self, index: int) -> Path:
-        index = int(index)
-        return self._root / self._paths.get(index, self.ids[index])
-
-    def _stats(self, field: str) -> np.ndarray:
-        return np.fromiter(
-            (_stat(self._path(i), field) for i in range(len(self.ids))), np.int64, len(self.ids)
-        )
+        paths = [file.relative_to(root).as_posix() for file in found.files]
+        super().__init__(name, root, origin, paths, classes or None, labels if classes else None)
 
 
 def parts(where: str) -> tuple[str, ...]:
@@ -277,10 +222,3 @@ def _part(where: str, name: str, top: Path, part: str) -> Path:
             f"or name the one to use, such as data.{canonical_part(part)}=folder:{found[0]}"
         )
     return found[0]
-
-
-def _stat(path: Path, field: str) -> int:
-    try:
-        return int(getattr(path.stat(), field))
-    except OSError:
-        return -1

@@ -92,5 +92,22 @@ def unique_classes(
     return classes, np.array([*(place[name] for name in checked), -1], np.int64)[labels]
 
 
+def label_indices(classes: Sequence[str | None]) -> tuple[list[str] | None, np.ndarray | None]:
+    """The classes in label order, and the label of each image: int64, -1 where it has none; None without any class.
+
+    Numbers are in order of their value, other names are sorted.
+
+    Args:
+        classes: of each image; None: it has none.
+    """
+    known = {name for name in classes if name is not None}
+    if not known:
+        return None, None
+    numbers = all(name.isdecimal() for name in known)
+    names = sorted(known, key=lambda name: (int(name), name)) if numbers else sorted(known)
+    place = {name: index for index, name in enumerate(names)}
+    return names, np.array([-1 if name is None else place[name] for name in classes], np.int64)
+
+
 def _printable(name: str) -> bool:
     return all(ord(character) >= 32 and ord(character) != 127 for character in name)

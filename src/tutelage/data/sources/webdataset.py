@@ -19,7 +19,7 @@ from PIL import Image
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.decode import SUFFIXES, UNREAD, UnreadableImage, decode
 from tutelage.data.sources.base import ImageSet
-from tutelage.data.sources.names import class_name, image_id
+from tutelage.data.sources.names import class_name, image_id, label_indices
 from tutelage.data.sources.tree import counted, unread_note
 
 RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
@@ -87,7 +87,7 @@ class Shards(ImageSet):
         self._shards = np.array([member.shard for member in images], np.int32)
         self._starts = np.array([member.start for member in images], np.int64)
         self._sizes = np.array([member.size for member in images], np.int64)
-        classes, labels = _labels([member.label for member in images])
+        classes, labels = label_indices([member.label for member in images])
         if labels is None:
             self.notes += (_no_class(name, found.keys),)
         ids = [image_id(f"{paths[member.shard].name}/{member.name}") for member in images]
@@ -274,14 +274,3 @@ def _last_dot(member: str) -> tuple[str, str]:
     """A member's name up to its last dot, and the suffix from there."""
     stem, dot, suffix = member.removeprefix("./").rpartition(".")
     return stem, (dot + suffix).lower()
-
-
-def _labels(classes: list[str | None]) -> tuple[list[str] | None, np.ndarray | None]:
-    """(class names, int64 labels); numbers in order of their value, other names sorted."""
-    known = {name for name in classes if name is not None}
-    if not known:
-        return None, None
-    numbers = all(name.isdecimal() for name in known)
-    names = sorted(known, key=int) if numbers else sorted(known)
-    place = {name: index for index, name in enumerate(names)}
-    return names, np.array([-1 if name is None else place[name] for name in classes], np.int64)
