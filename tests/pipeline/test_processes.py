@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
 from tests.conftest import TINY
 from tests.helpers.killing import ONE_THREAD, Moment, together, tutelage
 
@@ -226,3 +228,37 @@ def test_an_error_of_the_first_process_ends_all_with_its_line(
         assert one.code == 2, one.output
         assert line in one.output.splitlines()[-1]
         assert "Traceback" not in one.output
+
+
+def test_a_list_with_parts_and_left_out_images_is_read_by_both_processes_alike(tmp_path: Path) -> None:
+    """Of the list and of `data.exclude`, each process reads its own copy."""
+    digits = load_digits()
+    rows = ["file,kind,split"]
+    for number in range(120):
+        pixels = np.rint(digits.images[number] * (255 / 16)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        part = ("test", "val", "train", "train")[number % 4]
+        rows.append(f"{number}.png,{'' if number in (2, 7) else digits.target[number] % 3},{part}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    (tmp_path / "leave-out.txt").write_text("3.png\n5.png  # val\n2.png\n")
+    tree = copy.deepcopy(TINY)
+    tree["data"] = {"train": f"{tmp_path}/list.csv?label=kind", "workers": 0}
+    tree["data"] |= {"exclude": str(tmp_path / "leave-out.txt")}
+    tree["teacher"]["fit"] = "no"
+    tree["student"] |= {"dropout": 0.0}
+    tree["train"] |= {"batch_size": 16, "frozen_batchnorm": True, "epochs": 1}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tree))
+
+    ended = tutelage("distill", recipe, "--name", "one", "--runs", tmp_path, log=tmp_path / "log")
+    assert ended.code == 0, ended.output
+    both = launched("distill", recipe, "--name", "two", "--runs", tmp_path)
+    assert both.returncode == 0, both.stderr
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    splits = read_json(two.splits)
+    assert splits == read_json(one.splits)
+    assert splits["excluded"]["images"] == {"train": 2, "val": 1}
+    assert splits["parts"]["train"]["size"] == 60 - 2 - 1  # 7 has no class
+    assert (processes(one), processes(two)) == (1, 2)
+    for alone, shared in zip(losses(one), losses(two), strict=True):
+        assert shared == (*alone[:2], *(pytest.approx(value, abs=ROUNDING) for value in alone[2:]))
