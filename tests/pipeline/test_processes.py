@@ -231,7 +231,7 @@ def test_an_error_of_the_first_process_ends_all_with_its_line(
 
 
 def test_a_list_with_parts_and_left_out_images_is_read_by_both_processes_alike(tmp_path: Path) -> None:
-    """Of the list and of `data.exclude`, each process reads its own copy."""
+    """Of the list and of `data.exclude`, each process reads its own copy; and class weights are those of all images."""
     digits = load_digits()
     rows = ["file,kind,split"]
     for number in range(120):
@@ -246,6 +246,7 @@ def test_a_list_with_parts_and_left_out_images_is_read_by_both_processes_alike(t
     tree["data"] |= {"exclude": str(tmp_path / "leave-out.txt")}
     tree["teacher"]["fit"] = "no"
     tree["student"] |= {"dropout": 0.0}
+    tree["loss"] |= {"class_weights": "effective"}
     tree["train"] |= {"batch_size": 16, "frozen_batchnorm": True, "epochs": 1}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree))

@@ -208,3 +208,29 @@ def test_only_the_first_process_looks_for_copies(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Runtime, "on_main", lambda *_: found)  # as in the second process
     shared_splits(recipe, Runtime.start())
     assert asked == [None, found]
+
+
+def test_control_and_student_have_the_class_weights_of_the_recipe_and_fits_have_none(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny["train"]["epochs"] = 1
+    tiny["teacher"]["fit"] = {"epochs": 1, "lr": 3e-3}
+    tiny["data"] |= {"labels_per_class": 5}
+    tiny["loss"] |= {"class_weights": "balanced"}
+    seen: dict[str, list[float] | None] = {}
+    train = Context.train
+
+    def watched(self: Context, stage: Stage) -> Trained:
+        term = stage.objective.terms["cross_entropy"]
+        seen[stage.name] = None if term.class_weights is None else term.class_weights.tolist()
+        return train(self, stage)
+
+    monkeypatch.setattr(Context, "train", watched)
+    checked = checked_run(tiny, tmp_path)
+    train_control(checked)
+    train_student(checked)
+    labels = checked.prepared.class_mapping.labels(checked.prepared.splits.train.labels)
+    counts = np.bincount(labels, minlength=10)  # of the labelled images alone
+    assert counts.sum() == 50
+    expected = pytest.approx((counts.sum() / 10 / counts).tolist())
+    assert seen == {"teacher-fit": None, "control": expected, "distill": expected}

@@ -176,6 +176,10 @@ class LossRecipe(Component):
     """Factor of the cross-entropy with the hard labels."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each hard label's weight that is spread over all classes."""
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    """Weights of the classes in the labels' cross-entropy of control and student, from the labelled training images.
+    balanced: inverse to the number of a class's images; effective: to their effective number (Cui 2019). The teacher's
+    fit and linear probes have none."""
     options: dict[str, float] = Field(default_factory=dict)
     """The loss's own settings, such as {beta: 8} for dkd."""
     terms: tuple[dict[str, dict[str, Any] | None], ...] = ()
@@ -195,7 +199,7 @@ class LossRecipe(Component):
         also = [
             key
             for key in type(self).model_fields
-            if key not in {"terms", "two_heads", "teacher_temperature"}
+            if key not in {"terms", "two_heads", "teacher_temperature", "class_weights"}
             and getattr(self, key) != getattr(plain, key)
         ]
         if self.terms and also:

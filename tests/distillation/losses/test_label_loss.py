@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage.core.errors import TutelageError
-from tutelage.distillation.losses import dominant_labels, hard_label_loss
+from tutelage.distillation.losses import CrossEntropy, TermBatch, dominant_labels, hard_label_loss
+from tutelage.distillation.losses.labels import class_weights
+from tutelage.distillation.outputs import Outputs
 
 LABELS = torch.tensor([0, 3, 1, 2, 4, 4])
 OTHERS = torch.tensor([1, 3, 2, 0, 0, 1])
@@ -88,3 +90,74 @@ def test_dominant_labels_are_those_of_the_larger_share() -> None:
     assert torch.equal(dominant_labels(LABELS, OTHERS, 0.6), LABELS)
     assert torch.equal(dominant_labels(LABELS, OTHERS, 0.5), LABELS)
     assert torch.equal(dominant_labels(LABELS, OTHERS, 0.4), OTHERS)
+
+
+# --- classes of very different size ---------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lam=st.floats(0, 1),
+    smoothing=st.floats(0, 0.9),
+    seed=st.integers(0, 2**31),
+    missing=st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_weighted_mixed_and_smoothed_is_the_sum_over_images_in_float64(
+    lam: float, smoothing: float, seed: int, missing: list[bool]
+) -> None:
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)).double() * 3
+    weights = np.array([0.2, 3.0, 1.0, 0.7, 1.5])
+    labels = [np.where(missing, -1, LABELS.numpy()), OTHERS.numpy()]
+    z = logits.numpy()
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    total = shares = 0.0
+    for share, target in zip((lam, 1 - lam), labels, strict=True):
+        for row, label in enumerate(target):
+            if label >= 0:
+                cross = (1 - smoothing) * log_p[row, label] + smoothing * log_p[row].mean()
+                total -= share * weights[label] * cross
+                shares += share
+    found = hard_label_loss(
+        logits,
+        torch.from_numpy(labels[0]),
+        torch.from_numpy(labels[1]),
+        lam,
+        smoothing,
+        torch.from_numpy(weights),
+    )
+    assert found.item() == pytest.approx(total / shares if shares else 0.0, rel=1e-9)
+
+
+def test_class_weights_are_inverse_to_the_number_of_images() -> None:
+    counts = np.array([1000, 10, 1, 0, 89])
+    labels = torch.from_numpy(np.repeat([0, 1, 2, 4, -1], [1000, 10, 1, 89, 7]))
+    balanced = class_weights("balanced", labels, 5).double().numpy()
+    assert balanced == pytest.approx(
+        1100 / 4 / np.maximum(counts, 1), rel=1e-6
+    )  # a class without images as one of one
+    effective = class_weights("effective", labels, 5).double().numpy()
+    # the effective number of n images as Cui et al. define it: 1 + β + ... + β^(n - 1)
+    numbers = np.array([sum(0.999**i for i in range(max(1, n))) for n in counts])
+    raw = 1 / numbers
+    assert effective == pytest.approx(raw * 1100 / (raw * counts).sum(), rel=1e-6)
+    assert effective[1] / effective[0] < balanced[1] / balanced[0]
+    for weights in (balanced, effective):
+        assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
+
+
+def test_classes_of_one_size_have_no_weights_that_matter(logits: torch.Tensor) -> None:
+    labels = torch.arange(5).repeat(7)
+    for kind in ("balanced", "effective"):
+        assert class_weights(kind, labels, 5).tolist() == pytest.approx([1.0] * 5)  # type: ignore[arg-type]
+
+
+def test_a_term_with_class_weights_says_so(logits: torch.Tensor) -> None:
+    """Trials of a study share a control only where its description is the same."""
+    plain, weighted = CrossEntropy(), CrossEntropy()
+    weighted.weigh_classes("balanced", torch.tensor([0, 0, 0, 1, 2, 3, 4]), 5)
+    assert "balanced" in repr(weighted)
+    assert "weight" not in repr(plain).replace("weight=1.0", "")
+    assert plain.state_dict() == weighted.state_dict() == {}
+    batch = TermBatch(Outputs(logits), None, LABELS, LABELS)
+    expected = hard_label_loss(logits, LABELS, class_weights=weighted.class_weights)
+    assert weighted(batch).item() == expected.item() != plain(batch).item()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
 from tutelage.distillation.losses import logits
 from tutelage.distillation.losses.function import LossFunction
-from tutelage.distillation.losses.labels import dominant_labels, hard_label_loss
+from tutelage.distillation.losses.labels import class_weights, dominant_labels, hard_label_loss
 from tutelage.distillation.outputs import Outputs, TopK
 from tutelage.models.features import Layer, NetworkInfo
 
@@ -111,6 +112,13 @@ class CrossEntropy(Term):
     def __init__(self, weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__(weight)
         self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)
+
+    def weigh_classes(self, kind: Literal["balanced", "effective"], labels: Tensor, classes: int) -> None:
+        """Weight the classes by the labels of the training images; see `losses.labels.class_weights`."""
+        self.weighting = kind  # which `repr` shows
+        self.class_weights = class_weights(kind, labels, classes)
 
     @property
     def needs(self) -> Needs:
@@ -121,7 +129,14 @@ class CrossEntropy(Term):
         """Compute the loss of the labelled images of a batch; 0, with a gradient of 0, where there is none."""
         output = batch.student.logits
         assert isinstance(output, Tensor)
-        return hard_label_loss(output, batch.labels, batch.other_labels, batch.lam, self.label_smoothing)
+        return hard_label_loss(
+            output,
+            batch.labels,
+            batch.other_labels,
+            batch.lam,
+            self.label_smoothing,
+            self.class_weights,
+        )
 
 
 class LogitTerm(Term):

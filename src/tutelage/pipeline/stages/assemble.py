@@ -134,6 +134,10 @@ def _without_labels(recipe: Recipe, splits: Splits) -> Recipe:
         raise TutelageError(
             "loss.two_heads=true: no training image has a label for the first head; leave it out"
         )
+    if recipe.loss.class_weights != "none":
+        raise TutelageError(
+            f"loss.class_weights={recipe.loss.class_weights}: no training image has a label; leave it out"
+        )
     return recipe.model_copy(update={"control": False})
 
 

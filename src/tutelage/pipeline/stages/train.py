@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 from tutelage.core.files import write_json
@@ -131,6 +132,11 @@ def _stage(checked: Checked, name: str, subset: Subset) -> Stage:
     terms = (
         terms_of(recipe.loss) if name == "distill" else [CrossEntropy(1.0, label_smoothing_of(recipe.loss))]
     )
+    if recipe.loss.class_weights != "none":
+        labels = torch.from_numpy(prepared.class_mapping.labels(prepared.splits.train.labels))
+        for term in terms:
+            if isinstance(term, CrossEntropy):
+                term.weigh_classes(recipe.loss.class_weights, labels, checked.student.num_classes)
     start = body_state(checked.student, checked.start, prepared.device) if recipe.train.l2_sp else {}
     two_heads = recipe.loss.two_heads and name == "distill"
     objective = Objective(terms, l2_sp=recipe.train.l2_sp, start=start, two_heads=two_heads)
