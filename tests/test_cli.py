@@ -191,6 +191,7 @@ def test_losses_shows_settings_needs_and_paper(
         "teacher's logits and the labels." in text
     )
     assert "feature_mse student=... teacher=... projector=linear" in text
+    assert "attention_transfer student=[-3, -2, -1] teacher=[-3, -2, -1] weight=1000.0" in text
 
 
 # --- options are values

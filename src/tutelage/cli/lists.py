@@ -76,6 +76,8 @@ def losses() -> None:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, tuple):  # as in a recipe
+        return f"[{', '.join(map(str, value))}]"
     return "..." if value is inspect.Parameter.empty else str(value)
 
 

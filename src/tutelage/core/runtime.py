@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, broadcast_object_list
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_gather
 
 from tutelage.core.errors import TutelageError
 
@@ -133,6 +134,16 @@ class Runtime:
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return a context manager that computes in a precision; fp32 changes nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def gathered(batch: Tensor) -> Tensor:
+    """Join the rows (B, ...) of all processes to (B * processes, ...), in their order; gradients flow back to each.
+
+    Every process has to call it together, with as many rows as the others. One process gets its own rows.
+    """
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return batch
+    return torch.cat(all_gather(batch.contiguous()))
 
 
 def synchronise(device: torch.device) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import InputSpec
 from tutelage.distillation.losses import KL, CrossEntropy, Term, TermBatch
+from tutelage.distillation.losses.contrastive import Bank
 from tutelage.distillation.objective import Objective
 from tutelage.distillation.outputs import Outputs
 from tutelage.distillation.teacher import UNKNOWN_INPUT, TargetSource, Teacher, as_model
@@ -35,6 +36,7 @@ class Distiller(nn.Module):
         teacher: a `Teacher`, or a model to make one of. None: no term needs one.
         terms: an `Objective` or its terms; by default KL, and cross-entropy with the labels with a weight of 0.5.
         image_size: (height, width) in pixels at which terms on layers are built; None: the student's own.
+        train_images: number of training images, which a term with a memory bank needs.
 
     Raises:
         TutelageError: a term needs a teacher that was not given, or a layer that a network does not have.
@@ -47,6 +49,7 @@ class Distiller(nn.Module):
         terms: Objective | Sequence[Term | Callable[..., Tensor]] | None = None,
         *,
         image_size: tuple[int, int] | None = None,
+        train_images: int | None = None,
     ) -> None:
         super().__init__()
         model = as_model(student)
@@ -66,8 +69,15 @@ class Distiller(nn.Module):
         self._teacher = (teacher,)  # in a tuple, since nn.Module would register it as a submodule
         height, width = image_size or (self._spec.height, self._spec.width)
         info = network_info(self.student, objective.student_layers, height, width, device)
-        objective.build(info, teacher.info(objective.teacher_layers) if teacher else info)
+        objective.build(info, teacher.info(objective.teacher_layers) if teacher else info, train_images)
         objective.to(device)
+        # every process keeps the same bank by itself; DistributedDataParallel would send it in each step
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{bank}.{name}"
+            for bank, module in self.named_modules()
+            if isinstance(module, Bank)
+            for name, _ in module.named_buffers()
+        ]
 
     @property
     def teacher(self) -> TargetSource | None:
@@ -83,6 +93,7 @@ class Distiller(nn.Module):
         lam: float = 1.0,
         teacher_images: Sequence[Tensor] | None = None,
         targets: Outputs | None = None,
+        index: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the losses of one batch.
 
@@ -94,6 +105,7 @@ class Distiller(nn.Module):
             teacher_images: the same views in each teacher's own form; None: converted from `images` to the teacher's
                 resolution, mean and std.
             targets: the teacher's outputs, where they are known already; the teacher is not run then.
+            index: (B,) int64 positions of the images in the training images, which a memory bank needs.
 
         Returns:
             ``loss``, the scalar to minimise; ``logits`` (B, C) of the student in float32; and each weighted term by its
@@ -111,7 +123,7 @@ class Distiller(nn.Module):
         )
         logits = logits.float()
         other_labels = labels if other_labels is None else other_labels
-        batch = TermBatch(Outputs(logits, features), targets, labels, other_labels, lam)
+        batch = TermBatch(Outputs(logits, features), targets, labels, other_labels, lam, index)
         return {"logits": self.objective.answers(logits), **self.objective(batch, self.student)}
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:

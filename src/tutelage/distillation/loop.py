@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,9 @@ class Trainer:
         self.student = stage.model.module.to(runtime.device).requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed(settings.seed, f"{stage.name} terms", 0))
-            self.distiller = Distiller(stage.model, stage.teacher, stage.objective)
+            self.distiller = Distiller(
+                stage.model, stage.teacher, stage.objective, train_images=len(stage.train)
+            )
         self.ema = ModelEmaV3(self.student, settings.ema, use_warmup=True) if settings.ema else None
         projectors = stage.objective.parameters()
         optimizer = make_optimizer(self.student, projectors, settings, stage.head_only)
@@ -122,7 +124,7 @@ class Trainer:
         self.wrapped: nn.Module = self.distiller
         self.head_only: bool | None = None  # as it was when `wrapped` was made
         self.saved_at = time.monotonic()
-        self.buffers_before = [buffer.clone() for buffer in self.student.buffers()]
+        self.buffers_before = [buffer.clone() for buffer in self._buffers()]
 
     def run(self) -> None:
         """Train the remaining epochs."""
@@ -192,16 +194,24 @@ class Trainer:
         torch.manual_seed(_seed(seed, self.stage.name, at.updates) + self.runtime.rank)
         views = [normalise(x, spec, device) for x, spec in zip(batch["images"], self.specs, strict=True)]
         labels = labels_in_head(batch["label"].to(device), self.head_index)
-        other_labels, lam = labels, 1.0
+        other_labels, lam, index = labels, 1.0, batch["index"]
         if mix := draw_mix(self.stage.view, len(labels), _seed(seed, "mix", at.updates)):
             views = [mix.images(x) for x in views]
             other_labels, lam = labels[mix.permutation.to(device)], mix.lam
+            index = index if lam >= 0.5 else index[mix.permutation]
         teacher = self.stage.teacher
         targets = teacher.outputs(views[1:], batch["index"], batch["view"]) if teacher else None
         self.schedule.step_update(at.updates)
-        _copy(self.student.buffers(), self.buffers_before)
+        _copy(self._buffers(), self.buffers_before)
         with self.runtime.autocast(), quick_depthwise(device):
-            losses = self.wrapped(views[0], labels, other_labels=other_labels, lam=lam, targets=targets)
+            losses = self.wrapped(
+                views[0],
+                labels,
+                other_labels=other_labels,
+                lam=lam,
+                targets=targets,
+                index=index.to(device),
+            )
         temperature = self.stage.objective.temperature
         figures = self._over_all(step_figures(losses, labels, other_labels, lam, targets, temperature))
         images = len(labels) * self.runtime.world_size
@@ -239,15 +249,21 @@ class Trainer:
         at = self.at
         at.bad_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
-        _copy(
-            self.buffers_before, self.student.buffers()
-        )  # the running averages of BatchNorm have the bad batch in them
+        # the running averages of BatchNorm have the bad batch in them
+        _copy(self.buffers_before, self._buffers())
         where = f"{self.stage.name}, epoch {at.epoch + 1}, step {at.step}"
         self.progress.say(
             f"{where}: the loss or its gradient is not finite; step skipped ({at.bad_steps} so far)"
         )
         if at.bad_steps > self.settings.max_bad_steps:
             raise TutelageError(self._diverged(where, f"{at.bad_steps} steps had a loss"))
+
+    def _buffers(self) -> Iterator[Tensor]:
+        """Return the buffers that a bad step spoils: the student's, and the statistics of projectors."""
+        yield from self.student.buffers()
+        for part in self.stage.objective.modules():
+            if isinstance(part, _BatchNorm):
+                yield from part.buffers()
 
     def _diverged(self, where: str, what: str) -> str:
         return (

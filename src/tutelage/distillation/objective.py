@@ -73,9 +73,17 @@ class Objective(nn.Module):
         found = [term.temperature for term in self._terms() if isinstance(term, LogitTerm)]
         return next((temperature for temperature in found if temperature is not None), 1.0)
 
-    def build(self, student: NetworkInfo, teacher: NetworkInfo) -> None:
-        """Let each term make its own parameters."""
+    def build(self, student: NetworkInfo, teacher: NetworkInfo, train_images: int | None = None) -> None:
+        """Let each term make its own parameters.
+
+        Args:
+            student: the shapes at `student_layers`.
+            teacher: the shapes at `teacher_layers`.
+            train_images: number of training images, which a memory bank needs; None where it is not known.
+        """
         for term in self._terms():
+            if train_images is not None:
+                term.train_images = train_images
             term.build(student, teacher)
 
     def forward(self, batch: TermBatch, student: nn.Module | None = None) -> dict[str, Tensor]:

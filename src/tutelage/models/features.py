@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
+from tutelage.models.heads import logit_layer
 
-Layer = str | int  # a module's dotted name, or a place in timm's `feature_info` (negative: from the end)
+Layer = (
+    str | int
+)  # a module's dotted name, `POOLED`, or a place in timm's `feature_info` (negative: from the end)
+POOLED = "pooled"  # what goes into the layer that gives the logits
 
 
 @dataclass(frozen=True)
@@ -21,9 +25,12 @@ class NetworkInfo:
 
     Attributes:
         shapes: of one image's output at each tapped layer, without the batch: (C, H, W), (N, C) or (C,).
+        prefix_tokens: number of tokens before those of the patches: class token, registers. timm's transformers
+            have it as ``num_prefix_tokens``; 0 in all others.
     """
 
     shapes: Mapping[Layer, tuple[int, ...]] = field(default_factory=dict)
+    prefix_tokens: int = 0
 
     def channels(self, layer: Layer) -> int:
         """Number of channels of a tapped layer."""
@@ -39,6 +46,8 @@ def layer_name(module: nn.Module, layer: Layer) -> str:
     """
     if isinstance(layer, int):
         return _numbered(module, layer)
+    if layer == POOLED:
+        return logit_layer(module)
     known = [name for name, _ in module.named_modules() if name]
     if layer not in known:
         near = difflib.get_close_matches(layer, known, n=1, cutoff=0.0)
@@ -58,7 +67,7 @@ def run_with_features(
         module: what is called: the network, or a wrapper around it.
         network: what holds the layers.
         images: normalised, on the network's device.
-        layers: by name or number.
+        layers: by name or number, or `POOLED`, which is the input of the layer that gives the logits.
 
     Raises:
         TutelageError: a layer is unknown, was not run, or gives something else than one tensor.
@@ -74,10 +83,16 @@ def run_with_features(
 
         return hook
 
-    handles = [
-        network.get_submodule(layer_name(network, layer)).register_forward_hook(keep(layer))
-        for layer in layers
-    ]
+    def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[POOLED] = inputs[0]
+
+    handles = []
+    for layer in layers:
+        part = network.get_submodule(layer_name(network, layer))
+        if layer == POOLED:
+            handles.append(part.register_forward_pre_hook(keep_input))
+        else:
+            handles.append(part.register_forward_hook(keep(layer)))
     try:
         output = module(images)
     finally:
@@ -103,7 +118,8 @@ def network_info(
             network, network, torch.zeros(1, 3, height, width, device=device), layers
         )
     network.train(training)
-    return NetworkInfo({layer: tuple(output.shape[1:]) for layer, output in found.items()})
+    shapes = {layer: tuple(output.shape[1:]) for layer, output in found.items()}
+    return NetworkInfo(shapes, int(getattr(network, "num_prefix_tokens", 0) or 0))
 
 
 def _numbered(module: nn.Module, place: int) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from tutelage.core.errors import TutelageError
+
 
 def head_layers(module: nn.Module, num_classes: int) -> list[nn.Module]:
     """Find the layers that make up the head of a network.
@@ -93,6 +95,31 @@ def last_layers(module: nn.Module, num_classes: int) -> list[str]:
         for name, layer in module.named_modules()
         if _outputs(layer) == num_classes and any(layer is part for part in heads)
     ]
+
+
+def logit_layer(module: nn.Module) -> str:
+    """Name the layer that gives a network's logits, where the number of classes is not known.
+
+    Args:
+        module: timm's networks name their heads (``get_classifier``). In others it is the last linear layer or 1x1
+            convolution.
+
+    Raises:
+        TutelageError: there is no such layer.
+    """
+    named = getattr(module, "get_classifier", None)
+    head = named() if callable(named) else module
+    if isinstance(head, (tuple, list)):  # a distilled transformer has two heads with inputs of their own
+        head = head[0]
+    parts = [id(part) for part in head.modules()] if isinstance(head, nn.Module) else []
+    names = [
+        name for name, layer in module.named_modules() if _outputs(layer) is not None and id(layer) in parts
+    ]
+    if not names:
+        raise TutelageError(
+            f"layer 'pooled': {type(module).__name__} has no linear layer or 1x1 convolution as its head; name a layer"
+        )
+    return names[-1]
 
 
 def _last_layer(module: nn.Module, num_classes: int) -> str | None:

@@ -40,8 +40,24 @@ TERM_NAMES = {  # of loss terms; older runs have `kd` and `label`
     "soft_cross_entropy": "soft cross-entropy",
     "standardised_kl": "standardised KL",
     "l2_sp": "L2-SP",
+    "vkd": "VkD",
 }
-ACRONYMS = {"kl", "mse", "dkd", "nkd", "dist", "wttm", "rkd", "cka"}
+ACRONYMS = {
+    "kl",
+    "mse",
+    "dkd",
+    "nkd",
+    "dist",
+    "wttm",
+    "rkd",
+    "cka",
+    "crd",
+    "ickd",
+    "srd",
+    "mlld",
+    "rld",
+    "kd",
+}
 FILE_NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "int8": "int8", "bf16": "bf16"}
 FILE_SYMBOL = "triangle-up"  # a deployed file holds the distilled student: its colour, another mark
 

@@ -31,7 +31,10 @@ from tutelage.distillation.losses import (
 )
 from tutelage.distillation.outputs import Outputs
 
-ALL = ["kl", "standardised_kl", "dist", "dkd", "nkd", "wttm", "soft_cross_entropy", "logit_mse"]
+ALL = [
+    *("kl", "standardised_kl", "dist", "dkd", "nkd", "wttm", "soft_cross_entropy", "logit_mse"),
+    *("mlld", "rld"),
+]
 Array = np.ndarray
 Batch = tuple[Tensor, Tensor, Tensor]
 TEMPERATURES = [0.5, 1.0, 4.0]
@@ -107,6 +110,35 @@ def ref_logit_mse(s: Array, t: Array, y: Array, T: float) -> float:
     return float(np.mean((s - t) ** 2))
 
 
+def ref_mlld(s: Array, t: Array, y: Array, T: float, classes: float = 1.0, batch: float = 1.0) -> float:
+    values = []
+    for factor in (0.5, 0.75, 1.0, 1.25, 1.5):
+        p, q = (np.stack([softmax(row, factor * T) for row in x]) for x in (t, s))
+        by_class = ((np.einsum("bi,bj->ij", p, p) - np.einsum("bi,bj->ij", q, q)) ** 2).sum() / s.shape[1]
+        by_image = ((np.einsum("ic,jc->ij", p, p) - np.einsum("ic,jc->ij", q, q)) ** 2).sum() / len(s)
+        values.append(ref_kl(s, t, y, factor * T) + classes * by_class + batch * by_image)
+    return float(np.mean(values))
+
+
+def ref_rld(
+    s: Array,
+    t: Array,
+    y: Array,
+    T: float,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    label_temperature: float = 1.0,
+) -> float:
+    values = []
+    for a, b, label in zip(s, t, y, strict=True):
+        sure, right = softmax(b, label_temperature).max(), softmax(a, label_temperature)[label]
+        first = divergence(np.array([sure, 1 - sure]), np.array([right, 1 - right]))
+        kept = [c for c in range(len(b)) if b[c] < b[label]]
+        second = divergence(softmax(b[kept], T), softmax(a[kept], T)) if kept else 0.0
+        values.append(alpha * label_temperature**2 * first + beta * T**2 * second)
+    return float(np.mean(values))
+
+
 REFERENCES: dict[str, Callable[..., float]] = {name: globals()[f"ref_{name}"] for name in ALL}
 
 
@@ -143,6 +175,8 @@ def test_options_reach_the_formula() -> None:
         ("dist", {"beta": 0.3, "gamma": 2.0}),
         ("dkd", {"alpha": 0.3, "beta": 2.0}),
         ("nkd", {"gamma": 0.3}),
+        ("mlld", {"classes": 0.3, "batch": 2.0}),
+        ("rld", {"alpha": 0.3, "beta": 2.0, "label_temperature": 3.0}),
     ]:
         expected = REFERENCES[name](*arrays, 2.0, **options)
         assert value(name, student, teacher, labels, 2.0, **options).item() == pytest.approx(
@@ -151,7 +185,7 @@ def test_options_reach_the_formula() -> None:
 
 
 @pytest.mark.parametrize("T", TEMPERATURES)
-@pytest.mark.parametrize("name", ["kl", "standardised_kl", "dist", "dkd", "logit_mse"])
+@pytest.mark.parametrize("name", ["kl", "standardised_kl", "dist", "dkd", "logit_mse", "mlld"])
 def test_zero_and_flat_when_student_equals_teacher(name: str, T: float) -> None:
     _, teacher, labels = batch()
     student = teacher.clone().requires_grad_()
@@ -175,6 +209,52 @@ def test_known_minima_of_the_others() -> None:
     assert nkd(sure, teacher, labels, temperature=3).item() == pytest.approx(infimum)
     for candidate in (teacher, student, student + 50 * F.one_hot(labels, teacher.shape[1])):
         assert nkd(candidate, teacher, labels, temperature=3).item() > infimum
+
+
+def test_rld_is_zero_at_a_teacher_that_is_right_and_puts_the_label_first_in_one_that_is_wrong() -> None:
+    _, teacher, labels = (x.double() if x.is_floating_point() else x for x in batch())
+    best = teacher.argmax(1)
+    student = teacher.clone().requires_grad_()
+    loss = value("rld", student, teacher, best, 4.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert student.grad is not None
+    assert student.grad.abs().max() < 1e-9
+    # its minimum elsewhere: the label as probable as the teacher's first class is, all classes below it as they are
+    wrong = teacher[best != labels][:1]
+    label = labels[best != labels][:1]
+    student = wrong.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([student], max_iter=500, tolerance_grad=1e-12, tolerance_change=0)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = value("rld", student, wrong, label, 4.0)
+        loss.backward()
+        return loss
+
+    optimizer.step(step)
+    assert value("rld", student, wrong, label, 4.0).item() == pytest.approx(0, abs=1e-8)
+    assert student.softmax(1)[0, label].item() == pytest.approx(wrong.softmax(1).max().item(), abs=1e-4)
+
+
+def test_mlld_relates_very_many_images_in_blocks() -> None:
+    student, teacher, labels = batch(rows=1024)
+    twice = [torch.cat([x, x]) for x in (student, teacher, labels)]
+    assert value("mlld", *twice).item() == pytest.approx(
+        value("mlld", student, teacher, labels).item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["mlld", "rld"])
+def test_one_class_and_one_image_are_finite(name: str) -> None:
+    for rows, classes in ((1, 5), (4, 1), (1, 1)):
+        student, teacher, labels = batch(rows, classes)
+        student.requires_grad_()
+        for scale in (1.0, 1e4):
+            loss = value(name, scale * student, scale * teacher, labels)
+            (gradient,) = torch.autograd.grad(loss, student)
+            assert loss.isfinite()
+            assert gradient.isfinite().all()
 
 
 def margins(size: float, classes: int = 6) -> Batch:
@@ -241,7 +321,7 @@ def test_gradient_is_the_value_s_slope(name: str) -> None:
     assert torch.autograd.gradcheck(lambda s: value(name, s, teacher, labels, 2.0), student)
 
 
-@pytest.mark.parametrize("name", ["dkd", "nkd"])
+@pytest.mark.parametrize("name", ["dkd", "nkd", "rld"])
 def test_unlabelled_rows_are_ignored(name: str) -> None:
     student, teacher, labels = batch()
     some = labels.clone()
@@ -257,7 +337,7 @@ def test_unlabelled_rows_are_ignored(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["dkd", "nkd"])
+@pytest.mark.parametrize("name", ["dkd", "nkd", "rld"])
 def test_batch_without_labels_gives_zero_with_a_graph(name: str) -> None:
     student, teacher, labels = batch()
     student.requires_grad_()
@@ -393,7 +473,7 @@ def test_never_negative_and_least_at_the_teacher(name: str, data: Batch, T: floa
     student, teacher, labels = data
     here = value(name, student, teacher, labels, T).item()
     assert here >= -1e-6
-    if name not in ("nkd", "wttm"):  # theirs lie elsewhere: test_known_minima_of_the_others
+    if name not in ("nkd", "wttm", "rld"):  # theirs lie elsewhere: test_known_minima_of_the_others
         least = value(name, teacher, teacher, labels, T).item()
         assert here >= least - 1e-5 * (1 + abs(least))
 
@@ -499,7 +579,7 @@ def test_labels_of_another_length_are_refused() -> None:
 
 # --- torchdistill 1.1.5, which has three of these ------------------------------------------------------------
 #
-# It has no DKD, NKD, WTTM, soft cross-entropy, top-k KL or mean of teachers, and nothing that stands for them.
+# It has no DKD, NKD, WTTM, MLLD, RLD, soft cross-entropy, top-k KL or mean of teachers, nor anything like them.
 # Its KDLoss and LogitStdKDLoss are right only when a hard label has a share: with `alpha` None or 0, or without
 # targets, they return the KL without T². So they are compared through the path with a label, whose
 # cross-entropy is taken off again, and the other path is shown to be what it is. Its DISTLoss underflows in

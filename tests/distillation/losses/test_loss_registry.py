@@ -210,6 +210,9 @@ def test_the_list_says_what_each_loss_needs_and_its_defaults(entries: dict[str, 
     assert hints.paper == 'Romero 2015, "FitNets"'
     assert hints.options["projector"] == "linear"
     assert entries["logit_mse"].temperature is None
+    assert entries["crd"].needs == ("a layer of each network", "the index of each image")
+    assert entries["review_kd"].needs == ("layers of each network",)
+    assert (entries["crd"].options["weight"], "weight" in entries["rkd"].options) == (0.8, False)
 
 
 def test_the_list_has_the_losses_of_packages_and_why_one_cannot_be_used(

@@ -1,7 +1,10 @@
 """Losses that compare student and teacher: functions that can be used alone, and the terms made of them."""
 
+from tutelage.distillation.losses.contrastive import CRD, contrast
 from tutelage.distillation.losses.features import FeatureMSE
+from tutelage.distillation.losses.hints import SRD, AttentionTransfer, TokenMSE, VkD, attention_transfer, srd
 from tutelage.distillation.losses.labels import dominant_labels, hard_label_loss
+from tutelage.distillation.losses.layered import LayerTerm
 from tutelage.distillation.losses.logits import (
     dist,
     dkd,
@@ -9,17 +12,33 @@ from tutelage.distillation.losses.logits import (
     kl_top_k,
     logit_mse,
     mean_teacher_logits,
+    mlld,
     nkd,
+    rld,
     soft_cross_entropy,
     standardised_kl,
     wttm,
 )
 from tutelage.distillation.losses.registry import make_term, names
+from tutelage.distillation.losses.relations import (
+    CKA,
+    ICKD,
+    RKD,
+    SimilarityPreserving,
+    channel_correlation,
+    cka,
+    rkd_angle,
+    rkd_distance,
+    similarity_preserving,
+)
+from tutelage.distillation.losses.review import ReviewKD, hierarchical_context
 from tutelage.distillation.losses.terms import (
     DIST,
     DKD,
     KL,
+    MLLD,
     NKD,
+    RLD,
     WTTM,
     CrossEntropy,
     LogitMSE,
@@ -32,32 +51,56 @@ from tutelage.distillation.losses.terms import (
 )
 
 __all__ = [
+    "CKA",
+    "CRD",
     "DIST",
     "DKD",
+    "ICKD",
     "KL",
+    "MLLD",
     "NKD",
+    "RKD",
+    "RLD",
+    "SRD",
     "WTTM",
+    "AttentionTransfer",
     "CrossEntropy",
     "FeatureMSE",
+    "LayerTerm",
     "LogitMSE",
     "LogitTerm",
     "Needs",
+    "ReviewKD",
+    "SimilarityPreserving",
     "SoftCrossEntropy",
     "StandardisedKL",
     "Term",
     "TermBatch",
+    "TokenMSE",
+    "VkD",
+    "attention_transfer",
+    "channel_correlation",
+    "cka",
+    "contrast",
     "dist",
     "dkd",
     "dominant_labels",
     "hard_label_loss",
+    "hierarchical_context",
     "kl",
     "kl_top_k",
     "logit_mse",
     "make_term",
     "mean_teacher_logits",
+    "mlld",
     "names",
     "nkd",
+    "rkd_angle",
+    "rkd_distance",
+    "rld",
+    "similarity_preserving",
     "soft_cross_entropy",
+    "srd",
     "standardised_kl",
     "wttm",
 ]

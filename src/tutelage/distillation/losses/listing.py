@@ -57,13 +57,15 @@ def _entry(name: str) -> LossEntry:
     first = " ".join(document.partition("\n\n")[0].split())
     paper = PAPER.search(first)
     meaning = SEE.sub("", PAPER.sub("", first)).partition(". ")[0].rstrip(".")
+    # the authors' weight, where a loss is so small or so large that it has one
+    unusual = [("weight", weight) for weight in [settings.get("weight")] if weight != 1]
     return LossEntry(
         name,
         meaning,
         paper[1] if paper else "",
         _needs(found, settings),
         settings.get("temperature"),
-        {key: value for key, value in settings.items() if key not in COMMON},
+        {key: value for key, value in settings.items() if key not in COMMON or (key, value) in unusual},
         is_built_in(name),
     )
 
@@ -79,6 +81,8 @@ def _needs(found: Any, settings: dict[str, Any]) -> tuple[str, ...]:
     named = {
         "the teacher's logits": needs.teacher_logits,
         "the labels": needs.labels,
-        "a layer of each network": bool(needs.student_layers or needs.teacher_layers),
+        "a layer of each network": max(len(needs.student_layers), len(needs.teacher_layers)) == 1,
+        "layers of each network": max(len(needs.student_layers), len(needs.teacher_layers)) > 1,
+        "the index of each image": needs.index,
     }
     return tuple(name for name, needed in named.items() if needed)

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.plugins import load_plugin, plugin_names, plugin_title
-from tutelage.distillation.losses import terms
+from tutelage.distillation.losses import hints, relations, terms
+from tutelage.distillation.losses.contrastive import CRD
 from tutelage.distillation.losses.features import FeatureMSE
 from tutelage.distillation.losses.function import LossFunction, hint, listed
+from tutelage.distillation.losses.review import ReviewKD
 from tutelage.distillation.losses.terms import LogitTerm, Term
 
 GROUP = "tutelage.losses"
@@ -35,8 +37,25 @@ _BUILT_IN: dict[str, type[Term] | Callable[..., Tensor]] = {
     "soft_cross_entropy": terms.SoftCrossEntropy,
     "logit_mse": terms.LogitMSE,
     "cross_entropy": terms.CrossEntropy,
+    "mlld": terms.MLLD,
+    "rld": terms.RLD,
     "feature_mse": FeatureMSE,
+    "attention_transfer": hints.AttentionTransfer,
+    "vkd": hints.VkD,
+    "srd": hints.SRD,
+    "token_mse": hints.TokenMSE,
+    "review_kd": ReviewKD,
+    "ickd": relations.ICKD,
+    "rkd": relations.RKD,
+    "similarity_preserving": relations.SimilarityPreserving,
+    "cka": relations.CKA,
+    "crd": CRD,
 }
+
+LAYERS = (
+    "student",
+    "teacher",
+)  # settings that are a layer: by default a number, but a name or a list as well
 
 
 def names() -> list[str]:
@@ -116,6 +135,8 @@ def _numbers(settings: Mapping[str, Any], defaults: Mapping[str, Any], where: st
     found = dict(settings)
     for key, value in settings.items():
         default = defaults.get(key)
+        if key in LAYERS:
+            continue
         if isinstance(default, int | float) and not isinstance(default, bool):
             try:
                 found[key] = float(value) if isinstance(value, str) else value + 0

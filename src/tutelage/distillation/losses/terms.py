@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.runtime import gathered
 from tutelage.distillation.losses import logits
 from tutelage.distillation.losses.function import LossFunction
 from tutelage.distillation.losses.labels import class_weights, dominant_labels, hard_label_loss
@@ -27,6 +28,7 @@ class Needs:
         student_layers: layers of the student whose outputs it compares.
         teacher_layers: layers of the teacher whose outputs it compares.
         top_k: whether targets that hold only the most probable classes are enough.
+        index: the position of each image in the training images, such as for a memory bank.
     """
 
     labels: bool = False
@@ -34,6 +36,7 @@ class Needs:
     student_layers: tuple[Layer, ...] = ()
     teacher_layers: tuple[Layer, ...] = ()
     top_k: bool = False
+    index: bool = False
 
     @property
     def teacher(self) -> bool:
@@ -51,6 +54,8 @@ class TermBatch:
         labels: (B,) int64 head indices, -1 where an image has no label.
         other_labels: (B,) labels of the images mixed in; equal to `labels` without mixing.
         lam: share of `labels`, 1 without mixing.
+        index: (B,) int64 position of each image (where images are mixed, of the one with the larger share) in the
+            training images; None where it is not known.
     """
 
     student: Outputs
@@ -58,6 +63,7 @@ class TermBatch:
     labels: Tensor
     other_labels: Tensor
     lam: float = 1.0
+    index: Tensor | None = None
 
     @property
     def dominant_labels(self) -> Tensor:
@@ -73,9 +79,13 @@ class Term(nn.Module):
 
     Args:
         weight: factor of the term in the objective.
+
+    Attributes:
+        train_images: number of training images, which a memory bank needs; set before `build` where it is known.
     """
 
     name = "term"  # in logs, metrics and the result of a `Distiller`
+    train_images: int | None = None
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -247,6 +257,42 @@ class WTTM(LogitTerm):
 
     def __init__(self, weight: float = 1.0, temperature: float = 2.0) -> None:
         super().__init__(logits.wttm, weight, temperature)
+
+
+class MLLD(LogitTerm):
+    """Relations within and between images and classes at several temperatures (Jin 2023); see `losses.mlld`.
+
+    With several processes the batch is that of all of them.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, temperature: float = 4.0, classes: float = 1.0, batch: float = 1.0
+    ) -> None:
+        super().__init__(logits.mlld, weight, temperature, classes=classes, batch=batch)
+
+    def forward(self, batch: TermBatch) -> Tensor:
+        """Compute the loss of a batch; in a training step, of all processes' batches together."""
+        student, teacher = batch.student.logits, batch.teacher and batch.teacher.logits
+        if isinstance(student, Tensor) and isinstance(teacher, Tensor) and student.requires_grad:
+            student, teacher = gathered(student), gathered(teacher)
+            batch = replace(batch, student=Outputs(student), teacher=Outputs(teacher))
+        return super().forward(batch)
+
+
+class RLD(LogitTerm):
+    """Refined logits: the labels correct the teacher (Sun 2025); see `losses.rld`."""
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 4.0,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        label_temperature: float = 1.0,
+    ) -> None:
+        super().__init__(
+            logits.rld, weight, temperature, alpha=alpha, beta=beta, label_temperature=label_temperature
+        )
 
 
 class SoftCrossEntropy(LogitTerm):
