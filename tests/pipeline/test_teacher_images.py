@@ -1,6 +1,7 @@
 """A teacher with labelled images of its own, and a student with few labels: what `data.teacher` is for."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,18 @@ def test_the_page_says_who_saw_which_labels(finished: Run) -> None:
     assert "Student and control learn from the labels of 20 images" in page
     assert f"the student also from {unlabelled} images without labels" in page
     assert "The teacher was fitted to 200 other labelled images." in page
+    table = page.partition('<section id="data"')[2].partition("</table>")[0]
+    rows = [re.findall(r"<bdi>(.*?)</bdi>", row) for row in table.split("<tr>")[2:]]
+    assert [row[:3] for row in rows[:3]] == [
+        ["Training", "20", "20"],
+        ["Training, unlabelled", f"{unlabelled:,}", "0"],
+        ["Teacher’s own", "200", "200"],
+    ]
+    assert [row[0] for row in rows[3:]] == ["Validation", "Test"]
+    words = {row[0]: row[5] for row in rows}
+    assert words["Training"] == "student and control"
+    assert words["Training, unlabelled"].startswith("nobody")
+    assert words["Teacher’s own"] == "the teacher only"
 
 
 def test_a_teacher_that_knows_the_classes_is_not_fitted(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from tutelage.report.sections.images import images_section
 
 SHORT = {"train": {"epochs": 3, "lr": 1e-2}}
 SECTIONS = [
-    "verdict", "comparison", "tradeoff", "training", "selection", "agreement", "classes", "images", "views", "checks",
-    "record",
+    "verdict", "comparison", "tradeoff", "data", "training", "selection", "agreement", "classes", "images", "views",
+    "checks", "record",
 ]  # fmt: skip
 HOSTILE = ['<img src=x onerror="window.hacked=1">', "a & b &amp; \"c\" 'd'", "שלום <b>عربي</b>", "</script>"]
 MEGABYTE = 2**20
@@ -210,7 +210,8 @@ BEGUN = ["verdict", "record"]
 TRAINED = ["verdict", "training", "views", "checks", "record"]
 GOING = {  # the sections of a run that has not got further than to this stage; those without figures are left out
     "preflight": BEGUN, "control": TRAINED, "distill": TRAINED, "choose": TRAINED,
-    "measure": ["verdict", "training", "selection", "views", "checks", "record"], "diagnose": SECTIONS,
+    "measure": ["verdict", "training", "selection", "views", "checks", "record"],
+    "diagnose": [section for section in SECTIONS if section != "data"],
 }  # fmt: skip
 
 
@@ -410,6 +411,40 @@ def test_a_random_start_is_no_opponent(
         assert not any(name.lower().startswith("start") for name in shown)
     assert "start is left out" in page.locator("#tradeoff .lead").inner_text()
     assert page.locator("#images .cards dt").first.inner_text() == "Labels-only control"
+
+
+def test_the_data_are_summed_up_with_who_sees_the_labels(finished: Run, page: Any) -> None:
+    found = data.splits(read_run_records(finished).recipe_text, "")
+    rows = page.locator("#data table").first.locator("tbody tr")
+    shown = {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in rows.all()}
+    assert list(shown) == ["Training", "Validation", "Test"]
+    for name, part in zip(shown, (found.train, found.val, found.test), strict=True):
+        counts = np.bincount(part.labels)
+        assert shown[name][:3] == [f"{len(part):,}", f"{len(part):,}", "10"]
+        assert shown[name][3] == f"{counts.min()} to {counts.max()}"
+    assert [cells[4] for cells in shown.values()] == [
+        "student and control", "model selection", "the final evaluation only",
+    ]  # fmt: skip
+    page.locator("#data details summary").click()
+    each = page.locator("#data details tbody tr").first.locator("td").all_inner_texts()
+    assert each == [str(int((part.labels == 0).sum())) for part in (found.train, found.val, found.test)]
+
+
+def test_the_next_commands_are_copied(finished: Run, visit: Visits) -> None:
+    page = visit(finished.report.as_uri())
+    command = page.locator("#verdict .commands code").first.inner_text()
+    button = page.locator("#verdict .commands button.copy").first
+    page.evaluate("void (navigator.clipboard.writeText = async (text) => { window.copied = text; })")
+    button.click()
+    until(page, "window.copied !== undefined")
+    assert page.evaluate("window.copied") == command
+    assert button.inner_text() == "Copied"
+    page.evaluate("void (navigator.clipboard.writeText = async () => { throw new Error('not allowed'); })")
+    page.locator("#verdict .commands button.copy").last.click()
+    until(page, "String(getSelection()) !== ''")
+    assert (
+        page.evaluate("String(getSelection())") == page.locator("#verdict .commands code").last.inner_text()
+    )
 
 
 def test_findings_have_a_number_where_the_plot_has_it(finished: Run, page: Any) -> None:

@@ -74,9 +74,9 @@ def test_sections_come_in_their_order_when_they_have_something_to_show(tmp_path:
     )
     for path in (whole.metrics, whole.candidates, whole.comparison, whole.predictions, whole.diagnosis):
         shutil.copy(path, run.path / path.name)
-    until(page, "document.querySelectorAll('main > section').length === 11", seconds=20)
+    until(page, "document.querySelectorAll('main > section').length === 12", seconds=20)
     assert page.evaluate(shown) == page.evaluate(listed) == [
-        "verdict", "comparison", "tradeoff", "training", "selection", "agreement", "classes", "images", "views",
+        "verdict", "comparison", "tradeoff", "data", "training", "selection", "agreement", "classes", "images", "views",
         "checks", "record",
     ]  # fmt: skip
     assert page.locator(".progress").count() == 0

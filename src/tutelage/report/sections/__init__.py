@@ -6,6 +6,7 @@ from tutelage.report.page import Section
 from tutelage.report.run_records import RunRecords
 from tutelage.report.sections.checks import checks_section
 from tutelage.report.sections.comparison import comparison_section, tradeoff_section
+from tutelage.report.sections.data_summary import data_section
 from tutelage.report.sections.images import images_section
 from tutelage.report.sections.predictions import agreement_section, classes_section
 from tutelage.report.sections.record import record_section
@@ -24,6 +25,7 @@ def run_sections(records: RunRecords) -> list[Section]:
         verdict_section(records),
         comparison_section(records),
         tradeoff_section(records),
+        data_section(records),
         training_section(records),
         selection_section(records),
         agreement_section(records),

@@ -24,5 +24,4 @@ def record_section(records: RunRecords) -> Section:
         machine=machine,
         command=command,
         started=started,
-        notes=(records.splits or {}).get("notes") or [],
     )

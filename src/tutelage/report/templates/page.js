@@ -80,7 +80,10 @@
     colour(canvas);
   };
 
-  const drawAll = (root) => root.querySelectorAll(".canvas").forEach(draw);
+  const drawAll = (root) => {
+    root.querySelectorAll(".canvas").forEach(draw);
+    root.querySelectorAll("button.copy").forEach((button) => (button.hidden = false)); // they need this script
+  };
 
   // --- sorting
 
@@ -156,6 +159,24 @@
     if (!button) return;
     const heading = button.closest("th");
     sort(heading, heading.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending");
+  });
+
+  // --- copying
+
+  const copied = (button) => {
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  };
+
+  const select = (element) => getSelection().selectAllChildren(element);
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.copy");
+    if (!button) return;
+    const code = button.parentElement.querySelector("code");
+    // a browser that does not allow it leaves the text selected, for the reader's own Ctrl-C
+    if (navigator.clipboard) navigator.clipboard.writeText(code.textContent).then(() => copied(button), () => select(code));
+    else select(code);
   });
 
   // --- schemes and paper
