@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -13,12 +14,13 @@ from tutelage.cli.options import DeviceOption, option
 
 def data(
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="Training images, as KIND:WHERE or a path, and keys of the recipe such as data.val_fraction=0.2.",
             metavar="SOURCE [KEY=VALUE]...",
+            show_default=False,
         ),
-    ],
+    ] = None,
     test: Annotated[
         str | None, option("Test images, as KIND:WHERE or a path.", "a part of SOURCE, as in a run")
     ] = None,
@@ -42,8 +44,61 @@ def data(
             metavar="LIST",
         ),
     ] = None,
+    fetch: Annotated[
+        str | None,
+        option(
+            "Download a data set to try things on, such as EuroSAT, FashionMNIST, OxfordIIITPet or Flowers102, and "
+            "write it as a folder of images.",
+            False,
+            metavar="NAME",
+        ),
+    ] = None,
+    into: Annotated[Path | None, option("Folder for --fetch.", "NAME", file_okay=False)] = None,
 ) -> None:
     """Look at images before training: copies, doubtful labels, small classes, and pictures that show little."""
+    from tutelage.core.errors import TutelageError
+
+    if fetch:
+        if words:
+            raise TutelageError(
+                f"--fetch {fetch} and {words[0]}: fetch a data set first, then look at its folder"
+            )
+        return _fetch(fetch, into or Path(fetch))
+    if not words:
+        raise TutelageError("data: name the images to look at, such as `tutelage data photos`")
+    if into:
+        raise TutelageError(f"--into {into}: it is the folder for --fetch NAME, which is not given")
+    _look(words, test, model, device, out, json, fix)
+
+
+def _fetch(name: str, folder: Path) -> None:
+    from tutelage.data.fetch import PARTS, fetch
+    from tutelage.pipeline.console import shown_steps
+    from tutelage.pipeline.early import check_place
+
+    check_place(folder.parent)
+    print_now = functools.partial(print, flush=True)  # before a download that may take long
+    with shown_steps() as say:
+
+        def step(done: int, total: int) -> None:
+            if done % 5000 == 0 or done == total:
+                say(f"wrote {done:,} of {total:,} images")
+
+        splits = fetch(name, folder, print_now, step)
+    sizes = ", ".join(f"{len(splits.parts[part]):,} {part}" for part in PARTS)
+    print(f"{folder}: {sizes}, {len(splits.classes)} classes")
+    print(shlex.join(["tutelage", "distill", "--data", str(folder)]))
+
+
+def _look(
+    words: list[str],
+    test: str | None,
+    model: str,
+    device: str | None,
+    out: Path,
+    json: Path | None,
+    fix: Path | None,
+) -> None:
     from rich.console import Console
 
     from tutelage.core.errors import TutelageError

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.plugins import nearest
-from tutelage.data.decode import UnreadableImage, upright_rgb
+from tutelage.data.decode import decode, upright_rgb
 from tutelage.data.sources.base import ImageSet, canonical_part
 from tutelage.data.sources.names import label_indices
 
@@ -70,26 +70,35 @@ class Torchvision(ImageSet):
         self._dataset = dataset
         names, labels = _labels(dataset)
         ids = [f"{part or 'all'}/{number}" for number in range(len(dataset))]
-        # of what is kept as an array in memory, a decoded copy would gain nothing
-        self.decoded = hasattr(dataset, "data")
+        self._files = _files(dataset)
+        self.decoded = self._files is None  # of what lies in memory, a decoded copy would gain nothing
         super().__init__(name, f"torchvision:{where}" + (f"#{part}" if part else ""), ids, names, labels)
 
     def image(self, index: int) -> Image.Image:
         """One image as RGB."""
+        if self._files is not None:
+            return decode(self._files[int(index)], self.ids[index], self.max_pixels)
+        return upright_rgb(self._dataset[int(index)][0])
+
+    def content(self, index: int, count: int = -1) -> bytes | None:
+        """The first bytes of one file; None where it cannot be read, or the set is an array."""
+        if self._files is None:
+            return None
         try:
-            return upright_rgb(self._dataset[int(index)][0])
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UnreadableImage(self.ids[index], one_line(error)[:200]) from None
+            with open(self._files[int(index)], "rb") as file:
+                return file.read(count)
+        except OSError:
+            return None
 
 
 def parts(where: str) -> tuple[str, ...]:
     """The parts of a data set; none where it is one set."""
-    return tuple(_known(where).parts)
+    return tuple(known_set(where).parts)
 
 
 def load(where: str, part: str | None) -> Torchvision:
     """Open a part of a data set; what is not in the cache is downloaded first."""
-    known = _known(where)
+    known = known_set(where)
     name = f"torchvision:{where}"
     if part is not None:
         part, name = canonical_part(part), f"{name}#{part}"
@@ -113,7 +122,7 @@ def opened(where: str, part: str | None) -> Any:
     """
     from torchvision import datasets
 
-    known, folder = _known(where), cache_folder()
+    known, folder = known_set(where), cache_folder()
     kind = getattr(datasets, where)
     # a folder for each, since some unpack into one without a name of their own
     root = folder / where.lower()
@@ -133,7 +142,12 @@ def opened(where: str, part: str | None) -> Any:
         ) from None
 
 
-def _known(where: str) -> Known:
+def known_set(where: str) -> Known:
+    """Return what is known of a data set.
+
+    Raises:
+        TutelageError: there is no such set; the line names the nearest one.
+    """
     if where in KNOWN:
         return KNOWN[where]
     by_lower = {name.lower(): name for name in KNOWN}
@@ -154,3 +168,12 @@ def _labels(dataset: Any) -> tuple[list[str] | None, np.ndarray | None]:
     if classes is None or len(set(classes)) != len(classes):
         return label_indices([str(number) for number in numbers])
     return [str(one) for one in classes], np.array(numbers, np.int64)
+
+
+def _files(dataset: Any) -> list[Path] | None:
+    """The file of each image; None where the images lie in memory."""
+    if hasattr(dataset, "data"):
+        return None
+    names = ("_image_files", "_images", "samples", "_samples")
+    found = next(getattr(dataset, name) for name in names if hasattr(dataset, name))
+    return [Path(one[0] if isinstance(one, tuple) else one) for one in found]
