@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN_STAMP := .venv/.installed-run
 
-.PHONY: setup run test test-slow lint format docs bench clean
+.PHONY: setup run test test-slow lint format docs dist bench clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,9 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "built into site/; to read it: python3 -m http.server --directory site"
 
+dist: setup
+	$(BIN)/python -m build --no-isolation
+
 bench: setup
 	for pair in lite2-lite0 b3-b1 small; do $(BIN)/python -m benchmarks.speed --pair $$pair || exit 1; done
 	$(BIN)/python -m benchmarks.study
@@ -47,4 +50,4 @@ bench: setup
 	$(BIN)/python -m benchmarks.growth
 
 clean:
-	rm -rf .venv runs site
+	rm -rf .venv runs site dist

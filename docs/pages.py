@@ -31,8 +31,8 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     for folder, page in LISTED.items():
         files.append(File.generated(config, page, content="\n".join(listing(folder))))
-    for notebook in sorted(ROOT.glob("notebooks/*.ipynb")):
-        files.append(File.generated(config, f"notebooks/{notebook.name}", abs_src_path=str(notebook)))
+    for path in [ROOT / "CITATION.cff", *sorted(ROOT.glob("notebooks/*.ipynb"))]:  # to download
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
 
