@@ -247,6 +247,7 @@ def test_a_list_with_parts_and_left_out_images_is_read_by_both_processes_alike(t
     tree["teacher"]["fit"] = "no"
     tree["student"] |= {"dropout": 0.0}
     tree["loss"] |= {"class_weights": "effective"}
+    tree["measure"] = {"robustness": True}
     tree["train"] |= {"batch_size": 16, "frozen_batchnorm": True, "epochs": 1}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree))
@@ -261,5 +262,8 @@ def test_a_list_with_parts_and_left_out_images_is_read_by_both_processes_alike(t
     assert splits["excluded"]["images"] == {"train": 2, "val": 1}
     assert splits["parts"]["train"]["size"] == 60 - 2 - 1  # 7 has no class
     assert (processes(one), processes(two)) == (1, 2)
+    teacher = "top1", "teacher"  # untrained by this run
+    assert entry(two.robustness, *teacher) == pytest.approx(entry(one.robustness, *teacher))
+    assert entry(two.robustness, "n") == entry(one.robustness, "n") == 30
     for alone, shared in zip(losses(one), losses(two), strict=True):
         assert shared == (*alone[:2], *(pytest.approx(value, abs=ROUNDING) for value in alone[2:]))

@@ -298,6 +298,14 @@ class TargetsRecipe(Component):
     """Directory of targets and decoded images that runs share; null: the run's own."""
 
 
+class MeasureRecipe(Component):
+    """Further figures of the final evaluation."""
+
+    robustness: bool = False
+    """Also measure start, control, student and teacher on test images with eight kinds of corruption (noise, blur,
+    JPEG...), which takes about eight times as long as the evaluation on test."""
+
+
 class ExportRecipe(Component):
     """The deployed files."""
 

@@ -19,6 +19,7 @@ from tutelage.core.components import (
     ExportRecipe,
     FitRecipe,
     LossRecipe,
+    MeasureRecipe,
     PreflightRecipe,
     SelectionRecipe,
     StudentRecipe,
@@ -45,6 +46,7 @@ __all__ = [
     "ExportRecipe",
     "FitRecipe",
     "LossRecipe",
+    "MeasureRecipe",
     "PreflightRecipe",
     "Recipe",
     "SelectionRecipe",
@@ -77,6 +79,7 @@ class Recipe(Component):
     targets: TargetsRecipe = TargetsRecipe()
     preflight: PreflightRecipe = PreflightRecipe()
     selection: SelectionRecipe = SelectionRecipe()
+    measure: MeasureRecipe = MeasureRecipe()
     export: ExportRecipe = ExportRecipe()
     control: bool = True
     """Also train with hard labels only, on the same budget of steps, to measure what the teacher adds."""

@@ -41,6 +41,7 @@ class Run:
         self.candidates = path / "candidates.json"
         self.speed = path / "speed.json"
         self.comparison = path / "comparison.json"
+        self.robustness = path / "robustness.json"
         self.seeds = path / "seeds.json"
         self.predictions = path / "predictions.npz"
         self.diagnosis = path / "diagnosis.json"

@@ -19,6 +19,7 @@ from tutelage.data.loading import worker_count
 from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.probe import IMAGES as PROBED
 from tutelage.distillation.probe import can_be_probed
+from tutelage.evaluation.robustness import CORRUPTIONS
 from tutelage.models import precision
 from tutelage.models.source import Model
 from tutelage.pipeline.choices import with_fit_choices, with_train_choices
@@ -170,6 +171,9 @@ def cost_of(
         ("evaluation on test", "test"),
     ):
         seconds[name] = ahead["seconds"][part]
+    if recipe.measure.robustness:
+        decoded = len(splits.test) / speeds.decoding
+        seconds["corrupted test images"] = len(CORRUPTIONS) * (ahead["seconds"]["test"] + decoded)
     return Cost(seconds, ahead["disk_mb"] + speeds.copies_mb, train.epochs)
 
 

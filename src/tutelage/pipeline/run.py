@@ -34,6 +34,7 @@ from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.measure import explain, measure
 from tutelage.pipeline.stages.preflight import preflight
 from tutelage.pipeline.stages.prepare import prepare
+from tutelage.pipeline.stages.robustness import measure_robustness
 from tutelage.pipeline.stages.teacher_check import check_teacher
 from tutelage.pipeline.stages.train import train_control, train_student
 from tutelage.pipeline.trackers import Tracked, Tracker, Trackers, tracking
@@ -129,6 +130,8 @@ def distill(
             run.digests.unlink(missing_ok=True)  # the files that it lists are about to change
         after = Stations(run, alone=runtime.world_size == 1)
         result = after.attempt("the evaluation on test", lambda: measure(checked, control, distilled))
+        if prepared.recipe.measure.robustness:
+            after.attempt("the robustness", lambda: measure_robustness(checked, control, distilled))
         if runtime.is_main:
             after.attempt("the diagnosis", lambda: explain(run))
             if recipe.export.enabled:

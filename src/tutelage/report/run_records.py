@@ -63,6 +63,7 @@ class RunRecords:
     comparison: dict[str, Any] | None
     diagnosis: dict[str, Any] | None
     predictions: RunPredictions | None
+    robustness: dict[str, Any] | None = None
     damaged: tuple[str, ...] = field(default=())
 
     @property
@@ -221,6 +222,7 @@ def read_run_records(run: Run, predictions: bool = True) -> RunRecords:
         comparison=read(run.comparison, _read_mapping),
         diagnosis=read(run.diagnosis, _read_mapping),
         predictions=read(run.predictions, read_predictions) if predictions else None,
+        robustness=read(run.robustness, _read_mapping),
         damaged=tuple(damaged),
     )
 
@@ -241,6 +243,7 @@ def _watched(run: Run) -> list[Path]:
     return [
         run.recipe, run.versions, run.splits, run.preflight, run.choices, run.teacher_check, run.metrics,
         run.candidates, run.comparison, run.predictions, run.diagnosis, run.deploy, run.seeds,
+        run.robustness,
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from tutelage.report.sections.data_summary import data_section
 from tutelage.report.sections.images import images_section
 from tutelage.report.sections.predictions import agreement_section, classes_section
 from tutelage.report.sections.record import record_section
+from tutelage.report.sections.robustness import robustness_sections
 from tutelage.report.sections.selection import selection_section
 from tutelage.report.sections.training import training_section
 from tutelage.report.sections.verdict import verdict_section
@@ -31,6 +32,7 @@ def run_sections(records: RunRecords) -> list[Section]:
         agreement_section(records),
         classes_section(records),
         images_section(records),
+        *robustness_sections(records),
         views_section(records),
         checks_section(records),
         record_section(records),
