@@ -181,6 +181,6 @@ def _commands(records: RunRecords, exported: bool) -> dict[str, str]:
     else:
         first = {f"tutelage export {path}": "write files for deployment, int8 ones too"}
     return first | {
-        "tutelage advise --data PHOTOS": "see which student fits your own images, before a run",
+        "tutelage advise --data PHOTOS": "see which student fits your own images",
         "tutelage distill --teacher T --student S --data PHOTOS": "distil your own model",
     }
