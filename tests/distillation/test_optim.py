@@ -7,8 +7,8 @@ import torch
 
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import TrainRecipe
-from tutelage.distillation.optim import check_optimizer
+from tutelage.core.recipe import TrainRecipe, load_recipe
+from tutelage.distillation.optim import check_optimizer, make_optimizer, make_schedule
 
 REFUSED = {
     "no gradients alone": (
@@ -72,3 +72,22 @@ def test_a_run_is_refused_before_it_has_a_directory(
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: train.optimizer: 'adahessian' cannot take a step")
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_rate_is_divided_by_ten_at_each_milestone() -> None:
+    """Of SGD at 0.05, in the first step after the epoch; in whatever order the milestones are given."""
+    settings = TrainRecipe(
+        epochs=6, lr=0.05, optimizer="sgd", schedule="multistep", milestones=(4, 2), warmup_epochs=0
+    )
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), [], settings, head_only=True)
+    schedule, steps, rates = make_schedule(optimizer, settings, 7), 7, []
+    for step in range(6 * steps):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.05] * 2 * steps + [0.005] * 2 * steps + [0.0005] * 2 * steps)
+
+
+@pytest.mark.parametrize("word", ["train.schedule=multistep", "train.milestones=[150]"])
+def test_milestones_and_their_schedule_go_together(word: str) -> None:
+    with pytest.raises(TutelageError, match=r"train: milestones are the epochs .* give both, such as"):
+        load_recipe(None, [word])

@@ -226,9 +226,11 @@ class TrainRecipe(Component):
     lr: Rate = AUTO
     """Learning rate after warm-up. auto: 3e-4 for pretrained weights, 3e-3 for random ones."""
     min_lr: NonNegative = 0.0
-    """Learning rate at the end of the schedule."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after warm-up."""
+    """Learning rate at the end of the schedule, where that is cosine or linear."""
+    schedule: Literal["cosine", "linear", "constant", "multistep"] = "cosine"
+    """How the learning rate falls after warm-up. multistep: at each of the milestones it is divided by 10."""
+    milestones: tuple[Positive, ...] = ()
+    """Epochs after which the learning rate is divided by 10, with schedule multistep, such as [150, 180, 210]."""
     warmup_epochs: NonNegative = 0.5
     """Epochs at the beginning in which the learning rate rises to lr."""
     momentum: Fraction = 0.9
@@ -257,6 +259,15 @@ class TrainRecipe(Component):
     """The run stops at more steps than this whose loss is not finite."""
     seed: Seed = 0
     """Seed of new heads, views and the order of images."""
+
+    @model_validator(mode="after")
+    def _has_milestones(self) -> TrainRecipe:
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError(
+                "milestones are the epochs at which schedule=multistep divides the learning rate: give both, such as "
+                "train.schedule=multistep train.milestones=[150,180,210], or neither"
+            )
+        return self
 
 
 class SelectionRecipe(Component):

@@ -16,7 +16,7 @@ from tutelage.core.plugins import nearest
 from tutelage.core.recipe import TrainRecipe
 
 LR = 3e-4  # for trying an optimizer whose rate is not known yet
-TIMM_SCHEDULES = {"cosine": "cosine", "linear": "poly", "constant": "constant"}
+TIMM_SCHEDULES = {"cosine": "cosine", "linear": "poly", "constant": "constant", "multistep": "multistep"}
 
 
 def make_optimizer(
@@ -98,11 +98,14 @@ def _check_name(name: str) -> None:
 
 def make_schedule(optimizer: Optimizer, settings: TrainRecipe, steps: int) -> Any:
     """Make timm's schedule, which changes the rate at each step; an epoch has `steps` of them."""
+    # timm lowers the rate one step before a milestone; half a step more makes it the first step of the next epoch
+    milestones = [epoch + 0.5 / steps for epoch in sorted(settings.milestones)]
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=TIMM_SCHEDULES[settings.schedule],
         num_epochs=settings.epochs,
-        decay_rate=1.0,
+        decay_rate=0.1 if settings.milestones else 1.0,
+        decay_milestones=milestones,  # type: ignore[arg-type]  # fractions of an epoch are fine
         min_lr=settings.min_lr,
         warmup_lr=settings.lr / 100,
         warmup_epochs=settings.warmup_epochs,  # type: ignore[arg-type]  # fractions of an epoch are fine
