@@ -36,3 +36,22 @@ def test_all_contenders_run() -> None:
     assert len(result["summary"]) == 8
     assert all(row["median"] > 0 for row in result["summary"].values())
     assert table(result).row_count == 8
+
+
+def test_a_loss_costs_more_than_labels_only_and_the_table_adds_the_teacher() -> None:
+    from benchmarks.losses import LABELS, TEACHER, measure, table
+    from benchmarks.scene import Pair
+
+    result = measure(Pair("test_resnet", "test_efficientnet", 32, batch=4), 1, 1, ["kl", "crd"])
+    assert set(result["cost"]) == {LABELS, TEACHER, "kl", "crd"}
+    assert result["cost"][LABELS] == 1
+    assert all(
+        result["lowest"][name] <= result["cost"][name] <= result["highest"][name] for name in result["cost"]
+    )
+    result |= {
+        "cost": {LABELS: 1.0, TEACHER: 0.5, "kl": 1.25, "crd": 1.125},
+        "lowest": {"kl": 1.0, "crd": 1.0},
+    }
+    result["highest"] = {"kl": 1.5, "crd": 2.0}
+    lines = table(result).splitlines()[2:]
+    assert lines == ["| `crd` | 1.12 | 1.00 to 2.00 | 1.62 |", "| `kl` | 1.25 | 1.00 to 1.50 | 1.75 |"]
