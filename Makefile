@@ -48,6 +48,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.study
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.losses
 
 clean:
 	rm -rf .venv runs site dist

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import LossRecipe, parse_recipe
 from tutelage.distillation.losses import KL, CrossEntropy, FeatureMSE, TermBatch, hard_label_loss, kl
-from tutelage.distillation.objective import Objective, body_state, check_losses, soft_temperature, terms_of
+from tutelage.distillation.objective import (
+    Objective,
+    body_state,
+    check_layers,
+    check_losses,
+    soft_temperature,
+    terms_of,
+)
 from tutelage.distillation.outputs import Outputs
 from tutelage.models.features import NetworkInfo
 
@@ -166,3 +173,22 @@ def test_a_projector_is_made_for_the_channels() -> None:
         FeatureMSE("a", "b", projector="none").build(
             NetworkInfo({"a": (3, 8, 8)}), NetworkInfo({"b": (5, 4, 4)})
         )
+
+
+@pytest.mark.parametrize(
+    ("term", "line"),
+    [
+        ({"cka": {"student": "layer9"}}, r"layer 'layer9': EfficientNet has no such layer"),
+        ({"cka": {"teacher": 9}}, r"layer 9: ResNet has 0 to 4"),
+        ({"feature_mse": {"student": 0, "teacher": -1, "projector": "none"}}, r"use projector: linear"),
+    ],
+)
+def test_a_layer_that_does_not_fit_is_refused_before_any_training(term: dict[str, Any], line: str) -> None:
+    """It was found when the distillation began, after the teacher's fit and the control."""
+    student, teacher = network("test_efficientnet", 0), network("test_resnet", 1)
+    before = torch.random.get_rng_state()
+    with pytest.raises(TutelageError, match=line):
+        check_layers(recipe(terms=[term]), student, teacher, 20)
+    check_layers(recipe(terms=[{"crd": {"negatives": 3}}, {"review_kd": None}]), student, teacher, 20)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    check_layers(recipe(), student, teacher, 20)

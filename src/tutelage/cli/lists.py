@@ -73,6 +73,7 @@ def losses() -> None:
         console.print(Padding(Text(f"{one.meaning}{paper}.{needs}{origin}"), (0, 0, 0, INDENT)))
     print()
     print("A recipe names one as loss.name, or several as loss.terms: `tutelage recipe loss`.")
+    print("What each costs in time is measured in docs/losses.md.")
 
 
 def _shown(value: object) -> str:

@@ -15,7 +15,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import LossRecipe, Recipe
 from tutelage.distillation.losses import CrossEntropy, LogitTerm, Term, TermBatch, make_term
 from tutelage.distillation.two_heads import by_head, mixed
-from tutelage.models.features import Layer, NetworkInfo
+from tutelage.models.features import Layer, NetworkInfo, network_info
 from tutelage.models.heads import device_of
 from tutelage.models.source import Model
 
@@ -193,6 +193,34 @@ def check_losses(recipe: Recipe) -> None:
             f"targets.mode=cached: a cache holds logits only, and a term needs layer {layers[0]!r} of the teacher; "
             "use targets.mode=live"
         )
+
+
+def check_layers(recipe: LossRecipe, student: Model, teacher: Model, train_images: int) -> None:
+    """Refuse terms whose layers are not there or do not fit, before anything is trained, by building them once.
+
+    Args:
+        recipe: names the terms.
+        student: has the layers of the student.
+        teacher: the first teacher, which has those of the teacher.
+        train_images: number of training images.
+
+    Raises:
+        TutelageError: a layer is unknown, gives no tensor, or has channels that a term cannot compare.
+    """
+    objective = Objective(terms_of(recipe))
+    if not objective.teacher_layers:
+        return
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # projectors are drawn, and the run's random numbers stay as they are
+        infos = [
+            network_info(model.module, layers, spec.height, spec.width, device_of(model.module))
+            for model, layers, spec in (
+                (student, objective.student_layers, student.input_spec),
+                (teacher, objective.teacher_layers, teacher.input_spec),
+            )
+        ]
+        objective.build(*infos, train_images)
 
 
 def label_smoothing_of(recipe: LossRecipe) -> float:

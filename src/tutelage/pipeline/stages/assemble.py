@@ -17,6 +17,7 @@ from tutelage.data.loading import Loading
 from tutelage.data.order import check_share, labelled_in_batch
 from tutelage.data.splits import Splits, Subset, make_splits
 from tutelage.distillation.looks import Looks
+from tutelage.distillation.objective import check_layers
 from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation.class_order import name_classes
 from tutelage.models.class_mapping import ClassMapping, align_heads, own_classes
@@ -93,6 +94,7 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
         TwoHeads(student)  # raises an error where the student cannot have two, before any work
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
     student = _with_input(student, recipe.student)
+    check_layers(recipe.loss, student, teachers[0], len(splits.train) + len(splits.unlabelled or ()))
     for teacher in teachers:
         Looks(resolutions=recipe.targets.resolutions).check(teacher)
     return Assembled(recipe, splits, class_mapping, tuple(teachers), student)
