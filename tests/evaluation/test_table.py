@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -128,3 +129,19 @@ def test_a_reason_that_all_rows_share_is_said_once_without_names() -> None:
 
 def test_a_role_names_its_row() -> None:
     assert "distilled" in drawn(Table([Row("some@file", role="distilled", size_mb=1.0)]))
+
+
+def test_the_terminal_has_the_cost_of_one_network_once() -> None:
+    """Start, control and student are one network, which is measured once."""
+    small = replace(STUDENT, model="s", latency_p10=45.0, latency_p90=60.0, paired=None)
+    roles = ("start", "control", "distilled")
+    alike = [replace(small, role=role, top1=70.0 + place) for place, role in enumerate(roles)]
+    lines = drawn(Table([replace(TEACHER, role="teacher"), *alike])).splitlines()
+    cells = {line[:16].strip(): line[16:].split() for line in lines if line[:16].strip()}
+    assert cells["size, MiB"] == ["185.75", "34.77", "″", "″"]
+    assert cells["latency, ms"] == ["200.00", "50.00", "″", "″"]
+    assert cells["p10–p90, ms"] == ["190–260", "45.0–60.0", "″", "″"]
+    assert cells["top-1, %"] == ["83.44", "70.00", "71.00", "72.00"]
+    assert "″" not in Table(alike).markdown()  # in a document the columns may be far apart
+    others = [replace(alike[0], role=""), replace(alike[1], model="another"), replace(alike[2], size_mb=1.0)]
+    assert "″" not in drawn(Table(others)).partition("parameters")[0].partition("size")[2].splitlines()[0]

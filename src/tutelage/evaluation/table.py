@@ -18,6 +18,7 @@ from tutelage.evaluation.paired import Paired
 from tutelage.evaluation.roles import NAMES, Role
 
 ABSENT = "–"
+DITTO = "″"
 ACROSS = 4  # models that fit side by side into 80 columns
 LIKE = {"size_mb": "size", "latency_ms": "latency", "images_per_s": "images/s"}  # also compared like for like
 
@@ -126,6 +127,9 @@ FIGURES = (
     Figure("fidelity", "KL from the teacher, nats", 3, "difference"),
 )
 
+SPREAD = "p10–p90, ms"
+COSTS = {figure.title for figure in FIGURES if figure.change != "difference"} | {SPREAD}
+
 
 def change(figure: Figure, row: Row, first: Row) -> float | None:
     """A row's change against the first: a factor (above 1 is better), a difference, or None where one is absent."""
@@ -180,8 +184,9 @@ class Table:
         tables = []
         for begin in range(0, len(self.rows), ACROSS):
             some = slice(begin, begin + ACROSS)
-            names = [row.name for row in self.rows[some]]
-            tables.append(_rich(["", *names], [[title, *cells[some]] for title, cells in grid]))
+            rows = self.rows[some]
+            lines = [[title, *_once(title, cells[some], rows)] for title, cells in grid]
+            tables.append(_rich(["", *(row.name for row in rows)], lines))
         return Group(*tables, *(Text(note, style="dim") for note in self.footnotes()))
 
     def footnotes(self) -> list[str]:
@@ -212,7 +217,7 @@ class Table:
             if any(_value(row, figure.key) is not None or figure.key in row.why for row in self.rows):
                 yield figure.title, [self._cell(figure, row, pattern) for row in self.rows]
             if figure.key == "latency_ms" and any(row.latency_p10 for row in self.rows):
-                yield "p10–p90, ms", [_spread(row) for row in self.rows]
+                yield SPREAD, [_spread(row) for row in self.rows]
             if figure.key == "images_per_s":
                 yield from self._likes()
             if figure.key == "top1" and any(row.paired for row in self.rows):
@@ -237,6 +242,19 @@ class Table:
         if figure.change != "difference":
             return text + pattern.format(f"{changed:.2f}x")
         return text + pattern.format(f"{changed:+.{figure.digits}f}")
+
+
+def _once(title: str, cells: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Replace a cost by a ditto mark where it stands beside the same one of the same network in another role.
+
+    The start, the control and the student of a run differ in their weights only, and are measured once.
+    """
+    found = [cells[0]]
+    for place in range(1, len(cells)):
+        left, row = rows[place - 1], rows[place]
+        alike = row.role and left.role and row.model == left.model and cells[place] == cells[place - 1]
+        found.append(DITTO if alike and title in COSTS and cells[place] != ABSENT else cells[place])
+    return found
 
 
 def _spread(row: Row) -> str:
