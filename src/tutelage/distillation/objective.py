@@ -210,17 +210,16 @@ def check_layers(recipe: LossRecipe, student: Model, teacher: Model, train_image
     objective = Objective(terms_of(recipe))
     if not objective.teacher_layers:
         return
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # projectors are drawn, and the run's random numbers stay as they are
-        infos = [
-            network_info(model.module, layers, spec.height, spec.width, device_of(model.module))
-            for model, layers, spec in (
-                (student, objective.student_layers, student.input_spec),
-                (teacher, objective.teacher_layers, teacher.input_spec),
-            )
-        ]
-        objective.build(*infos, train_images)
+    ours, theirs = (
+        network_info(model.module, layers, spec.height, spec.width, device_of(model.module))
+        for model, layers, spec in (
+            (student, objective.student_layers, student.input_spec),
+            (teacher, objective.teacher_layers, teacher.input_spec),
+        )
+    )
+    # projectors are drawn, and the run's random numbers stay as they are
+    with torch.random.fork_rng(devices=[]):
+        objective.build(ours, theirs, train_images)
 
 
 def label_smoothing_of(recipe: LossRecipe) -> float:
