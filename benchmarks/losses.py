@@ -90,7 +90,7 @@ def measure(pair: Pair, steps: int, rounds: int, losses: Sequence[str]) -> dict[
         "rates": rates,
         # seconds a batch
         "labels_only_s": pair.batch / found[LABELS]["median"],
-        "cost": {name: 1 / row["ratio"] for name, row in found.items()},
+        "cost": {name: found[LABELS]["median"] / row["median"] for name, row in found.items()},
         "lowest": {name: found[LABELS]["median"] / row["high"] for name, row in found.items()},
         "highest": {name: found[LABELS]["median"] / row["low"] for name, row in found.items()},
         "versions": versions("python -m benchmarks.losses"),
