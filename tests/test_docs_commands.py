@@ -54,6 +54,7 @@ LONG = {  # where the work of the others begins
     "quickstart": "tutelage.pipeline.run.begin",
     "resume": "tutelage.cli.commands.carry_out",
     "study": "tutelage.pipeline.study.worker.run_study",
+    "data --fetch": "tutelage.data.fetch.fetch",
     "advise": "tutelage.pipeline.advise.advise",
     "compare": "tutelage.evaluation.compare.compare",
     "export": "tutelage.deploy.command.export_named",
@@ -85,7 +86,7 @@ def commands() -> Iterator[tuple[str, ...]]:
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
     for path in RECIPES:
         head = re.findall(r"^#(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        texts.append(re.sub(r"\n +(?=\w+(\.\w+)*=)", " ", "\n".join(f"  {line}" for line in head)))
+        texts.append(re.sub(r" *\\?\n +(?=\w+(\.\w+)*=)", " ", "\n".join(f"  {line}" for line in head)))
     for line in chain.from_iterable(map(code, texts)):
         line = line.partition("  #")[0]
         for found in COMMAND.finditer(line):
@@ -97,6 +98,8 @@ def commands() -> Iterator[tuple[str, ...]]:
 def replaced(command: Iterable[str]) -> tuple[str, ...]:
     """Return a command's words, with what stands for something replaced by it."""
     words = [PLACEHOLDERS.get(word, word).replace("/shared/", "") for word in command]
+    if "--fetch" in words and "NAME" in command:
+        words[words.index("--fetch") + 1] = "EuroSAT"
     return tuple("runs/done" if word in HERE else word for word in words)
 
 
@@ -177,7 +180,7 @@ def models(words: list[str]) -> list[str]:
 
 def accept(words: list[str]) -> tuple[int, bool]:
     """Run a command to its end, or to where its work begins; return its exit code, and whether it came so far."""
-    target = LONG.get(words[0])
+    target = LONG.get(" ".join(words[:2]), LONG.get(words[0]))
     if words[0] == "compare" and "--deploy" in words:
         target = "tutelage.deploy.compare.compare_deployed"
     with patch("tutelage.report.server.Server.serve_forever"):
@@ -198,7 +201,7 @@ def test_a_command_is_accepted(
     assert [name for name in models(words) if not timm.is_model(name)] == []
     code, reached = accept(words)
     assert code == 0, capsys.readouterr().err
-    assert reached == (words[0] in LONG and "--help" not in words)
+    assert reached == (not {words[0], " ".join(words[:2])}.isdisjoint(LONG) and "--help" not in words)
 
 
 @pytest.mark.parametrize(
