@@ -106,6 +106,8 @@ def _link(source: str, text: str, target: str) -> str:
 def _page(path: str) -> tuple[str, str]:
     """Return the page of the site that shows a file of the repository, and the place on it."""
     folder, _, name = path.partition("/")
+    if path == "notebooks":
+        return "index.md", "more"  # where the README lists them
     if folder in LISTED:
         return LISTED[folder], name
     return WHOLE.get(path, path.removeprefix("docs/")), ""

@@ -284,6 +284,7 @@ def test_the_python_page_has_every_public_name() -> None:
     [
         ("README.md", "[docs/deploy.md](docs/deploy.md)", "[From a student to a file](deploy.md)"),
         ("README.md", "[report](docs/report.png)", "[report](report.png)"),
+        ("CHANGELOG.md", "[both](notebooks)", "[both](index.md#more)"),
         ("README.md", "[few.yaml](recipes/few-labels.yaml)", "[few.yaml](recipes.md#few-labels.yaml)"),
         ("docs/extending.md", "[gram](../examples/loss_package)", "[gram](examples.md#loss_package)"),
         ("docs/extending.md", "[In Python](../README.md#in-python)", "[In Python](index.md#in-python)"),
