@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_gather
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.memory import keep_freed_memory
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
@@ -50,7 +51,10 @@ class Runtime:
         if chosen is not None and chosen.index is not None:
             torch.cuda.set_device(chosen)
             PartialState().device = chosen  # accelerate keeps it for all that ask later
-        return cls(Accelerator(mixed_precision="no", cpu=device == "cpu"))
+        runtime = cls(Accelerator(mixed_precision="no", cpu=device == "cpu"))
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
+        return runtime
 
     @property
     def device(self) -> torch.device:
