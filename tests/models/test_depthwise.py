@@ -81,6 +81,23 @@ def test_only_slow_ones_are_taken(
     assert len(calls) == taken
 
 
+@pytest.mark.parametrize(("size", "small"), [(7, True), (8, False)])
+def test_weights_of_small_images_come_from_pairs_of_pixels(
+    size: int, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    whole = depthwise._by_pixels
+    monkeypatch.setattr(depthwise, "_by_pixels", lambda *a: calls.append(1) or whole(*a))
+    torch.manual_seed(0)
+    images = torch.randn(3, 8, size, size).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(8, 1, 5, 5)
+    wanted = gradients(images, weight, None, 1, 2)
+    with torch.autocast("cpu", torch.bfloat16), quick_depthwise(CPU):
+        found = gradients(images, weight, None, 1, 2)
+    assert bool(calls) is small
+    assert (found[2] - wanted[2]).norm() <= 0.01 * wanted[2].norm()
+
+
 def test_a_network_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """timm's own padding layers (those of tf_ models) are taken too, and all parameters have their gradients."""
     taken: list[int] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 BIG_KERNEL = 5  # from this size on, oneDNN has no fast bf16 gradient of the weights
+SMALL = 2500  # products of an output's pixels and an input's, up to which all of them are computed: 7x7 pixels of both
 
 
 def quick_depthwise(device: torch.device) -> AbstractContextManager[object]:
@@ -20,8 +23,8 @@ def quick_depthwise(device: torch.device) -> AbstractContextManager[object]:
 
     PyTorch 2.14 with oneDNN 3.12 computes two of them by slow reference code: of the input where the stride is
     not 1, and of the weights where the kernel is 5x5. In EfficientNet-Lite0 they were 60% of a training step.
-    Here the first is the forward convolution of the gradient, spread out by the stride, with the flipped kernel,
-    and the second is computed in float32: the same sums.
+    Here the first is the forward convolution of the gradient, spread out by the stride, with the flipped kernel.
+    The second is computed in float32, or, for images of few pixels, by a matrix product: the same sums.
 
     Args:
         device: of the network; on any other than the CPU nothing changes.
@@ -123,7 +126,10 @@ def _to_images(
 def _to_weight(
     gradient: Tensor, images: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    dtype = torch.float32 if max(weight.shape[2:]) >= BIG_KERNEL else weight.dtype
+    big = max(weight.shape[2:]) >= BIG_KERNEL
+    if big and gradient[0, 0].numel() * images[0, 0].numel() <= SMALL:
+        return _by_pixels(gradient, images, weight, stride, padding)
+    dtype = torch.float32 if big else weight.dtype
     found = torch.ops.aten.convolution_backward(
         gradient.to(dtype),
         images.to(dtype),
@@ -139,6 +145,32 @@ def _to_weight(
     )
     wanted: Tensor = found[1].to(weight.dtype)
     return wanted
+
+
+def _by_pixels(
+    gradient: Tensor, images: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Multiply each pixel of the output with each of the input, over all images, and add those of one kernel place."""
+    products = torch.bmm(gradient.permute(1, 2, 3, 0).flatten(1, 2), images.permute(1, 0, 2, 3).flatten(2))
+    places = _places(gradient.shape[2:], images.shape[2:], weight.shape[2:], stride, padding)
+    found: Tensor = products.flatten(1).float() @ places
+    return found.view(weight.shape).to(weight.dtype)
+
+
+@lru_cache(maxsize=64)
+def _places(
+    out: torch.Size, into: torch.Size, kernel: torch.Size, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Which place of the kernel joins a pixel of the output to one of the input.
+
+    Returns:
+        float32 (output pixels * input pixels, places of the kernel) of ones and zeros.
+    """
+    joined = []
+    for n, m, k, s, p in zip(out, into, kernel, stride, padding, strict=True):
+        place = torch.arange(m) - torch.arange(n)[:, None] * s + p  # (n, m)
+        joined.append((place[:, :, None] == torch.arange(k)).float())  # (n, m, k)
+    return torch.einsum("amk,bnl->abmnkl", *joined).reshape(-1, math.prod(kernel))
 
 
 def _dtype(images: Tensor) -> torch.dtype:
