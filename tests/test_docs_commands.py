@@ -18,12 +18,14 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import timm
+import torchvision
 import yaml
 from PIL import Image
 from tests.conftest import TINY
 from tests.test_docs import PAGES, PYTHON, ROOT, code
 
 from tutelage.cli import main
+from tutelage.models.kinds import MODULES
 
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 COMMAND = re.compile(r"(?<!from )(?<!import )\btutelage +(?=[a-z])")
@@ -178,6 +180,14 @@ def models(words: list[str]) -> list[str]:
     return [name.partition("@")[0] for name in named if not name.startswith("-")]
 
 
+def is_model(name: str) -> bool:
+    """Whether timm or torchvision knows a name; of other kinds, whether there is such a kind."""
+    kind, colon, where = name.partition(":")
+    if kind == "torchvision":
+        return where in torchvision.models.list_models(module=torchvision.models)
+    return kind in MODULES if colon else timm.is_model(name)
+
+
 def accept(words: list[str]) -> tuple[int, bool]:
     """Run a command to its end, or to where its work begins; return its exit code, and whether it came so far."""
     target = LONG.get(" ".join(words[:2]), LONG.get(words[0]))
@@ -198,7 +208,7 @@ def test_a_command_is_accepted(
     command: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = prepared(command)
-    assert [name for name in models(words) if not timm.is_model(name)] == []
+    assert [name for name in models(words) if not is_model(name)] == []
     code, reached = accept(words)
     assert code == 0, capsys.readouterr().err
     assert reached == (not {words[0], " ".join(words[:2])}.isdisjoint(LONG) and "--help" not in words)

@@ -17,6 +17,7 @@ from tutelage.cli.group import Commands
 from tutelage.cli.interrupts import INTERRUPTED, exit_now, interrupts_exit, interrupts_raise
 from tutelage.cli.options import DeviceOption, ProgressOption, Runs, option
 from tutelage.cli.recipe import recipe as show_recipe
+from tutelage.core.code import FLAG, only_named
 from tutelage.core.errors import TutelageError, one_line
 
 app = typer.Typer(
@@ -49,6 +50,13 @@ def _program(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            FLAG,
+            help="Run the functions that a recipe or a run names as torch:MODULE:FUNCTION. It may stand anywhere.",
+        ),
     ] = False,
 ) -> None:
     """Options that stand before a command."""
@@ -232,8 +240,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     if arguments is None:
         interrupts_exit()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments)
+        with only_named(words):
+            app([word for word in words if word != FLAG])
     except TutelageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None

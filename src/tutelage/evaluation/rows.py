@@ -21,7 +21,12 @@ SPEED = ("latency_ms", "images_per_s")
 
 
 def sized(row: Row, module: nn.Module, height: int, width: int) -> Row:
-    """Add size, parameters and MACs at (height, width) pixels to a row."""
+    """Add size, parameters and MACs at (height, width) pixels to a row.
+
+    What another program runs has no parameters that could be counted; its size is that of its file.
+    """
+    if not any(True for _ in module.parameters()):
+        return replace(row, resolution=height, size_mb=getattr(module, "file_mb", None))
     return replace(
         row,
         resolution=height,

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.plugins import load_plugin, nearest, plugin_names
-from tutelage.models import timm
+from tutelage.models import kinds, timm
+from tutelage.models.kinds import MODULES, READ_WEIGHTS
 from tutelage.models.misnamed import NEAR
 from tutelage.models.source import Loader, Model
 
@@ -23,6 +24,7 @@ GROUP = "tutelage.models"  # of the entry points
 OBJECT = "object"  # the kind of models that a program gives as objects
 _KIND = re.compile(r"([A-Za-z][\w-]*):(.*)", re.DOTALL)
 _SAVED = re.compile(r"(.+)@([^@]+\.safetensors)", re.DOTALL)
+_OTHER_WEIGHTS = re.compile(r"(.+)@(none|[^@]+\.(safetensors|pth|pt|bin|ckpt|tar))", re.DOTALL)
 
 
 _given: dict[str, Model] = {}
@@ -72,7 +74,7 @@ def load_model(spec: str, *, num_classes: int | None = None, dropout: float | No
     if kind == "timm":
         return timm.load_model(where, num_classes=num_classes, dropout=dropout)
     saved = _SAVED.fullmatch(where)
-    if saved:
+    if saved and kind not in READ_WEIGHTS:
         model = _load(kind, spec, saved[1], None, dropout).reload(Path(saved[2]))
         if num_classes is not None and num_classes != model.num_classes:
             model = model.with_head(num_classes)
@@ -90,7 +92,7 @@ def architecture(spec: str) -> str:
     kind, where = _split(spec)
     if kind == "timm":
         return where.partition("@")[0]
-    saved = _SAVED.fullmatch(where)
+    saved = (_OTHER_WEIGHTS if kind in READ_WEIGHTS else _SAVED).fullmatch(where)
     return f"{kind}:{saved[1] if saved else where}"
 
 
@@ -115,6 +117,8 @@ def from_scratch(spec: str) -> str:
         TutelageError: it is not timm's, so that only its package knows how to name random weights.
     """
     kind, where = _split(spec)
+    if kind in READ_WEIGHTS:
+        return f"{architecture(spec)}@none"
     if kind != "timm":
         raise TutelageError(
             f"train.from_scratch: how random weights of {spec!r} are named is known to the package of kind {kind!r} "
@@ -130,7 +134,7 @@ def _split(spec: str) -> tuple[str, str]:
 
 
 def _load(kind: str, spec: str, where: str, num_classes: int | None, dropout: float | None) -> Model:
-    known = [*KINDS, *plugin_names(GROUP)]
+    known = [*KINDS, *MODULES, *plugin_names(GROUP)]
     if kind not in known:
         near = nearest(kind, known, NEAR)
         hint = f"did you mean {near!r}? Write" if near else "write"
@@ -138,7 +142,9 @@ def _load(kind: str, spec: str, where: str, num_classes: int | None, dropout: fl
             f"model {spec!r}: unknown kind {kind!r}; {hint} NAME@WEIGHTS for timm's models, such as "
             f"tf_efficientnet_lite0, or KIND:WHERE for {', '.join(known)}"
         )
-    loader = KINDS.get(kind) or load_plugin(GROUP, kind, f"model {spec!r}")
+    loader = KINDS.get(kind) or (
+        kinds.loader(kind) if kind in MODULES else load_plugin(GROUP, kind, f"model {spec!r}")
+    )
     if not callable(loader):
         raise TutelageError(
             f"model {spec!r}: its package names no function `load(where, *, num_classes, dropout)`"

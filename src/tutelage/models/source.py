@@ -18,6 +18,7 @@ from tutelage.data.classes import map_classes
 from tutelage.data.input_spec import InputSpec
 from tutelage.models.heads import device_of, head_layers, parameters_of, replace_head, zero_head
 from tutelage.models.weights import Weights, fit, read_file
+from tutelage.models.wrappings import unwrap
 
 
 class Loader(Protocol):
@@ -62,6 +63,7 @@ class Model:
         head_size: number of logits; None: the module knows it (`module.num_classes`).
         presumed: ids and names of the ImageNet classes that a head of this size may have, where its checkpoint names
             none; see `recognised`.
+        licence: of the weights, as their publisher names it; None where it is not known.
     """
 
     spec: str
@@ -74,6 +76,7 @@ class Model:
     pretrained: bool
     head_size: int | None = None
     presumed: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    licence: str | None = None
 
     @classmethod
     def of(
@@ -211,6 +214,9 @@ class Model:
             resize(module, spec)
         except (AssertionError, ValueError, TypeError, RuntimeError) as error:
             raise damaged(weights, error) from None
+        if not weights.metadata:  # another program's, which may have wrapped the network
+            tensors = unwrap(weights.tensors, tuple(module.state_dict()), weights.origin)
+            weights = replace(weights, tensors=tensors)
         fit(module, weights)
         return replace(
             model,

@@ -210,7 +210,8 @@ def _from_hub(spec: str, name: str, dropout: float | None) -> TimmModel:
     module = load_from_hub(
         name, lambda: _build(name, pretrained=True, num_classes=None, dropout=dropout), repository
     )
-    return _model(spec, name, module, f"hub {repository or name}", pretrained=True)
+    model = _model(spec, name, module, f"hub {repository or name}", pretrained=True)
+    return replace(model, licence=pretrained_cfg(name).license)
 
 
 def _with_weights(spec: str, name: str, weights: Weights, dropout: float | None) -> TimmModel:
@@ -273,7 +274,7 @@ def _classifiers(name: str) -> tuple[str, ...]:
 
 
 def _model(spec: str, name: str, module: nn.Module, origin: str, *, pretrained: bool) -> TimmModel:
-    class_ids, class_names = _imagenet_classes(int(module.num_classes))  # type: ignore[arg-type]
+    class_ids, class_names = imagenet_classes(int(module.num_classes))  # type: ignore[arg-type]
     return TimmModel(
         spec=spec,
         name=name,
@@ -287,7 +288,7 @@ def _model(spec: str, name: str, module: nn.Module, origin: str, *, pretrained: 
 
 
 @cache
-def _imagenet_classes(size: int) -> tuple[tuple[str, ...], tuple[str, ...]] | tuple[None, None]:
+def imagenet_classes(size: int) -> tuple[tuple[str, ...], tuple[str, ...]] | tuple[None, None]:
     """WordNet ids and names of the ImageNet head with this number of classes."""
     subset = infer_imagenet_subset({"num_classes": size})
     if subset is None:

@@ -113,7 +113,7 @@ def load_from_hub(name: str, build: Callable[[], nn.Module], repository: str | N
     remedy = f"use {name}@none for random weights or {name}@FILE for a checkpoint"
     try:
         if repository:
-            _ask_hub(repository)
+            ask_hub(repository)
         return build()
     except RuntimeError as error:
         if "No pretrained weights exist" not in str(error):
@@ -234,8 +234,12 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
-def _ask_hub(repository: str) -> None:
-    """Send one short request, so that an unreachable hub is known before the client's retries (46 s)."""
+def ask_hub(repository: str) -> None:
+    """Send the hub one short request, so that one out of reach is known before the client's retries (46 s).
+
+    Raises:
+        Exception: the hub's client has errors of its own, and passes on those of httpx and of the system.
+    """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 

@@ -50,7 +50,8 @@ class Assembled:
         yield from self.splits.notes
         yield from _data_lines(self.splits, self.recipe)
         for name, model in [*(("teacher", teacher) for teacher in self.teachers), ("student", self.student)]:
-            yield f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px"
+            licence = f", licence of the weights: {model.licence}" if model.licence else ""
+            yield f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px{licence}"
 
 
 def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> Assembled:
@@ -147,7 +148,13 @@ def _load_student(recipe: Recipe) -> Model:
     name = recipe.student.model
     if recipe.train.from_scratch:
         name = from_scratch(name)
-    return load_model(name, dropout=recipe.student.dropout)
+    student = load_model(name, dropout=recipe.student.dropout)
+    if not any(True for _ in student.module.parameters()):
+        raise TutelageError(
+            f"student.model={name}: has no weights that can be trained, so that it can only be a teacher; name one of "
+            "timm's models, such as tf_efficientnet_lite0"
+        )
+    return student
 
 
 def _with_classes(

@@ -328,6 +328,7 @@ def _model_record(model: Model, val: dict[str, float | None]) -> dict[str, Any]:
     return {
         "model": model.spec,
         "origin": model.origin,
+        "licence": model.licence,
         "resolution": model.input_spec.height,
         "input": model.input_spec.to_dict(),
         "val": val,

@@ -1,0 +1,78 @@
+"""Runs whose teacher or student is not one of timm's models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers.onnx_files import write_onnx
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.files import read_json
+from tutelage.core.progress import Silent
+from tutelage.core.recipe import parse_recipe
+from tutelage.core.run_dir import Run
+from tutelage.models.registry import load_model
+from tutelage.pipeline.run import begin, distill
+
+
+def run_of(tiny: dict, root: Path, name: str) -> Run:
+    recipe = parse_recipe({**tiny, "name": name})
+    run = begin(recipe, root, "test")
+    distill(recipe, run, Silent())
+    return run
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a teacher that has learned the digits."""
+    from tests.conftest import TINY
+
+    tiny = {**TINY, "control": False, "targets": {"mode": "cached"}}
+    tiny["teacher"] = {**TINY["teacher"], "fit": {"epochs": 8, "lr": 1e-2}}
+    return run_of(tiny, tmp_path_factory.mktemp("runs"), "live")
+
+
+def test_an_onnx_teacher_is_the_model_that_it_was_made_of(
+    fitted: Run, tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its targets are cached, and agree with the model's to 1e-3; a student learns the same from both."""
+    live = load_model(f"test_resnet@{fitted.teacher}")
+    described = {"input": json.dumps(live.input_spec.to_dict())}  # as files of tutelage have it
+    path = write_onnx(live.module, tmp_path / "teacher.onnx", torch.zeros(1, 3, 32, 32), described)
+    assert load_model(f"onnx:{path}").input_spec == live.input_spec
+    tiny |= {"control": False, "targets": {"mode": "cached"}}
+    tiny["student"] = {
+        "model": f"test_efficientnet@{fitted.student}"
+    }  # random weights depend on what was drawn before
+    tiny["teacher"] = {"model": f"test_resnet@{fitted.teacher}"}
+    run_of(tiny, tmp_path, "of-the-model")
+    tiny["teacher"] = {"model": f"onnx:{path}"}
+    run_of(tiny, tmp_path, "of-the-file")
+    records = [read_json(Run(tmp_path / name).preflight) for name in ("of-the-model", "of-the-file")]
+    tops = [record["teacher"]["val"]["nll"] for record in records]
+    assert tops[0] == pytest.approx(tops[1], abs=1e-3)
+    rows = [read_json(Run(tmp_path / name).comparison)["rows"] for name in ("of-the-model", "of-the-file")]
+    assert rows[0][-1]["nll"] == pytest.approx(rows[1][-1]["nll"], abs=1e-2)
+
+
+def test_a_file_cannot_be_a_student(fitted: Run, tiny: dict, tmp_path: Path) -> None:
+    live = load_model(f"test_resnet@{fitted.teacher}")
+    path = write_onnx(live.module, tmp_path / "model.onnx", torch.zeros(1, 3, 32, 32))
+    tiny["student"] = {"model": f"onnx:{path}"}
+    with pytest.raises(TutelageError, match="can only be a teacher"):
+        run_of(tiny, tmp_path, "refused")
+
+
+def test_a_student_of_torchvision(tiny: dict, tmp_path: Path) -> None:
+    """It is distilled; its file comes back by its name."""
+    tiny["student"] = {"model": "torchvision:shufflenet_v2_x0_5@none", "resolution": 32, "crop_pct": 1.0}
+    tiny["teacher"] |= {"model": "torchvision:squeezenet1_1@none", "resolution": 64}
+    run = run_of(tiny, tmp_path, "theirs")
+    roles = [row["role"] for row in read_json(run.comparison)["rows"]]
+    assert roles == ["teacher", "start", "control", "distilled"]
+    student = load_model(f"torchvision:shufflenet_v2_x0_5@{run.student}")
+    assert student.class_ids == tuple("0123456789")
+    assert student.input_spec.height == 32
