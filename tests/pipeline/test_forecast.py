@@ -76,6 +76,20 @@ def test_every_stage_has_its_share_of_the_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("speeds")
+@pytest.mark.parametrize("labels", [None, 3])
+def test_the_fit_of_a_teacher_with_images_of_its_own_is_counted_by_these(
+    labels: int | None, tmp_path: Path
+) -> None:
+    data = {"train": "digits#student", "teacher": "digits#teacher", "labels_per_class": labels, "workers": 0}
+    found = made(tmp_path, data=data)
+    splits = found.assembled.splits
+    assert splits.teacher is not None
+    assert len(splits.teacher) != len(splits.train)
+    fit = found.cost(10).seconds["fit of the teacher"]
+    assert fit == pytest.approx(3 * (len(splits.teacher) / 50 + len(splits.val) / 100))
+
+
+@pytest.mark.usefixtures("speeds")
 def test_a_run_without_control_and_without_a_fit_costs_less(tmp_path: Path) -> None:
     alone = made(tmp_path, control=False, teacher=TINY["teacher"] | {"fit": "no"})  # type: ignore[operator]
     seconds = alone.cost(10).seconds

@@ -64,6 +64,11 @@ class Splits:
         """Return the images that the teacher is fitted to."""
         return self.train if self.teacher is None else self.teacher
 
+    @property
+    def images(self) -> int:
+        """Return the number of images that the student learns from, with labels or without."""
+        return len(self.train) + len(self.unlabelled or ())
+
     def with_classes(self, classes: tuple[str, ...]) -> Splits:
         """Give names of classes to images that have no labels."""
         named: dict[str, Any] = {role: replace(part, classes=classes) for role, part in self.parts.items()}

@@ -13,6 +13,7 @@ import numpy as np
 from tutelage.core.recipe import FitRecipe, Recipe
 from tutelage.core.runtime import Runtime
 from tutelage.data.decode import UnreadableImage
+from tutelage.data.decoded import ROLES
 from tutelage.data.imagecache import cache_side, estimated_mb
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import worker_count
@@ -149,7 +150,7 @@ def cost_of(
     Raises:
         TutelageError: the disk is too small.
     """
-    images, val = len(splits.train) + len(splits.unlabelled or ()), len(splits.val)
+    images, val = splits.images, len(splits.val)
     train = with_train_choices(recipe.train, images, student)
     recipe = recipe.model_copy(update={"train": train})
     rates = {
@@ -160,8 +161,9 @@ def cost_of(
     ahead = estimate(recipe, Amounts.of(splits), rates, student, place)
     seconds = {}
     if not splits.train.images.decoded and recipe.data.cache:
-        seconds["decoding the images once"] = (images + val) / speeds.decoding
-    if splits.train.labelled:
+        others = 0 if splits.teacher is None else len(splits.teacher)
+        seconds["decoding the images once"] = (images + val + others) / speeds.decoding
+    if splits.taught.labelled:
         seconds |= _fits(recipe, splits, teachers, student, new, speeds)
     seconds["pre-flight"] = (val + TRAIN_IMAGES) / speeds.teacher + val / speeds.student
     training = "training of control and student" if recipe.control else "training of the student"
@@ -186,17 +188,25 @@ def _fits(
     speeds: Speeds,
 ) -> dict[str, float]:
     """Estimate the seconds of the linear probes, of the teachers' fits, and of that of the student's head."""
-    train, val = len(splits.train), len(splits.val)
+    train, taught, val = len(splits.train), len(splits.taught), len(splits.val)
     seconds = {}
-    probed = [model for model in (*teachers, student) if model.spec in new and begins_as_probe(model)]
+    learners = (*teachers, student) if splits.train.labelled else teachers
+    probed = [model for model in learners if model.spec in new and begins_as_probe(model)]
     if probed:
-        rates = [speeds.student if model is student else speeds.teacher for model in probed]
-        seconds["linear probes"] = (min(train, PROBED) + val) * sum(1 / rate for rate in rates)
-    batch = max(2, min(recipe.train.batch_size, train))
+        seconds["linear probes"] = sum(
+            (min(train, PROBED) + val) / speeds.student
+            if model is student
+            else (min(taught, PROBED) + val) / speeds.teacher
+            for model in probed
+        )
     if fits := fitted_teachers(recipe, teachers, new):
         assert speeds.teacher_training is not None
-        epochs = sum(with_fit_choices(fit, train, batch, teachers[at]).epochs for at, fit in fits.items())
-        seconds["fit of the teacher"] = epochs * (train / speeds.teacher_training + val / speeds.teacher)
+        batch = max(2, min(recipe.train.batch_size, taught))
+        epochs = sum(with_fit_choices(fit, taught, batch, teachers[at]).epochs for at, fit in fits.items())
+        seconds["fit of the teacher"] = epochs * (taught / speeds.teacher_training + val / speeds.teacher)
+    if not splits.train.labelled:
+        return seconds
+    batch = max(2, min(recipe.train.batch_size, train))
     head = recipe.student.head_fit
     if head == "auto" and student.spec in new and student.pretrained and not begins_as_probe(student):
         head = FitRecipe()
@@ -215,7 +225,7 @@ def _copies_mb(recipe: Recipe, splits: Splits, specs: Sequence[InputSpec]) -> fl
     if not recipe.data.cache:
         return 0.0
     side = cache_side(specs, recipe.view)
-    parts = [part for part in (splits.train, splits.val, splits.unlabelled) if part is not None]
+    parts = [getattr(splits, role) for role in ROLES if getattr(splits, role) is not None]
     return min(
         sum(estimated_mb(part, side) for part in parts if not part.images.decoded), recipe.data.cache_mb
     )

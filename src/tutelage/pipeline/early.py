@@ -35,7 +35,7 @@ def check_early(recipe: Recipe, root: Path) -> None:
     check_place(root)
     # copies are looked for when the run begins: for that, the beginnings of all files may have to be read
     splits = make_splits(recipe.data.model_copy(update={"drop_duplicates": False}))
-    images = len(splits.train) + len(splits.unlabelled or ())
+    images = splits.images
     if recipe.train.batch_size > images:
         raise TutelageError(
             f"train.batch_size={recipe.train.batch_size}: there are {images} training images in "

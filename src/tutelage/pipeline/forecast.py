@@ -45,7 +45,7 @@ class Forecast:
     def recipe(self) -> Recipe:
         """The recipe as the run will have it, with ``auto`` replaced where that is known before training."""
         found = self.assembled
-        images = len(found.splits.train) + len(found.splits.unlabelled or ())
+        images = found.splits.images
         train = with_train_choices(found.recipe.train, images, found.student)
         return found.recipe.model_copy(update={"train": train})
 

@@ -70,7 +70,7 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
     splits = shared_splits(recipe, runtime)
     if recipe.train.labelled_share is not None:
         labelled = len(splits.train) if splits.train.labelled else 0
-        images = len(splits.train) + len(splits.unlabelled or ())
+        images = splits.images
         check_share(recipe.train.labelled_share, labelled, images - labelled)
     loaded = [load_model(name) for name in (recipe.teacher.model, *recipe.teacher.others)]
     recipe = _without_labels(recipe, splits)
@@ -95,7 +95,7 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
         TwoHeads(student)  # raises an error where the student cannot have two, before any work
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
     student = _with_input(student, recipe.student)
-    check_layers(recipe.loss, student, teachers[0], len(splits.train) + len(splits.unlabelled or ()))
+    check_layers(recipe.loss, student, teachers[0], splits.images)
     for teacher in teachers:
         Looks(resolutions=recipe.targets.resolutions).check(teacher)
     return Assembled(recipe, splits, class_mapping, tuple(teachers), student)

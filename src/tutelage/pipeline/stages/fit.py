@@ -215,7 +215,7 @@ def teacher_of_targets(
         temperature: divides their logits.
     """
     splits, targets = prepared.splits, prepared.recipe.targets
-    images = len(splits.train) + len(splits.unlabelled or ())
+    images = splits.images
     models, folds = _out_of_fold(prepared, teachers, images)
     looks = Looks(targets.flip, targets.resolutions)
     return Teacher(models, prepared.device, precision, looks=looks, temperature=temperature, folds=folds)

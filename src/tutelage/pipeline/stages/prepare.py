@@ -105,7 +105,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
 
 def _chosen(recipe: Recipe, splits: Splits, student: Model, context: Context) -> Recipe:
     """Replace ``auto`` in the settings of the training, and record what was chosen."""
-    images = len(splits.train) + len(splits.unlabelled or ())
+    images = splits.images
     train = with_train_choices(recipe.train, images, student)
     whys = {
         "epochs": f"about {STEPS} steps or more, in {EPOCHS[0]} to {EPOCHS[1]} epochs",
