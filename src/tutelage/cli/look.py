@@ -22,10 +22,24 @@ def report(
         Path | None,
         option("File for the page of several runs.", "report.html in the current directory", dir_okay=False),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Also show where teacher and student look in images that changed (Grad-CAM)."
+        ),
+    ] = False,
 ) -> None:
     """Write the page of a run again, or one page that compares several runs."""
     from tutelage.report.build import report as make_page
 
+    if explain:
+        from tutelage.core.errors import TutelageError
+        from tutelage.core.run_dir import Run
+        from tutelage.pipeline.explain import explain_images
+
+        if len(runs) > 1:
+            raise TutelageError("--explain: name one run, such as `tutelage report runs/NAME --explain`")
+        explain_images(Run.open(runs[0]), print)
     print(make_page(runs, out))
 
 

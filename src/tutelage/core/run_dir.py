@@ -42,6 +42,7 @@ class Run:
         self.speed = path / "speed.json"
         self.comparison = path / "comparison.json"
         self.robustness = path / "robustness.json"
+        self.heat_maps = path / "gradcam.npz"
         self.seeds = path / "seeds.json"
         self.predictions = path / "predictions.npz"
         self.diagnosis = path / "diagnosis.json"

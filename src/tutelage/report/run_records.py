@@ -243,7 +243,7 @@ def _watched(run: Run) -> list[Path]:
     return [
         run.recipe, run.versions, run.splits, run.preflight, run.choices, run.teacher_check, run.metrics,
         run.candidates, run.comparison, run.predictions, run.diagnosis, run.deploy, run.seeds,
-        run.robustness,
+        run.robustness, run.heat_maps,
     ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from tutelage.report.run_records import RunRecords
 from tutelage.report.sections.checks import checks_section
 from tutelage.report.sections.comparison import comparison_section, tradeoff_section
 from tutelage.report.sections.data_summary import data_section
+from tutelage.report.sections.gradcam import gradcam_sections
 from tutelage.report.sections.images import images_section
 from tutelage.report.sections.predictions import agreement_section, classes_section
 from tutelage.report.sections.record import record_section
@@ -32,6 +33,7 @@ def run_sections(records: RunRecords) -> list[Section]:
         agreement_section(records),
         classes_section(records),
         images_section(records),
+        *gradcam_sections(records),
         *robustness_sections(records),
         views_section(records),
         checks_section(records),
