@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.helpers.onnx_files import write_onnx
@@ -14,6 +15,7 @@ from tutelage.core.files import read_json
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.core.run_dir import Run
+from tutelage.models.kinds.onnx import OnnxEngine
 from tutelage.models.registry import load_model
 from tutelage.pipeline.run import begin, distill
 
@@ -56,6 +58,41 @@ def test_an_onnx_teacher_is_the_model_that_it_was_made_of(
     assert tops[0] == pytest.approx(tops[1], abs=1e-3)
     rows = [read_json(Run(tmp_path / name).comparison)["rows"] for name in ("of-the-model", "of-the-file")]
     assert rows[0][-1]["nll"] == pytest.approx(rows[1][-1]["nll"], abs=1e-2)
+
+
+def test_a_second_run_reads_the_targets_that_an_onnx_teacher_gave_the_first(
+    fitted: Run, tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file runs on none of its training views; without the shared folder it runs on all of them again."""
+    live = load_model(f"test_resnet@{fitted.teacher}")
+    path = write_onnx(live.module, tmp_path / "teacher.onnx", torch.zeros(1, 3, 32, 32))
+    seen = 0
+    original = OnnxEngine.run
+
+    def counted(self: OnnxEngine, images: np.ndarray) -> np.ndarray:
+        nonlocal seen
+        seen += len(images)
+        return original(self, images)
+
+    monkeypatch.setattr(OnnxEngine, "run", counted)
+    tiny |= {"control": False, "teacher": {"model": f"onnx:{path}"}}
+
+    def images_of(name: str, place: Path) -> tuple[int, float]:
+        nonlocal seen
+        seen = 0
+        tiny["targets"] = {"mode": "cached", "directory": str(place)}
+        run = run_of(tiny, tmp_path, name)
+        return seen, read_json(run.comparison)["rows"][-1]["nll"]
+
+    first, again, elsewhere = (
+        images_of(name, tmp_path / place)
+        for name, place in (("first", "shared"), ("again", "shared"), ("elsewhere", "other"))
+    )
+    assert list((tmp_path / "shared/targets").glob("*/view-*.rows"))
+    views = 2 * read_json(Run(tmp_path / "first").splits)["parts"]["train"]["size"]  # one in each epoch
+    assert first[0] - again[0] == views
+    assert elsewhere == first
+    assert again[1] == first[1]
 
 
 def test_a_file_cannot_be_a_student(fitted: Run, tiny: dict, tmp_path: Path) -> None:
