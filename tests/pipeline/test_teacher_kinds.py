@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tests.helpers.clip_files import write_clip
 from tests.helpers.onnx_files import write_onnx
 
 from tutelage.core.errors import TutelageError
@@ -113,3 +115,32 @@ def test_a_student_of_torchvision(tiny: dict, tmp_path: Path) -> None:
     student = load_model(f"torchvision:shufflenet_v2_x0_5@{run.student}")
     assert student.class_ids == tuple("0123456789")
     assert student.input_spec.height == 32
+
+
+def test_a_zero_shot_teacher_of_images_without_labels(tiny: dict, tmp_path: Path) -> None:
+    """Its classes are listed in a file; the student gets them."""
+    for number in range(60):
+        place = tmp_path / "photos" / f"{number}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (number * 4, 90, 250 - number * 4)).save(place)
+    (tmp_path / "classes.txt").write_text("owl\ncat\ndog\n")
+    tiny["data"] = {"train": f"folder:{tmp_path / 'photos'}", "workers": 0}
+    tiny["teacher"] = {
+        "model": f"zero-shot:{write_clip(tmp_path / 'clip')}?classes={tmp_path / 'classes.txt'}"
+    }
+    tiny |= {"loss": {"weight": 1.0}, "train": {**tiny["train"], "batch_size": 8}}
+    run = run_of(tiny, tmp_path, "unlabelled")
+    assert load_model(f"test_efficientnet@{run.student}").class_ids == ("owl", "cat", "dog")
+
+
+def test_a_zero_shot_teacher_of_the_datas_classes(tiny: dict, tmp_path: Path) -> None:
+    """Its head is made of their names, and is not fitted; it can only be a teacher."""
+    folder = write_clip(tmp_path / "clip")
+    tiny |= {"control": False, "teacher": {"model": f"zero-shot:{folder}"}, "targets": {"mode": "cached"}}
+    run = run_of(tiny, tmp_path, "named")
+    rows = read_json(run.comparison)["rows"]
+    assert [row["role"] for row in rows] == ["teacher", "start", "distilled"]
+    assert load_model(f"test_efficientnet@{run.student}").class_ids == tuple("0123456789")
+    tiny["student"] = {"model": f"zero-shot:{folder}"}
+    with pytest.raises(TutelageError, match="can only be a teacher"):
+        run_of(tiny, tmp_path, "refused")

@@ -41,7 +41,8 @@ def own_classes(teacher: Model) -> tuple[str, ...]:
         reason = "it has no head" if teacher.pretrained else "its weights are random"
         raise TutelageError(
             f"teacher.model={teacher.spec}: no image has a label, so that the teacher must know the classes itself, "
-            f"but {reason}; name a teacher that was trained for them, or put the images of each class into a folder"
+            f"but {reason}; name a teacher that was trained for them, list them behind a zero-shot model "
+            "(?classes=FILE), or put the images of each class into a folder"
         )
     return teacher.class_ids or tuple(str(number) for number in range(teacher.num_classes))
 

@@ -9,8 +9,14 @@ if TYPE_CHECKING:
     from tutelage.models.source import Loader
 
 # Each names its module in this folder, which has a function `load` (see `models.source.Loader`).
-MODULES = {"torchvision": "torchvision", "hf": "transformers", "onnx": "onnx", "torch": "torch"}
-READ_WEIGHTS = {"torchvision", "hf", "torch"}  # these take NAME@FILE and NAME@none themselves
+MODULES = {
+    "torchvision": "torchvision",
+    "hf": "transformers",
+    "onnx": "onnx",
+    "zero-shot": "zero_shot",
+    "torch": "torch",
+}
+READ_WEIGHTS = {"torchvision", "hf", "zero-shot", "torch"}  # these take NAME@FILE and NAME@none themselves
 
 
 def loader(kind: str) -> Loader:

@@ -149,7 +149,7 @@ def _load_student(recipe: Recipe) -> Model:
     if recipe.train.from_scratch:
         name = from_scratch(name)
     student = load_model(name, dropout=recipe.student.dropout)
-    if not any(True for _ in student.module.parameters()):
+    if not any(weight.requires_grad for weight in student.module.parameters()):
         raise TutelageError(
             f"student.model={name}: has no weights that can be trained, so that it can only be a teacher; name one of "
             "timm's models, such as tf_efficientnet_lite0"
