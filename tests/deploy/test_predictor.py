@@ -279,6 +279,34 @@ def test_a_spoilt_directory(
     assert words in err[0]
 
 
+def test_probabilities_are_those_at_the_files_temperature(copy: Path) -> None:
+    picture = photo(37, 91)
+    logits = Predictor(copy).logits(picture)
+    replace(Manifest.read(copy), temperature=2.5).write(copy)
+    predictor = Predictor(copy)
+    assert np.array_equal(predictor.logits(picture), logits)
+    (found,) = predictor(picture, top=10)
+    wanted = torch.from_numpy(logits / 2.5).softmax(0).numpy()
+    for guess in found.guesses:
+        assert guess.probability == pytest.approx(wanted[guess.index], abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, "hot", float("inf"), None])
+def test_a_temperature_that_is_none_is_named(copy: Path, temperature: object) -> None:
+    path = copy / "preprocess.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": temperature}))
+    with pytest.raises(TutelageError, match=r"preprocess.json: damaged .*; export again"):
+        Predictor(copy)
+
+
+def test_a_file_without_a_temperature_is_read(copy: Path) -> None:
+    path = copy / "preprocess.json"
+    content = json.loads(path.read_text())
+    del content["temperature"]
+    path.write_text(json.dumps(content))
+    assert Predictor(copy).manifest.temperature == 1
+
+
 def test_labels_of_another_model(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = Manifest.read(copy)
     replace(manifest, labels=manifest.labels[:9], class_ids=manifest.class_ids[:9]).write(copy)

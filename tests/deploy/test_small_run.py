@@ -37,3 +37,6 @@ def test_a_run_on_seven_images_ends_with_all_its_files(
     written = {path.name for path in run.deploy.rglob("*")}
     assert {"model.onnx", "model.xml", "model-int8.xml", "model-int8.onnx", "labels.txt"} <= written
     assert read_json(run.deploy / "deploy.json")["missing"] == {}
+    temperature = read_json(run.comparison)["calibration"]["temperature"]
+    assert temperature != 1
+    assert read_json(run.deploy / "preprocess.json")["temperature"] == temperature

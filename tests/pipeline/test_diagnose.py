@@ -631,6 +631,17 @@ def test_a_calibration_error_above_15_percent_is_told_where_images_are_enough(
     assert ("good" in severities(run).values()) != told
 
 
+@pytest.mark.parametrize(("after", "told"), [(3.0, False), (20.0, True)])
+def test_the_students_calibration_error_is_that_with_the_temperature_of_its_files(
+    after: float, told: bool
+) -> None:
+    calibration = {"temperature": 0.5, "before": {"ece": 21.4}, "after": {"ece": after}}
+    run = with_figures({"calibration": calibration}, distilled={"ece": 21.4, "n": N})
+    finding = found(run, "badly calibrated")
+    assert (finding is not None) == told
+    assert finding is None or finding.evidence == {"distilled_ece": after}
+
+
 def test_a_calibrated_model_is_not_called_badly_calibrated() -> None:
     """The bound on what chance does to the ECE holds for simulated calibrated models of any confidence."""
     import torch

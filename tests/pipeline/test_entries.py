@@ -65,6 +65,12 @@ def test_a_start_that_is_the_probe_is_one_row(tmp_path: Path, body: str) -> None
     assert val["n"] == read_json(run.splits)["parts"]["val"]["size"]
     assert {"distilled", "teacher", "control", "start"} == set(val["top1"])
     assert ("control", "start") in [(pair["new"], pair["old"]) for pair in val["pairs"]]
+    calibration = read_json(run.comparison)["calibration"]
+    assert calibration["before"]["nll"] == pytest.approx(table.rows[-1].nll, abs=1e-5)
+    assert calibration["before"]["ece"] == pytest.approx(table.rows[-1].ece, abs=1e-3)
+    # one epoch from a probe is far from calibrated, so that the temperature of val is better on test too
+    assert calibration["temperature"] != pytest.approx(1, abs=0.05)
+    assert calibration["after"]["nll"] < calibration["before"]["nll"]
 
 
 def test_a_head_that_was_trained_further_has_its_probe_beside_it(

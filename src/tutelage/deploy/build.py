@@ -78,6 +78,7 @@ def build(
     material: Material | None,
     provenance: Mapping[str, str] | None = None,
     say: Say = lambda line: None,
+    temperature: float = 1.0,
 ) -> Deployed:
     """Write ``model.onnx`` and ``model.xml``, and, with `material`, the same in int8.
 
@@ -89,12 +90,13 @@ def build(
         material: images for int8; None: no int8 files are made.
         provenance: notes on the origin to be stored in the files, besides versions and weights.
         say: called with a line before each step.
+        temperature: at which the model is calibrated.
 
     Raises:
         TutelageError: the extra ``deploy`` is not installed, or the model cannot be exported.
     """
     require_deploy()
-    manifest = _manifest(model, material, provenance or {})
+    manifest = replace(_manifest(model, material, provenance or {}), temperature=temperature)
     missing: dict[str, str] = {}
 
     def attempt(name: str, make: Callable[[Path], T]) -> T | None:

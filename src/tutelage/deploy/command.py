@@ -125,6 +125,7 @@ def export_run(
         int8=recipe.export.int8 if int8 is None else int8,
         max_drop=recipe.export.max_drop if max_drop is None else max_drop,
         provenance=_provenance(run, recipe, splits),
+        temperature=_temperature(run),
         say=say,
     )
     if not run.comparison.exists():  # the evaluation failed; the files are good without it
@@ -187,6 +188,12 @@ def _teacher(run: Run, recipe: Recipe, say: Say) -> Model | None:
     if wish.crop_pct is None:
         return model
     return replace(model, input_spec=replace(model.input_spec, crop_pct=wish.crop_pct))
+
+
+def _temperature(run: Run) -> float:
+    """At which the student was calibrated on val; 1 where val has no labels, or the evaluation failed."""
+    content = read_json(run.comparison) if run.comparison.exists() else {}
+    return float((content.get("calibration") or {}).get("temperature", 1.0))
 
 
 def _provenance(run: Run, recipe: Recipe, splits: Splits) -> dict[str, str]:

@@ -112,6 +112,7 @@ def export_model(
     int8: bool = True,
     max_drop: float = 1.0,
     provenance: Mapping[str, str] | None = None,
+    temperature: float = 1.0,
     say: Say = lambda line: None,
     notes: Sequence[str] = (),
 ) -> DeployReport:
@@ -131,6 +132,7 @@ def export_model(
         int8: write quantised files too.
         max_drop: points of top-1 that a file may lose against PyTorch on `test`.
         provenance: notes on the origin to be stored in the files, besides versions and weights.
+        temperature: at which the model is calibrated; the predictor divides the logits by it.
         say: called with a line before each step.
         notes: further lines for the report.
 
@@ -144,7 +146,7 @@ def export_model(
         )
     material = _material(model, calibration, validation, max_drop) if int8 else None
     with _aside(out) as stage:
-        deployed = build(model, stage, material, provenance, say)
+        deployed = build(model, stage, material, provenance, say, temperature)
         with TemporaryDirectory() as elsewhere:
             first, missing = _teachers_files(teacher, Path(elsewhere), material, say)
             roles = ["teacher", ""] if first else [""]

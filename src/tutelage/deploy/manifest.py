@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ class Manifest:
         labels: of the classes, for people, in the order of the logits.
         class_ids: of the same classes (folder names, WordNet ids).
         provenance: where the weights come from, and the versions of the packages that made the file.
+        temperature: divides the logits before the softmax, so that the probabilities are calibrated.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Manifest:
     labels: tuple[str, ...]
     class_ids: tuple[str, ...]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    temperature: float = 1.0
 
     def properties(self) -> dict[str, str]:
         """As text for the metadata of a model file: lists with one entry per line, the rest as JSON."""
@@ -42,6 +45,7 @@ class Manifest:
             "input": json.dumps(self.input_spec.to_dict()),
             "labels": "\n".join(self.labels),
             "class_ids": "\n".join(self.class_ids),
+            "temperature": str(self.temperature),
             "provenance": json.dumps(dict(self.provenance), ensure_ascii=False),
         }
 
@@ -53,7 +57,8 @@ class Manifest:
             "model": self.model,
             "input": self.input_spec.to_dict(),
             "layout": "float32 NCHW, upright RGB: (pixels / 255 - mean) / std",
-            "output": "logits, one a line of labels.txt",
+            "output": "logits, one a line of labels.txt; divide by temperature before the softmax",
+            "temperature": self.temperature,
             "class_ids": list(self.class_ids),
             "provenance": dict(self.provenance),
         }
@@ -75,7 +80,10 @@ class Manifest:
                 labels=labels,
                 class_ids=tuple(map(str, content["class_ids"])),
                 provenance=dict(content["provenance"]),
+                temperature=float(content.get("temperature", 1.0)),  # older files have none
             )
+            if not 0 < manifest.temperature < math.inf:
+                raise ValueError(f"temperature {manifest.temperature}")
         except (KeyError, TypeError, ValueError) as error:
             raise TutelageError(f"{directory / PREPROCESS}: damaged ({error!r}); export again") from None
         if len(manifest.labels) != len(manifest.class_ids):

@@ -147,12 +147,12 @@ class Predictor:
             yield found
 
     def logits(self, picture: Picture) -> np.ndarray:
-        """The logits of one image, float32 (C,)."""
+        """The logits of one image, float32 (C,), not divided by the temperature."""
         spec = self.manifest.input_spec
         return self._session(normalised(eval_pixels(_load(picture), spec), spec)[None])[0]
 
     def _predict(self, picture: Picture, top: int) -> Prediction:
-        probabilities = _softmax(self.logits(picture))
+        probabilities = _softmax(self.logits(picture) / self.manifest.temperature)
         best = np.argsort(-probabilities, kind="stable")[: max(1, top)]
         manifest = self.manifest
         guesses = (

@@ -106,11 +106,19 @@ def no_better_than_guessing(figures: Figures) -> Iterator[Finding]:
 
 
 def badly_calibrated(figures: Figures) -> Iterator[Finding]:
-    """The expected calibration error of a model on test is above 15%, and more than few images explain."""
-    found = {
-        role: row["ece"]
+    """The expected calibration error of a model on test is above 15%, and more than few images explain.
+
+    That of the student is the one with the temperature that its deployed files have.
+    """
+    after = (figures.comparison.get("calibration") or {}).get("after")
+    errors = {
+        role: after["ece"] if after and role == Role.DISTILLED else row.get("ece")
         for role, row in _trained(figures)
-        if row.get("ece") is not None and row["ece"] > max(BADLY_CALIBRATED, 2 * _ece_by_chance(row["n"]))
+    }
+    found = {
+        role: error
+        for role, error in errors.items()
+        if error is not None and error > max(BADLY_CALIBRATED, 2 * _ece_by_chance(figures.row(role)["n"]))
     }
     if not found:
         return

@@ -17,6 +17,7 @@ from tutelage.core.progress import shown
 from tutelage.core.records import RunPredictions, TopClasses, write_predictions
 from tutelage.core.run_dir import Run
 from tutelage.data.input_spec import InputSpec
+from tutelage.evaluation.calibration import calibrating_temperature
 from tutelage.evaluation.fidelity import NO_LABELS, fidelity, unlabelled_verdict
 from tutelage.evaluation.latency import forward_call
 from tutelage.evaluation.paired import Paired, paired
@@ -78,7 +79,7 @@ def measure(checked: Checked, control: Model | None, distilled: Distilled) -> di
         "notes": notes,
         "verdict": found_verdict,
         "test": {"source": subset.images.name, "split": subset.split, "n": len(index)},
-        "val": _on_val(checked, entries),
+        **_on_val(checked, entries, logits[Role.DISTILLED], head_labels),
     }
     if context.runtime.is_main:
         record = RunPredictions(
@@ -103,11 +104,23 @@ def _pairs(logits: dict[str, Tensor], labels: np.ndarray) -> dict[str, Paired]:
     return {role: paired(new, logits[role].numpy(), labels) for role in OPPONENTS if role in logits}
 
 
-def _on_val(checked: Checked, entries: Sequence[ModelEntry]) -> dict[str, Any]:
-    """Compare the models on val too, where they were selected; empty where no image of val has a label."""
+def _on_val(
+    checked: Checked, entries: Sequence[ModelEntry], on_test: Tensor, test_labels: np.ndarray
+) -> dict[str, Any]:
+    """Compare the models on val too, where they were selected, and calibrate the student on it.
+
+    Args:
+        checked: the teachers and the starting student.
+        entries: all models.
+        on_test: the student's logits on test.
+        test_labels: of these images, as classes of the head.
+
+    Returns:
+        `val`, empty where no image of val has a label; and `calibration`, where some have.
+    """
     prepared, val = checked.prepared, checked.prepared.splits.val
     if not val.labelled:
-        return {}
+        return {"val": {}}
     shown = [one for one in entries if one.role in ON_VAL]
     found = in_common(
         [
@@ -118,7 +131,7 @@ def _on_val(checked: Checked, entries: Sequence[ModelEntry]) -> dict[str, Any]:
     labels = labels_of(prepared, val, found[0])
     logits = {str(one.role): predictions.logits for one, predictions in zip(shown, found, strict=True)}
     pairs = combinations([str(role) for role in ON_VAL if role in logits], 2)
-    return {
+    record = {
         "n": int((labels >= 0).sum()),
         "top1": {role: quality(one, labels).top1 for role, one in logits.items()},
         "pairs": [
@@ -127,6 +140,19 @@ def _on_val(checked: Checked, entries: Sequence[ModelEntry]) -> dict[str, Any]:
             for new, old in pairs
         ],
     }
+    temperature = calibrating_temperature(logits[Role.DISTILLED], labels)
+    return {"val": record, "calibration": _calibration(temperature, on_test, test_labels)}
+
+
+def _calibration(temperature: float, on_test: Tensor, test_labels: np.ndarray) -> dict[str, Any]:
+    """Record the student's temperature, and its calibration on test without and with it."""
+    record: dict[str, Any] = {"temperature": temperature}
+    labels = torch.from_numpy(test_labels)
+    if (labels >= 0).any():
+        for name, divisor in (("before", 1.0), ("after", temperature)):
+            found = quality(on_test / divisor, labels)
+            record[name] = {"nll": found.nll, "ece": found.ece}
+    return record
 
 
 def _top_classes(logits: Tensor) -> TopClasses:

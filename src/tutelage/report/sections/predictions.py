@@ -45,6 +45,7 @@ def agreement_section(records: RunRecords) -> Section:
         agreement=embed(plots.agreement(parts)),
         reliability={one.role: embed(plots.reliability(one)) for one in lines},
         errors=errors,
+        calibration=(records.comparison or {}).get("calibration"),
         least=LEAST,
         agreements=", ".join(f"{role_name(p.role).lower()} {p.agreement:.1f}%" for p in parts),
     )
