@@ -38,12 +38,11 @@ apart=(
   tests/data
   tests/pipeline/test_trackers.py
   tests/test_fuzz.py
+  tests/test_examples.py
 )
-rest="tests/core tests/models tests/evaluation"
-for file in tests/*.py tests/pipeline/test_*.py; do
-  [[ $file == */test_* && " ${apart[*]} " != *" $file "* ]] && rest+=" $file"
-done
-groups=("${apart[0]}" "$rest" "${apart[@]:1}")
+not_apart() { for file in "$@"; do [[ " ${apart[*]} " != *" $file "* ]] && printf ' %s' "$file"; done; }
+rest="tests/core tests/models tests/evaluation$(not_apart tests/test_*.py)"
+groups=("${apart[0]}" "$rest" "$(not_apart tests/pipeline/test_*.py)" "${apart[@]:1}")
 # xargs also fails where a group's shell was killed before it could say so
 if ! printf '%s\0' "${groups[@]}" |
   xargs -0 -n 1 -P "$(getconf _NPROCESSORS_ONLN)" bash -c 'run_group "$@"' - "$@"; then

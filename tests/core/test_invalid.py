@@ -148,8 +148,8 @@ def test_a_kind_of_data_like_no_other_gets_the_list_of_kinds(spec: str) -> None:
         ),
         ("resnet_50", "unknown model 'resnet_50'; did you mean 'resnet50'?"),
         (
-            "hf:microsoft/resnet-50",
-            "unknown kind 'hf'; write NAME@WEIGHTS for timm's models, such as tf_effic",
+            "keras:resnet-50",
+            "unknown kind 'keras'; write NAME@WEIGHTS for timm's models, such as tf_effic",
         ),
     ],
 )
