@@ -38,7 +38,7 @@ SECTIONS = (
     "preflight",
     "export",
 )
-FILES = ("safetensors", "json", "jsonl", "yaml", "py", "md", "npz", "onnx", "html", "pt", "pth")
+FILES = ("safetensors", "json", "jsonl", "yaml", "py", "md", "npz", "onnx", "tflite", "html", "pt", "pth")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,6 +13,7 @@ MODULES = {
     "torchvision": "torchvision",
     "hf": "transformers",
     "onnx": "onnx",
+    "tflite": "litert",
     "zero-shot": "zero_shot",
     "torch": "torch",
 }

@@ -56,13 +56,31 @@ class Port:
 
 
 class Engine:
-    """Runs a file. A copy of a network shares it."""
+    """Runs a file. A copy of a network shares it.
+
+    Attributes:
+        port: the file's input.
+        batch: images that the file takes at a time; None: any number.
+    """
 
     port: Port
+    batch: int | None
+
+    def call(self, images: np.ndarray) -> np.ndarray:
+        """Return the outputs (B, C) for as many images as the file takes."""
+        raise NotImplementedError
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """Return the outputs (B, C) for images in the file's own layout and type."""
-        raise NotImplementedError
+        """Return the outputs (B, C) for any number of images in the file's own layout and type."""
+        if self.batch in {None, len(images)}:
+            return self.call(images)
+        size = self.batch or 1
+        found = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            found.append(self.call(padded)[: len(part)])
+        return np.concatenate(found)
 
     def __deepcopy__(self, memo: object) -> Engine:
         return self

@@ -38,17 +38,9 @@ class OnnxEngine(Engine):
         self.port = Port(shape, np.dtype(TYPES.get(first.type, "float32")))
         self.batch = shape[0] if shape else None
 
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """Run the first output; a file with a batch of its own is run as often as that takes."""
-        if self.batch in {None, len(images)}:
-            return np.asarray(self.session.run(None, {self.name: images})[0])
-        size = self.batch or 1
-        found = []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            found.append(np.asarray(self.session.run(None, {self.name: padded})[0])[: len(part)])
-        return np.concatenate(found)
+    def call(self, images: np.ndarray) -> np.ndarray:
+        """Run the first output."""
+        return np.asarray(self.session.run(None, {self.name: images})[0])
 
 
 def load(where: str, /, *, num_classes: int | None = None, dropout: float | None = None) -> Model:
