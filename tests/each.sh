@@ -33,6 +33,7 @@ apart=(
   tests/pipeline/test_study.py
   tests/test_notebooks.py
   tests/distillation
+  tests/models
   tests/pipeline/test_run.py
   tests/pipeline/test_processes.py
   tests/data
@@ -41,7 +42,7 @@ apart=(
   tests/test_examples.py
 )
 not_apart() { for file in "$@"; do [[ " ${apart[*]} " != *" $file "* ]] && printf ' %s' "$file"; done; }
-rest="tests/core tests/models tests/evaluation$(not_apart tests/test_*.py)"
+rest="tests/core tests/evaluation$(not_apart tests/test_*.py)"
 groups=("${apart[0]}" "$rest" "$(not_apart tests/pipeline/test_*.py)" "${apart[@]:1}")
 # xargs also fails where a group's shell was killed before it could say so
 if ! printf '%s\0' "${groups[@]}" |
