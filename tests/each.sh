@@ -40,6 +40,7 @@ apart=(
   tests/pipeline/test_trackers.py
   tests/test_fuzz.py
   tests/test_examples.py
+  tests/test_hostile.py
 )
 not_apart() { for file in "$@"; do [[ " ${apart[*]} " != *" $file "* ]] && printf ' %s' "$file"; done; }
 rest="tests/core tests/evaluation$(not_apart tests/test_*.py)"
