@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# a process for each core; each takes up to 2 GB
+TESTS := .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 RUN_STAMP := .venv/.installed-run
 
 .PHONY: setup run test test-slow lint format docs dist bench clean
@@ -22,10 +24,10 @@ run: $(RUN_STAMP)
 	$(BIN)/tutelage quickstart
 
 test: setup
-	tests/each.sh -m 'not slow'
+	$(TESTS) -m 'not slow'
 
 test-slow: setup
-	tests/each.sh -m slow
+	$(TESTS) -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import openvino
 import pytest
 import torch
 from tests.deploy.conftest import DATA, Exported
@@ -35,7 +34,7 @@ from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.parity import Parity, complaint
 from tutelage.deploy.predictor import Predictor
 from tutelage.deploy.quantise import Pictures, Quantiser
-from tutelage.deploy.runtime import open_session
+from tutelage.deploy.runtime import open_session, openvino_core
 from tutelage.deploy.variants import VARIANTS
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import load_model
@@ -77,7 +76,7 @@ def test_files_carry_their_card_and_no_path_of_this_machine(exported: Exported) 
         assert session.get_modelmeta().custom_metadata_map == manifest.properties()
         assert b"site-packages" not in (exported.path / name).read_bytes()
     for name in ("model.xml", "model-int8.xml"):
-        model = openvino.Core().read_model(exported.path / name)
+        model = openvino_core().read_model(exported.path / name)
         found = {key: model.get_rt_info(["tutelage", key]).value for key in manifest.properties()}
         assert found == manifest.properties()
 

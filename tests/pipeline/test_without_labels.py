@@ -119,7 +119,7 @@ def test_terminal_and_page_say_so(finished: tuple[Run, str]) -> None:
         assert "nothing is claimed about accuracy" in told
         assert "agreement with the teacher" in told
     assert "no training image of" in screen
-    assert "there is no labels-only control, and no accuracy is claimed" in screen
+    assert "there is no labels-only control, and no accuracy is claimed" in " ".join(screen.split())
     assert "val agreement" in screen
     assert "top-1 of" not in page.split("<script")[0]
 

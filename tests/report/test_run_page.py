@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from small_run import STAGES, make_folder, make_run, random_start
+from tests.report.conftest import Visits, until
 
-from conftest import Visits, until
 from tutelage.core.files import read_json, read_jsonl, write_json
 from tutelage.core.records import RunPredictions, TopClasses, write_predictions
 from tutelage.core.run_dir import Run
@@ -129,6 +129,8 @@ def test_kept_epoch_and_findings_are_drawn_where_they_are(finished: Run, page: A
 def test_no_layout_overflows(finished: Run, visit: Visits) -> None:
     page = visit(finished.report.as_uri(), width=390, dark=True)
     assert background(page) != "rgb(255, 255, 255)"
+    long_path = "/a-name-of-a-directory-that-a-user-may-have" * 4
+    page.locator(".commands code").first.evaluate("(code, path) => { code.textContent += path }", long_path)
     for width in (390, 768, 1280):
         page.set_viewport_size({"width": width, "height": 900})
         until(page, NONE_WIDER)

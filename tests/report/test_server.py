@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from small_run import make_run
+from tests.report.conftest import Visits, until
 
-from conftest import Visits, until
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import append_jsonl, read_jsonl, write_json, write_text
 from tutelage.core.run_dir import Run

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from small_run import make_run, random_start
+from tests.report.conftest import Visits, until
 
-from conftest import Visits, until
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, write_json
 from tutelage.core.run_dir import Run

@@ -17,6 +17,7 @@ import numpy as np
 from tutelage.core.progress import Often
 from tutelage.data.input_spec import InputSpec, normalised
 from tutelage.deploy.convert import INPUT, quiet
+from tutelage.deploy.runtime import openvino_core, signal_stack_kept
 
 SHARES = (0.1, 0.3, 0.6)  # of the layers that stay in float32, tried in turn until int8 loses little enough
 SECONDS = 60.0  # for all attempts after plain quantisation; none begins that would take longer, as the one before did
@@ -126,7 +127,7 @@ class Quantiser:
             return {INPUT: normalised(one[None], self.spec)}
 
         feed = nncf.Dataset(pixels, transform)
-        with _silent():
+        with _silent(), signal_stack_kept():
             return nncf.quantize(model, feed, subset_size=len(pixels), **_options(model, kept))
 
     def _lost(self, model: Any, form: str, kept: int, layers: Sequence[str]) -> float:
@@ -243,8 +244,7 @@ def _is_product(operation: Any) -> bool:
 
 
 def _compiled(model: Any) -> Any:
-    openvino: Any = importlib.import_module("openvino")
-    return openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def _runner(model: Any) -> Callable[[np.ndarray], np.ndarray]:

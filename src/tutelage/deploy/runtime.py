@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import importlib.util
+import sys
 from collections import deque
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -56,17 +61,42 @@ def has_runtime(suffix: str) -> bool:
     return importlib.util.find_spec(RUNTIMES[suffix]) is not None
 
 
+@lru_cache(maxsize=1)
+def openvino_core() -> Any:
+    """OpenVINO's `Core`, one for the process, which lives as long as it does.
+
+    A core's CPU plugin gives the thread a stack for signal handlers, and takes it away when the core goes. With two
+    cores, of which the older goes first, the thread is left with a stack that is no longer there (OpenVINO 2026.4),
+    and the next signal that Python handles (of a child that ended, or Ctrl-C) ends the process in SIGSEGV.
+    """
+    openvino: Any = importlib.import_module("openvino")
+    return openvino.Core()
+
+
+@contextlib.contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """Give the thread its stack for signal handlers back after code that makes OpenVINO cores of its own."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    sigaltstack = ctypes.CDLL(None).sigaltstack
+    before = ctypes.create_string_buffer(64)  # more than a `stack_t` takes
+    sigaltstack(None, before)
+    try:
+        yield
+    finally:
+        sigaltstack(before, None)
+
+
 def has_bf16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this CPU."""
-    openvino = importlib.import_module("openvino")
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class _OpenVino:
     def __init__(self, path: Path, batch: int | None, arithmetic: Arithmetic, threads: int | None) -> None:
-        openvino: Any = importlib.import_module("openvino")
+        core = openvino_core()
         _check_ir(path)
-        core = openvino.Core()
         try:
             model = core.read_model(path)
             if batch is not None:
