@@ -11,15 +11,20 @@ import torch
 from PIL import Image
 from tests.helpers.clip_files import write_clip
 from tests.helpers.onnx_files import write_onnx
+from tests.helpers.score_files import answers_of, write_csv
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.files import read_json
+from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.core.run_dir import Run
+from tutelage.data.sources.base import open_source
+from tutelage.data.splits import whole
 from tutelage.models.kinds.onnx import OnnxEngine
 from tutelage.models.registry import load_model
 from tutelage.pipeline.run import begin, distill
+from tutelage.report.run_records import read_run_records
+from tutelage.report.summary import summary
 
 
 def run_of(tiny: dict, root: Path, name: str) -> Run:
@@ -143,4 +148,73 @@ def test_a_zero_shot_teacher_of_the_datas_classes(tiny: dict, tmp_path: Path) ->
     assert load_model(f"test_efficientnet@{run.student}").class_ids == tuple("0123456789")
     tiny["student"] = {"model": f"zero-shot:{folder}"}
     with pytest.raises(TutelageError, match="can only be a teacher"):
+        run_of(tiny, tmp_path, "refused")
+
+
+def test_a_predictions_file_reproduces_the_live_teachers_run_on_whole_images(
+    fitted: Run, tiny: dict, tmp_path: Path
+) -> None:
+    """The same losses and figures; a stored teacher has no costs, and the page says what it is."""
+    live = load_model(f"test_resnet@{fitted.teacher}")
+    names, logits = answers_of(live, whole(open_source("digits")))
+    path = tmp_path / "scores.npz"
+    np.savez(path, images=np.array(names), classes=np.array(live.class_ids), logits=logits.numpy())
+    tiny |= {"control": False, "view": {"crop_scale": [1.0, 1.0], "flip": 0.0}}
+    tiny["student"] = {"model": f"test_efficientnet@{fitted.student}"}
+    tiny["teacher"] = {"model": f"test_resnet@{fitted.teacher}"}
+    seen = run_of(tiny, tmp_path, "live")
+    tiny["teacher"] = {"model": f"predictions:{path}"}
+    stored = run_of(tiny, tmp_path, "stored")
+    for row, other in zip(read_jsonl(seen.metrics), read_jsonl(stored.metrics), strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=1e-4)
+        assert other["val"]["nll"] == pytest.approx(row["val"]["nll"], rel=1e-3)
+    rows = [read_json(run.comparison)["rows"] for run in (seen, stored)]
+    assert rows[1][0]["top1"] == rows[0][0]["top1"]
+    assert rows[1][-1]["nll"] == pytest.approx(rows[0][-1]["nll"], rel=1e-3)
+    assert [rows[1][0][key] for key in ("size_mb", "params_m", "gmacs", "latency_ms", "images_per_s")] == [
+        None
+    ] * 5
+    assert rows[1][1]["latency_ms"] > 0
+    found = summary(read_run_records(stored))
+    assert found is not None
+    assert "than the teacher" not in found.gains
+    page = stored.report.read_text()
+    assert "all augmented views of an image have the same target" in page
+    assert "at 8 px" not in page
+
+
+def test_images_without_an_answer_are_counted_and_named(fitted: Run, tiny: dict, tmp_path: Path) -> None:
+    live = load_model(f"test_resnet@{fitted.teacher}")
+    names, logits = answers_of(live, whole(open_source("digits")))
+    path = write_csv(tmp_path / "scores.csv", names[:1700], live.class_ids or (), logits[:1700].numpy())
+    tiny["teacher"] = {"model": f"predictions:{path}"}
+    del tiny["data"]["limit"]
+    with pytest.raises(
+        TutelageError, match=r"no row for 97 of the run's 1,797 images \(.* of train.*digit-1"
+    ) as error:
+        run_of(tiny, tmp_path, "refused")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"view": {"mixup": 0.8}}, "view.mixup=0.8"),
+        ({"targets": {"flip": True}}, "targets.flip"),
+        ({"teacher": {"resolution": 32}}, "teacher.resolution=32"),
+        ({"teacher": {"fit": "probe"}}, "cannot be fitted"),
+        ({"loss": {"terms": [{"feature_mse": {"student": "stages.1", "teacher": "stages.1"}}]}}, "stages.1"),
+    ],
+)
+def test_what_stored_answers_cannot_do_is_refused(
+    tiny: dict, tmp_path: Path, change: dict, named: str
+) -> None:
+    images = whole(open_source("digits"))
+    path = write_csv(
+        tmp_path / "s.csv", images.ids, images.classes, np.random.default_rng(0).normal(size=(1797, 10))
+    )
+    model = {"teacher": {"model": f"predictions:{path}"}}
+    tiny |= model | change
+    tiny["teacher"] = model["teacher"] | change.get("teacher", {})
+    with pytest.raises(TutelageError, match=named):
         run_of(tiny, tmp_path, "refused")

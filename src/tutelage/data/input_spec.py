@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -96,6 +97,26 @@ class InputSpec:
             return cls(**known | {k: tuple(map(float, known[k])) for k in ("mean", "std") if k in known})
         except (TypeError, ValueError) as error:
             raise TutelageError(f"input spec {dict(values)}: {error}") from None
+
+
+@dataclass(frozen=True)
+class IdInput(InputSpec):
+    """What a model takes that knows its answers by the image: a hash of the image's name in the place of its pixels.
+
+    So everything that runs a network runs such a model too. Mirroring does not change the input, which is one pixel
+    wide, and its mean and std keep the bytes.
+    """
+
+    height: int = 8
+    width: int = 1
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    crop_pct: float = 1.0
+
+    def pixels(self, name: str) -> np.ndarray:
+        """The hash of an image's name: uint8, (height, width, 3)."""
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=24).digest()
+        return np.frombuffer(digest, np.uint8).reshape(8, 1, 3)
 
 
 def eval_pixels(image: Image.Image, spec: InputSpec) -> np.ndarray:

@@ -35,6 +35,11 @@ class Joined(ImageSet):
         subset, position = self._position(index)
         return subset.images.place(int(subset.indices[position]))
 
+    def full_name(self, index: int) -> str:
+        """The name that the image has in its own set."""
+        subset, position = self._position(index)
+        return subset.full_name(position)
+
     def stamp(self) -> str:
         """The stamps of all subsets."""
         return " ".join(subset.images.stamp() for subset in self.parts)

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.runtime import has_gpu
 from tutelage.data.decode import UnreadableImage
-from tutelage.data.input_spec import InputSpec, eval_pixels
+from tutelage.data.input_spec import IdInput, InputSpec, eval_pixels
 from tutelage.data.order import order_epoch
 from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy, view_seed
@@ -251,7 +251,14 @@ class _Crops:
     def render(self, position: int, view: int) -> list[np.ndarray]:
         """One image for each spec, uint8 (H, W, 3); raises `UnreadableImage`."""
         image = self.subset.image(position)
-        return [eval_pixels(image, spec) for spec in self.specs]
+        return self._for_each(position, lambda spec: eval_pixels(image, spec))
+
+    def _for_each(self, position: int, show: Callable[[InputSpec], np.ndarray]) -> list[np.ndarray]:
+        """What `show` gives for each spec; the image's name for a model that looks its answers up."""
+        return [
+            spec.pixels(self.subset.full_name(position)) if isinstance(spec, IdInput) else show(spec)
+            for spec in self.specs
+        ]
 
 
 @dataclass(frozen=True)
@@ -264,11 +271,15 @@ class _Views(_Crops):
     def render(self, position: int, view: int) -> list[np.ndarray]:
         image = self.subset.image(position)
         drawn = self.policy.draw(image.size, view_seed(self.seed, self.subset.id(position), view))
-        looks = [(s.height, s.width, s.interpolation, s.mean if drawn.cutout else None) for s in self.specs]
-        rendered = {
-            look: drawn.pixels(image, s) for look, s in dict(zip(looks, self.specs, strict=True)).items()
-        }
-        return [rendered[look] for look in looks]  # models with the same input share one rendering
+        rendered: dict[tuple[object, ...], np.ndarray] = {}  # models with the same input share one rendering
+
+        def show(spec: InputSpec) -> np.ndarray:
+            look = (spec.height, spec.width, spec.interpolation, spec.mean if drawn.cutout else None)
+            if look not in rendered:
+                rendered[look] = drawn.pixels(image, spec)
+            return rendered[look]
+
+        return self._for_each(position, show)
 
 
 def as_it_is(batch: Any) -> Any:

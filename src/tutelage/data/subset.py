@@ -58,6 +58,10 @@ class Subset:
         """The id of one image."""
         return self.images.ids[int(self.indices[position])]
 
+    def full_name(self, position: int) -> str:
+        """A name that no other image of a run has, see `ImageSet.full_name`."""
+        return self.images.full_name(int(self.indices[position]))
+
     def image(self, position: int) -> Image.Image:
         """Decode one image to RGB; raises `UnreadableImage`."""
         return self.images.image(int(self.indices[position]))

@@ -18,6 +18,7 @@ from tutelage.evaluation.table import Row
 QUALITY = ("top1", "top5", "nll", "ece")
 TOP = 5  # classes of the top-5 accuracy
 SPEED = ("latency_ms", "images_per_s")
+COSTS = ("size_mb", "params_m", "gmacs", *SPEED)
 
 
 def sized(row: Row, module: nn.Module, height: int, width: int) -> Row:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.classes import map_classes
-from tutelage.data.input_spec import InputSpec
+from tutelage.data.input_spec import IdInput, InputSpec
+from tutelage.data.subset import Subset
 from tutelage.models.heads import device_of, head_layers, parameters_of, replace_head, zero_head
 from tutelage.models.weights import Weights, fit, read_file
 from tutelage.models.wrappings import unwrap
@@ -147,6 +148,24 @@ class Model:
             return self
         ids, names = self.presumed
         return replace(self, class_ids=ids, class_names=names, presumed=None)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether its answers are stored by image, so that no network runs and nothing of it can be timed."""
+        return isinstance(self.input_spec, IdInput)
+
+    @property
+    def sees(self) -> str:
+        """What it takes, in words."""
+        return "answers stored by image" if self.looks_up else f"{self.input_spec.height} px"
+
+    def for_images(self, parts: Mapping[str, Subset]) -> Model:
+        """The model for the images of a run, by their roles: a network takes any, but stored answers may lack some.
+
+        Raises:
+            TutelageError: it has no answer for some of them.
+        """
+        return self
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The parameters of the layer that gives the logits, see `models.heads.head_layers`.

@@ -37,7 +37,7 @@ class Speeds:
     """What was measured on this machine: images/s of all processes, and the size of decoded copies.
 
     Attributes:
-        teacher: inference, of all teachers together.
+        teacher: inference, of all teachers together; infinite where answers are looked up.
         teacher_training: forward and backward of the first teacher; None where none is fitted.
         student: inference.
         student_training: forward and backward.
@@ -96,13 +96,15 @@ def measure_speeds(
     wanted = precision.BOTH if recipe.train.precision == "auto" else (recipe.train.precision,)
 
     def fastest(probe: object, model: Model) -> float:
+        if model.looks_up:
+            return math.inf
         module = model.module.to(device)
         rates = probe(module, model.input_spec, TIMED_BATCH, device, wanted)  # type: ignore[operator]
         return max(rates.values()) * runtime.world_size
 
     answers = [fastest(precision.probe_inference, model) for model in teachers]
     return Speeds(
-        teacher=1 / sum(1 / rate for rate in answers),
+        teacher=1 / total if (total := sum(1 / rate for rate in answers)) else math.inf,
         teacher_training=fastest(precision.probe_training, teachers[0]) if fits else None,
         student=fastest(precision.probe_inference, student),
         student_training=fastest(precision.probe_training, student),

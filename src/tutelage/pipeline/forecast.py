@@ -78,8 +78,8 @@ class Forecast:
             if part is not None:
                 yield f"{name}: {_described(part, len(splits.classes))}"
         for name, model in [*(("teacher", one) for one in found.teachers), ("student", found.student)]:
-            yield f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px"
-            yield f"  {_size(model)}, {self._head(name, model)}"
+            yield f"{name}: {model.spec} ({model.origin}), {model.sees}"
+            yield f"  {_size(model)}{self._head(name, model)}"
         train = recipe.train
         chosen = [key for key in ("epochs", "lr") if getattr(found.recipe.train, key) == AUTO]
         auto = f" ({' and '.join(chosen)}: auto)" if chosen else ""
@@ -196,9 +196,11 @@ def _described(part: Subset, classes: int) -> str:
 
 
 def _size(model: Model) -> str:
+    if model.looks_up:
+        return ""
     spec = model.input_spec
     try:
         macs = f", {gmacs(model.module, spec.height, spec.width):.3f} GMACs"
     except Exception:  # networks of other libraries may raise anything where operations are counted
         macs = ""
-    return f"{size_mb(model.module):.2f} MiB{macs}"
+    return f"{size_mb(model.module):.2f} MiB{macs}, "

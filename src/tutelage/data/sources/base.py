@@ -110,6 +110,10 @@ class ImageSet(ABC):
         """Where an image is stored. Two sets of one kind give the same place for the same image."""
         return f"{self.origin}/{self.ids[index]}"
 
+    def full_name(self, index: int) -> str:
+        """A name that no other image of a run has: the path of its file, or its source and id."""
+        return f"{self.origin}/{self.ids[index]}"
+
     def sizes(self) -> np.ndarray | None:
         """Size of each encoded image in bytes (int64), where it is cheap to know. The sizes enter the digest."""
         return None

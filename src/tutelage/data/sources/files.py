@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,10 @@ class Files(ImageSet):
         except OSError:
             return super().place(index)
         return f"{found.st_dev}:{found.st_ino}"
+
+    def full_name(self, index: int) -> str:
+        """The path of the file, from the root of the file system."""
+        return f"{os.path.abspath(self._root)}/{self.ids[index]}"
 
     def sizes(self) -> np.ndarray:
         """Size of each file in bytes when they were first asked for; -1 where it did not exist any more."""

@@ -14,6 +14,7 @@ MODULES = {
     "hf": "transformers",
     "onnx": "onnx",
     "tflite": "litert",
+    "predictions": "predictions",
     "zero-shot": "zero_shot",
     "torch": "torch",
 }

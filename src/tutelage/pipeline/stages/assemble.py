@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,7 +51,9 @@ class Assembled:
         yield from _data_lines(self.splits, self.recipe)
         for name, model in [*(("teacher", teacher) for teacher in self.teachers), ("student", self.student)]:
             licence = f", licence of the weights: {model.licence}" if model.licence else ""
-            yield f"{name}: {model.spec} ({model.origin}), {model.input_spec.height} px{licence}"
+            yield f"{name}: {model.spec} ({model.origin}), {model.sees}{licence}"
+            if model.looks_up:
+                yield f"{name}: all views of an image have the answer that is stored for the whole image"
 
 
 def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> Assembled:
@@ -72,7 +74,9 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
         labelled = len(splits.train) if splits.train.labelled else 0
         images = splits.images
         check_share(recipe.train.labelled_share, labelled, images - labelled)
-    loaded = [load_model(name) for name in (recipe.teacher.model, *recipe.teacher.others)]
+    shown = {role: part for role, part in splits.parts.items() if role != "teacher"}
+    loaded = [load_model(name).for_images(shown) for name in (recipe.teacher.model, *recipe.teacher.others)]
+    _check_stored(recipe, loaded)
     recipe = _without_labels(recipe, splits)
     if not splits.classes:
         splits = splits.with_classes(own_classes(loaded[0]))
@@ -142,6 +146,31 @@ def _without_labels(recipe: Recipe, splits: Splits) -> Recipe:
             f"loss.class_weights={recipe.loss.class_weights}: no training image has a label; leave it out"
         )
     return recipe.model_copy(update={"control": False})
+
+
+def _check_stored(recipe: Recipe, teachers: Sequence[Model]) -> None:
+    """Refuse settings that need a teacher that looks at images, where the answers of one are stored.
+
+    Raises:
+        TutelageError: names the key.
+    """
+    stored = next((model.spec for model in teachers if model.looks_up), None)
+    if stored is None:
+        return
+    view, targets = recipe.view, recipe.targets
+    for key, asked in {
+        "view.mixup": view.mixup,
+        "view.cutmix": view.cutmix,
+        "targets.flip": targets.flip,
+        "targets.resolutions": targets.resolutions,
+        "teacher.resolution": recipe.teacher.resolution if recipe.teacher.resolution != "own" else None,
+        "teacher.crop_pct": recipe.teacher.crop_pct,
+    }.items():
+        if asked:
+            raise TutelageError(
+                f"{key}={asked}: {stored} has stored answers for whole images alone; leave {key} out, or name a "
+                "teacher that sees the images"
+            )
 
 
 def _load_student(recipe: Recipe) -> Model:

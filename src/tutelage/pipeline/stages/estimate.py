@@ -58,8 +58,8 @@ def estimate(
     Args:
         recipe: has the epochs and the batch size.
         images: of the run.
-        rates: images/s of ``student`` (a training step), ``teacher`` (inference) and ``student_inference``, of all
-            processes together.
+        rates: images/s of ``student`` (a training step), ``teacher`` (inference; missing where answers are looked up)
+            and ``student_inference``, of all processes together.
         student: decides the size of the checkpoints, and whether candidates have new BatchNorm statistics.
         place: directory of the run.
         spent: seconds that the pre-flight has taken.
@@ -75,7 +75,8 @@ def estimate(
     averaged = int(recipe.train.ema > 0)
     teacher_passes = passes(recipe)
     looks = (1 + recipe.targets.flip) * (1 + len(recipe.targets.resolutions))
-    asked = teacher_passes * looks / rates["teacher"]
+    answer = 1 / rates["teacher"] if "teacher" in rates else 0.0
+    asked = teacher_passes * looks * answer
     inference = 1 / rates["student_inference"]
     validated = trainings * epochs * (1 + averaged) * images.val
     selected = trainings * _selection_images(recipe, images, student, TRAINED + averaged)
@@ -84,7 +85,7 @@ def estimate(
         "preflight": spent,
         "training": images.train * (epochs * trainings / rates["student"] + asked) + validated * inference,
         "selection": selected * inference,
-        "test": images.test * (1 / rates["teacher"] + students * inference),
+        "test": images.test * (answer + students * inference),
     }
     size = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
     disk = size * (CHECKPOINT_COPIES * trainings + 3) / 1e6

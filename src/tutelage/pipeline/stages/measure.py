@@ -24,7 +24,7 @@ from tutelage.evaluation.paired import Paired, paired
 from tutelage.evaluation.predict import in_common
 from tutelage.evaluation.quality import quality
 from tutelage.evaluation.roles import Role
-from tutelage.evaluation.rows import graded, likened, sized, timed
+from tutelage.evaluation.rows import COSTS, graded, likened, sized, timed, without
 from tutelage.evaluation.table import Row, Table
 from tutelage.evaluation.verdict import OPPONENTS, verdict
 from tutelage.models.source import Model
@@ -190,7 +190,7 @@ def _speed_key(entries: Sequence[ModelEntry], context: Context) -> dict[str, Any
 
 def _measured_rows(entries: Sequence[ModelEntry], device: torch.device) -> list[Row]:
     # start, control and kept student are copies of one network
-    networks = {_network(model): model for one in entries for model in one.models}
+    networks = {_network(model): model for one in entries for model in one.models if not model.looks_up}
     models = list(networks.values())
     rows = [
         sized(
@@ -212,10 +212,13 @@ def _measured_rows(entries: Sequence[ModelEntry], device: torch.device) -> list[
         rows, singles, batches, THROUGHPUT_BATCH, device=device.type, threads=torch.get_num_threads()
     )
     measured = dict(zip(networks, rows, strict=True))
-    return [
-        replace(_summed([measured[_network(model)] for model in one.models]), role=str(one.role))
-        for one in entries
-    ]
+
+    def row(model: Model) -> Row:
+        return measured.get(_network(model)) or without(
+            Row(model.spec, origin=model.origin), COSTS, "answers are stored"
+        )
+
+    return [replace(_summed([row(model) for model in one.models]), role=str(one.role)) for one in entries]
 
 
 def _network(model: Model) -> tuple[str, str, InputSpec]:

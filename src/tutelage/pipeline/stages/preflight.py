@@ -142,7 +142,7 @@ def _probe_resolutions(fitted: Fitted) -> list[dict[str, Any]]:
     prepared = fitted.prepared
     probe_all = prepared.recipe.preflight.probe_resolutions
     teachers = fitted.teachers if probe_all or prepared.recipe.teacher.resolution == "best" else ()
-    models = [(_teacher_name(place), model) for place, model in enumerate(teachers)]
+    models = [(_teacher_name(place), model) for place, model in enumerate(teachers) if not model.looks_up]
     models += [("student", fitted.student)] if probe_all else []
     return [row for name, model in models for row in probe_resolutions(prepared, name, model)]
 
@@ -165,7 +165,7 @@ def _rates(prepared: Prepared, teacher: Model, student: Model) -> dict[str, dict
     """Measure images/s of one process: a training step of the student, and inference of both.
 
     Only the precisions that the run may use are measured, with the batch of one process. The student is evaluated in
-    float32.
+    float32. A teacher whose answers are looked up has no speed.
     """
     recipe, device, progress = prepared.recipe.train, prepared.device, prepared.context.progress
     precisions = precision.BOTH if recipe.precision == "auto" else (recipe.precision,)
@@ -178,11 +178,10 @@ def _rates(prepared: Prepared, teacher: Model, student: Model) -> dict[str, dict
         progress.step({}, 0)
         return found
 
-    return {
-        "student": measured(precision.probe_training, student, precisions),
-        "teacher": measured(precision.probe_inference, teacher, precisions),
-        "student_inference": measured(precision.probe_inference, student, ("fp32",)),
-    }
+    rates = {"student": measured(precision.probe_training, student, precisions)}
+    if not teacher.looks_up:
+        rates["teacher"] = measured(precision.probe_inference, teacher, precisions)
+    return rates | {"student_inference": measured(precision.probe_inference, student, ("fp32",))}
 
 
 def _choose_precision(
@@ -191,7 +190,8 @@ def _choose_precision(
     """Choose the precision of the student's training and of the teacher, the same in every process."""
     wanted = prepared.recipe.train.precision
     chosen = [
-        precision.faster(rates[model]) if wanted == "auto" else wanted for model in ("student", "teacher")
+        (precision.faster(rates[model]) if model in rates else "fp32") if wanted == "auto" else wanted
+        for model in ("student", "teacher")
     ]
     # measurements differ: every process uses those of the first one
     student, teacher = prepared.context.runtime.from_main(chosen)
@@ -329,6 +329,7 @@ def _model_record(model: Model, val: dict[str, float | None]) -> dict[str, Any]:
         "model": model.spec,
         "origin": model.origin,
         "licence": model.licence,
+        "stored": model.looks_up,
         "resolution": model.input_spec.height,
         "input": model.input_spec.to_dict(),
         "val": val,

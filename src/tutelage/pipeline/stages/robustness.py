@@ -31,7 +31,12 @@ def measure_robustness(checked: Checked, control: Model | None, distilled: Disti
     if not subset.labelled:
         context.progress.say("measure.robustness: no test image has a label, so that it is not measured")
         return
-    entries = [one for one in entries_of(checked, control, distilled)[0] if one.role in ROLES]
+    entries = [
+        one
+        for one in entries_of(checked, control, distilled)[0]
+        if one.role in ROLES
+        and not any(model.looks_up for model in one.models)  # none is of a corrupted image
+    ]
     digests = [state_digest(model.module.state_dict()) for one in entries for model in one.models]
     key = {"test": subset.digest(), "models": digests, "seed": seed}
     path = context.run.robustness

@@ -24,6 +24,7 @@ def verdict_section(records: RunRecords) -> Section:
         records=records,
         who=_who(records),
         labels=_labels(records),
+        teacher=_teacher(records),
         headline=headline(records),
         summary=summary(records),
         sentence=sentence(records),
@@ -39,6 +40,21 @@ def _who(records: RunRecords) -> str:
     models = ((recipe.get(who) or {}).get("model", "?") for who in ("student", "teacher"))
     student, teacher = map(tables.short_model, models)
     return f"student {student}, teacher {teacher}, data {(recipe.get('data') or {}).get('train', '?')}"
+
+
+def _teacher(records: RunRecords) -> str:
+    """Tell the licence of the teacher's weights, and where its targets are not of the views that the student sees."""
+    found = (records.preflight or {}).get("teacher") or {}
+    told = []
+    if found.get("stored"):
+        told.append(
+            "The teacher’s answers are stored for whole images: all augmented views of an image have the same target."
+        )
+    if found.get("licence"):
+        told.append(
+            f"Licence of the teacher’s weights: {found['licence']}. It may restrict what the student may be used for."
+        )
+    return " ".join(told)
 
 
 def _labels(records: RunRecords) -> str:

@@ -20,6 +20,8 @@ def views_section(records: RunRecords) -> Section:
     inputs = {who: (preflight.get(who) or {}).get("input") for who in ("teacher", "student")}
     if not all(inputs.values()):
         return awaited(id, title, f"The input sizes of the models are not recorded yet: {records.reached}.")
+    if preflight["teacher"].get("stored"):
+        del inputs["teacher"]
     specs = {who: InputSpec.from_dict(values) for who, values in inputs.items() if values}
     try:
         rows = _contact_sheet(records.recipe_text, records.copies, tuple(specs.values()))
