@@ -76,7 +76,7 @@ def test_help_groups_commands_by_what_people_do_first(
         main(["--help"])
     found = re.findall(r"^(?:╭─ ([\w ]+) ─|│ (\w+) )", capsys.readouterr().out, re.MULTILINE)
     assert [title or command for title, command in found] == [
-        "Options", "Start", "quickstart", "data", "advise", "distill", "compare",
+        "Options", "Start", "quickstart", "data", "advise", "teacher", "distill", "compare",
         "List what there is", "models", "losses", "recipe", "Look at results", "report", "watch",
         "verify", "Deploy", "export", "predict", "Go further", "resume", "study",
     ]  # fmt: skip

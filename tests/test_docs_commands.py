@@ -58,6 +58,7 @@ LONG = {  # where the work of the others begins
     "study": "tutelage.pipeline.study.worker.run_study",
     "data --fetch": "tutelage.data.fetch.fetch",
     "advise": "tutelage.pipeline.advise.advise",
+    "teacher": "tutelage.pipeline.teacher_report.report_teacher",
     "compare": "tutelage.evaluation.compare.compare",
     "export": "tutelage.deploy.command.export_named",
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,10 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers.stages import network, same, small_context, small_stage, train
+from tests.helpers.stages import StopAt, network, same, small_context, small_stage, train
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.progress import Silent
 from tutelage.data.input_spec import InputSpec
 from tutelage.distillation.checkpoint import load_checkpoint, state_of
 from tutelage.distillation.distiller import Distiller, converted
@@ -222,18 +219,6 @@ def test_tokens_maps_and_vectors_meet(student: tuple[int, ...], teacher: tuple[i
 
 def feature_stage(**settings: Any) -> Any:
     return small_stage(objective=Objective([KL(), FeatureMSE(-1, -1, weight=0.1)]), **settings)
-
-
-class StopAt(Silent):
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def step(self, losses: dict[str, float], images: int) -> None:
-        if not losses:  # of the pre-flight or an evaluation: only a training ends with `Interrupted`
-            return
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("step", [3, 6, 8])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,17 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
         .equal(other[name].contiguous().reshape(-1).view(torch.uint8))
         for name, tensor in one.items()
     )
+
+
+class StopAt(Silent):
+    """Asks a training to stop at a step, as Ctrl-C and SIGTERM do."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def step(self, losses: dict[str, float], images: int) -> None:
+        if not losses:  # of the pre-flight or an evaluation: only a training ends with `Interrupted`
+            return
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -7,19 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tests.helpers.clip_files import write_clip
 from tests.helpers.onnx_files import write_onnx
 from tests.helpers.score_files import answers_of, write_csv
+from tests.helpers.stages import StopAt
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
+from tutelage.cli import main
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.core.run_dir import Run
+from tutelage.data.input_spec import eval_pixels, normalised
 from tutelage.data.sources.base import open_source
 from tutelage.data.splits import whole
+from tutelage.distillation.stop import Interrupted
 from tutelage.models.kinds.onnx import OnnxEngine
 from tutelage.models.registry import load_model
 from tutelage.pipeline.run import begin, distill
@@ -32,6 +39,14 @@ def run_of(tiny: dict, root: Path, name: str) -> Run:
     run = begin(recipe, root, "test")
     distill(recipe, run, Silent())
     return run
+
+
+def call(*words: str) -> int:
+    try:
+        main(list(words))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +233,51 @@ def test_what_stored_answers_cannot_do_is_refused(
     tiny["teacher"] = model["teacher"] | change.get("teacher", {})
     with pytest.raises(TutelageError, match=named):
         run_of(tiny, tmp_path, "refused")
+
+
+def test_a_backbone_without_a_head_teaches_by_its_probe(tiny: dict, tmp_path: Path) -> None:
+    """As a self-supervised one of timm, whose checkpoint has no head; other teachers' targets are the probe's."""
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=0)
+    save_file(network.state_dict(), tmp_path / "backbone.safetensors")
+    tiny["teacher"] |= {"model": f"test_resnet@{tmp_path / 'backbone.safetensors'}", "fit": "probe"}
+    run = run_of({**tiny, "control": False}, tmp_path, "probed")
+    rows = read_json(run.comparison)["rows"]
+    assert rows[0]["is_probe"]
+    assert rows[0]["top1"] > 20
+    assert load_model(f"test_efficientnet@{run.student}").class_ids == tuple("0123456789")
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "hf"])
+def test_a_student_of_another_library_is_resumed_exported_and_predicts(
+    kind: str, tiny: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was stopped ends with the weights of one that was not; its file answers as the student does."""
+    pytest.importorskip("openvino")
+    if kind == "hf":
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=10)
+        torch.manual_seed(0)
+        ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    name = f"hf:{tmp_path / 'model'}" if kind == "hf" else "torchvision:squeezenet1_1"
+    tiny |= {"control": False, "student": {"model": f"{name}@none", "resolution": 32, "crop_pct": 1.0}}
+    whole_run = run_of(tiny, tmp_path, "whole")
+    recipe = parse_recipe({**tiny, "name": "stopped"})
+    run = begin(recipe, tmp_path, "test")
+    with pytest.raises(Interrupted):
+        distill(recipe, run, StopAt(14))
+    assert not run.student.exists()
+    assert call("resume", str(run.path), "--progress", "none") == 0
+    resumed, other = load_file(run.student), load_file(whole_run.student)
+    assert all(torch.equal(tensor, other[key]) for key, tensor in resumed.items())
+    assert call("export", str(run.path), "--no-int8") == 0
+    image = open_source("digits").image(0).resize((64, 64))
+    image.save(tmp_path / "digit.png")
+    capsys.readouterr()
+    assert call("predict", str(run.path), str(tmp_path / "digit.png"), "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    student = load_model(f"{name}@{run.student}")
+    images = torch.from_numpy(normalised(eval_pixels(image, student.input_spec), student.input_spec))[None]
+    with torch.no_grad():
+        expected = student.module(images).argmax(1)
+    assert answer["guesses"][0]["label"] == str(int(expected))

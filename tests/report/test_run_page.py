@@ -490,6 +490,23 @@ def test_an_older_outcome_of_no_difference_is_told_in_new_words(finished: Run, t
         assert '<span class="same">Not significantly different from its start</span>' in page
 
 
+def test_the_licence_of_the_teachers_weights_is_told(finished: Run, tmp_path: Path) -> None:
+    """At the head of the page, and with the checks; without a licence nothing is said of one."""
+    run = Run(tmp_path / "licensed")
+    shutil.copytree(finished.path, run.path)
+    preflight = read_json(run.preflight)
+    for licence, times in ((None, 0), ("cc-by-nc-4.0", 2)):
+        preflight["teacher"]["licence"] = licence
+        write_json(run.preflight, preflight)
+        write_report(run)
+        page = run.report.read_text(encoding="utf-8")
+        assert (
+            len(re.findall(r"[Ll]icence of the (?:teacher’s )?weights: (?:<bdi>)?cc-by-nc-4.0", page))
+            == times
+        )
+        assert ("Licence of the teacher" in page) == bool(times)
+
+
 def test_the_page_does_not_look_for_copies_again(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has them in its record; to find them, the beginnings of all files are read."""
     monkeypatch.setattr(

@@ -17,6 +17,7 @@ from tutelage.cli.group import Commands
 from tutelage.cli.interrupts import INTERRUPTED, exit_now, interrupts_exit, interrupts_raise
 from tutelage.cli.options import DeviceOption, ProgressOption, Runs, option
 from tutelage.cli.recipe import recipe as show_recipe
+from tutelage.cli.teacher import teacher
 from tutelage.core.code import FLAG, only_named
 from tutelage.core.errors import TutelageError, one_line
 
@@ -99,6 +100,7 @@ def quickstart(
 
 app.command("data", rich_help_panel=START, no_args_is_help=True)(look_at_data)
 app.command(rich_help_panel=START, no_args_is_help=True)(advise)
+app.command(rich_help_panel=START, no_args_is_help=True)(teacher)
 
 
 app.command(rich_help_panel=START, no_args_is_help=True)(distill)

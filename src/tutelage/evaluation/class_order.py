@@ -43,6 +43,7 @@ def name_classes(
     model = model.recognised(subset.classes)
     orders = _orders(subset.classes)
     unnamed = model.pretrained and model.class_ids is None and model.num_classes == len(subset.classes)
+    unnamed = unnamed and not model.random_head
     some = sample(subset, IMAGES) if unnamed and len(orders) > 1 else None
     if some is None or not (some.labels >= 0).any():
         return model, ""

@@ -37,7 +37,7 @@ def own_classes(teacher: Model) -> tuple[str, ...]:
     Raises:
         TutelageError: the teacher does not know any class.
     """
-    if not teacher.pretrained or teacher.num_classes < 2:
+    if not teacher.pretrained or teacher.num_classes < 2 or teacher.random_head:
         reason = "it has no head" if teacher.pretrained else "its weights are random"
         raise TutelageError(
             f"teacher.model={teacher.spec}: no image has a label, so that the teacher must know the classes itself, "
@@ -87,7 +87,7 @@ def align_heads(
 
 def _known(model: Model, classes: Sequence[str]) -> tuple[str, ...] | None:
     """The classes of a pretrained head that has all classes of the data, else None."""
-    if not model.pretrained:
+    if not model.pretrained or model.random_head:
         return None
     if model.class_ids is None:
         return tuple(classes) if model.num_classes == len(classes) else None

@@ -65,6 +65,7 @@ class Model:
         presumed: ids and names of the ImageNet classes that a head of this size may have, where its checkpoint names
             none; see `recognised`.
         licence: of the weights, as their publisher names it; None where it is not known.
+        random_head: the weights are those of a backbone alone, so that the head is random and has to be replaced.
     """
 
     spec: str
@@ -78,6 +79,7 @@ class Model:
     head_size: int | None = None
     presumed: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     licence: str | None = None
+    random_head: bool = False
 
     @classmethod
     def of(
@@ -198,7 +200,15 @@ class Model:
             )
         zero_head(module, size)
         ids = None if isinstance(classes, int) else tuple(classes)
-        return replace(self, module=module, class_ids=ids, class_names=None, head_size=size, presumed=None)
+        return replace(
+            self,
+            module=module,
+            class_ids=ids,
+            class_names=None,
+            head_size=size,
+            presumed=None,
+            random_head=False,
+        )
 
     def at(self, resolution: int) -> Model:
         """The model at another square resolution in pixels; the module is changed in place.
@@ -246,6 +256,7 @@ class Model:
             origin=weights.origin,
             pretrained=True,
             presumed=None,
+            random_head=False,
         )
 
     def copied(self, state: Mapping[str, Tensor] | None = None) -> Model:

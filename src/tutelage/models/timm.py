@@ -28,6 +28,7 @@ from tutelage.models.misnamed import unknown_model
 from tutelage.models.names import in_cache, pretrained_cfg, published
 from tutelage.models.source import Model, damaged, ready, resize, stored_classes, stored_input
 from tutelage.models.weights import (
+    COUNTER,
     PACKAGES,
     Weights,
     fit,
@@ -258,14 +259,27 @@ def _names_of(name: str) -> tuple[str, ...]:
 
 
 def _head_size(name: str, weights: Weights) -> int | None:
-    """Number of classes of a checkpoint, read from its classifier; None (the architecture's own) without one."""
+    """Number of classes of a checkpoint, read from its classifier.
+
+    It is 0 for a backbone without a head, and None (the architecture's own) where nothing of this is found.
+    """
     if weights.ordered:
         return None
     for layer in _classifiers(name):
         head = weights.tensors.get(f"{layer}.weight")
         if head is not None:
             return int(head.shape[0])
+    if {key for key in weights.tensors if not key.endswith(COUNTER)} == _backbone_names(name):
+        return 0
     return torchvision_head(weights.tensors, name)
+
+
+@cache
+def _backbone_names(name: str) -> frozenset[str]:
+    """The names of the tensors of an architecture without its head, but for the counters of BatchNorm."""
+    with torch.device("meta"):
+        state = _build(name, num_classes=0, dropout=None).state_dict()
+    return frozenset(key for key in state if not key.endswith(COUNTER))
 
 
 def _classifiers(name: str) -> tuple[str, ...]:

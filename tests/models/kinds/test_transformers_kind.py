@@ -13,11 +13,14 @@ from transformers import (
     MobileViTImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
+    ResNetModel,
     ViTImageProcessor,
 )
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import eval_pixels, normalised
+from tutelage.distillation.probe import can_be_probed
+from tutelage.models.class_mapping import align_heads
 from tutelage.models.registry import load_model
 from tutelage.models.weights import save_weights
 
@@ -75,3 +78,14 @@ def test_a_model_that_cannot_be_had_gives_one_line(name: str, tmp_path: Path) ->
     with pytest.raises(TutelageError, match="cannot be loaded from") as caught:
         load_model(f"hf:{name.format(tmp_path)}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_without_a_classifier_has_no_classes(folder: Path) -> None:
+    """transformers draws a random head of two outputs, which is not taken for one of two classes."""
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    ResNetModel(config).save_pretrained(folder)
+    model = load_model(f"hf:{folder}")
+    (teacher,), _, mapping = align_heads([model], model, ("cat", "dog"))
+    assert (model.class_ids, mapping.new) == (None, {model.spec})
+    assert can_be_probed(teacher)
+    assert not teacher.module(torch.rand(1, 3, 32, 32)).any()  # a new head begins at zero

@@ -15,7 +15,7 @@ from tutelage.data.input_spec import FILTERS, InputSpec
 from tutelage.models.kinds.names import split_weights
 from tutelage.models.source import Model
 from tutelage.models.timm import imagenet_classes
-from tutelage.models.weights import ask_hub
+from tutelage.models.weights import COUNTER, ask_hub
 
 _LICENCE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
 
@@ -52,6 +52,7 @@ def load(where: str, /, *, num_classes: int | None = None, dropout: float | None
             f"model 'hf:{where}': needs transformers; run `pip install 'tutelage[transformers]'`"
         ) from None
     name, source = split_weights(where)
+    random_head = False
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -60,7 +61,10 @@ def load(where: str, /, *, num_classes: int | None = None, dropout: float | None
         config = AutoConfig.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name).to_dict()
         if source is None:
-            network = AutoModelForImageClassification.from_pretrained(name)
+            network, loaded = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+            random_head = any(
+                not key.endswith(COUNTER) for key in loaded["missing_keys"]
+            )  # of a backbone alone, such as DINOv2's
         else:
             if num_classes is not None and source == "none":
                 config.num_labels = num_classes
@@ -71,7 +75,7 @@ def load(where: str, /, *, num_classes: int | None = None, dropout: float | None
             "classifier that save_pretrained wrote, or the name of one on the hub, such as hf:microsoft/resnet-50"
         ) from None
     named = [str(network.config.id2label[number]) for number in range(network.config.num_labels)]
-    known = not all(re.fullmatch(r"LABEL_\d+", label) for label in named)
+    known = not random_head and not all(re.fullmatch(r"LABEL_\d+", label) for label in named)
     model = Model.of(
         LogitsOf(network, bool(processor.get("do_flip_channel_order"))),
         input_spec=_input_spec(where, processor, network.config),
@@ -82,10 +86,10 @@ def load(where: str, /, *, num_classes: int | None = None, dropout: float | None
         pretrained=source is None,
     )
     ids, names = imagenet_classes(len(named))
-    if ids and len(named) == 1000 and (named[0].lower().startswith("tench") or not known):
+    if ids and not random_head and len(named) == 1000 and (named[0].lower().startswith("tench") or not known):
         # the hub's names of these classes are in words; the data of ImageNet has WordNet's ids
         model = replace(model, class_ids=ids, class_names=names)
-    model = replace(model, licence=_licence(name))
+    model = replace(model, licence=_licence(name), random_head=random_head)
     if source not in {None, "none"}:
         model = model.reload(Path(str(source)))
     return model if num_classes in {None, model.num_classes} else model.with_head(num_classes or 0)
