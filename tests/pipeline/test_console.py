@@ -51,3 +51,14 @@ def test_auto_is_plain_where_there_is_no_terminal(capsys: pytest.CaptureFixture[
     assert type(open_progress("rich")) is Bars
     with pytest.raises(TutelageError, match="use auto, rich, plain, json or none"):
         open_progress("fancy")
+
+
+def test_a_warning_stands_out_on_a_terminal() -> None:
+    screen = io.StringIO()
+    plain = Plain(Console(file=screen, width=80, force_terminal=True, color_system="standard"))
+    plain.say("pre-flight: done")
+    plain.say("warning: t.onnx?range=[0,255]: its images")
+    assert screen.getvalue().splitlines() == [
+        "pre-flight: done",
+        "\x1b[33mwarning: t.onnx?range=[0,255]: its images\x1b[0m",
+    ]

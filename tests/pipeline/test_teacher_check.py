@@ -92,6 +92,24 @@ def right_control(monkeypatch: pytest.MonkeyPatch) -> Model:
     return cast(Model, object())
 
 
+def test_what_is_wrong_with_the_teacher_is_said_in_place_of_what_may_help(
+    tmp_path: Path, right_control: Model
+) -> None:
+    found = {
+        "fault": "input",
+        "sentence": "onnx:t.onnx: its images. Write teacher.model='onnx:t.onnx?channels=BGR'",
+    }
+    one = checked(tmp_path, np.zeros(200, dtype=int))
+    for records, words in (
+        ([found], f" {found['sentence']}; set preflight."),
+        ([], " A longer fit (teacher.fit)"),
+    ):
+        write_json(Run(tmp_path).preflight, {"teacher_descriptions": records})
+        with pytest.raises(WeakTeacher) as stopped:
+            check_teacher(one, right_control)
+        assert words in str(stopped.value)
+
+
 def test_the_check_stops_a_weak_teacher_and_says_it_with_figures(
     tmp_path: Path, right_control: Model
 ) -> None:

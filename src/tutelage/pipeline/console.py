@@ -114,7 +114,8 @@ class Plain(Silent):
     def say(self, text: str) -> None:
         """Print a line, or several where it is long."""
         self.shown = None
-        self.console.print(text, highlight=False, markup=False)
+        style = "yellow" if text.startswith("warning: ") else None
+        self.console.print(text, style=style, highlight=False, markup=False)
 
     def begin(self, stage: str, steps: int) -> None:
         """Print a line for a stage that may take minutes and has no epochs."""

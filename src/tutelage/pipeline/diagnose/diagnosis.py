@@ -22,6 +22,7 @@ CHECKS: tuple[Callable[[Figures], Iterable[Finding]], ...] = (
     doubts.val_and_test_apart,
     doubts.unfinished_fit,
     outcome.gain,
+    teaching.wrong_description,
     teaching.no_headroom,
     teaching.unfitted_teacher,
     teaching.contradicted_labels,

@@ -9,6 +9,7 @@ from statistics import mean
 import numpy as np
 
 from tutelage.distillation.objective import soft_temperature
+from tutelage.evaluation.input_variants import DESCRIPTIONS
 from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import outcome
 from tutelage.pipeline.diagnose.figures import (
@@ -32,6 +33,24 @@ SCALE_FREE = {
     "dist",
     "standardised_kl",
 }  # losses that a temperature hardly changes, or that scale logits themselves
+
+
+def wrong_description(figures: Figures) -> Iterator[Finding]:
+    """Pre-flight found that a teacher gets other images than in its training, or names its classes in another order."""
+    for record in figures.preflight.get(DESCRIPTIONS) or ():
+        if not record["fault"]:
+            continue
+        write = record.get("write")
+        attempts = [
+            Try("teacher.model", f"'{write}'", "the images are then made as the file was trained on them")
+        ]
+        yield Finding(
+            "teacher described wrongly",
+            "problem",
+            f"{record['sentence']}.",
+            {name: record[name] for name in ("given", "top1", "n", "p")},
+            tuple(attempts) if write and record["place"] == 0 else (),
+        )
 
 
 def no_headroom(figures: Figures) -> Iterator[Finding]:

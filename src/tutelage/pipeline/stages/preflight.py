@@ -20,6 +20,7 @@ from tutelage.distillation.objective import soft_temperature
 from tutelage.distillation.teacher import Teacher
 from tutelage.evaluation import calibration, resolution
 from tutelage.evaluation.fidelity import FIDELITY, fidelity
+from tutelage.evaluation.input_variants import DESCRIPTIONS
 from tutelage.evaluation.predict import Predictions, in_common
 from tutelage.evaluation.quality import Quality, quality
 from tutelage.models import precision
@@ -31,13 +32,16 @@ from tutelage.pipeline.memo import made_once
 from tutelage.pipeline.stages.estimate import Amounts, estimate
 from tutelage.pipeline.stages.evaluate import (
     batches,
+    joint,
     labels_of,
+    predict,
     predict_jointly,
     probe_resolutions,
     quality_on,
 )
 from tutelage.pipeline.stages.fit import Fitted
 from tutelage.pipeline.stages.prepare import Prepared
+from tutelage.pipeline.stages.teacher_inputs import as_checks, check_descriptions, faults, say_faults
 from tutelage.pipeline.stages.temperatures import view_batches, with_temperatures
 
 TRAIN_IMAGES = 500  # on which the teacher's predictions are compared with the labels
@@ -55,6 +59,7 @@ class Checked:
         teachers: at the resolution of their targets, frozen and in eval mode.
         student: the starting student.
         teacher_precision: precision in which the teachers' targets are computed.
+        each_on_val: each teacher's logits on val.
         teacher_on_val: the teachers' joint logits on val.
     """
 
@@ -62,6 +67,7 @@ class Checked:
     teachers: tuple[Model, ...]
     student: Model
     teacher_precision: Precision
+    each_on_val: Sequence[Predictions]
     teacher_on_val: Predictions
 
     @cached_property
@@ -89,6 +95,7 @@ def preflight(fitted: Fitted) -> Checked:
     begun = time.monotonic()
     with made_once(prepared.context, path, lambda: _key(fitted)):
         before = read_json(path) if path.exists() else None
+        say_faults(progress, (before or {}).get(DESCRIPTIONS, []))
         resolutions = before.get("resolutions", []) if before else _probe_resolutions(fitted)
         teachers = _at_used_resolution(fitted, resolutions)
         Teacher(teachers, prepared.device)  # freezes them
@@ -100,9 +107,10 @@ def preflight(fitted: Fitted) -> Checked:
             else:
                 chosen = _choose_precision(prepared, rates)
             prepared = _with_precision(prepared, chosen[0])
-            on_val = predict_jointly(prepared, teachers, prepared.splits.val)
+            each = in_common([predict(prepared, one, prepared.splits.val) for one in teachers])
+            on_val = joint(each)
             prepared = with_temperatures(prepared, teachers, chosen[1], on_val, before)
-            checked = Checked(prepared, teachers, fitted.student, chosen[1], on_val)
+            checked = Checked(prepared, teachers, fitted.student, chosen[1], each, on_val)
             if rates is not None:
                 record = _measure(checked, rates) | {"resolutions": resolutions}
         if rates is not None:
@@ -242,6 +250,7 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
             },
         },
         "checks": checks,
+        DESCRIPTIONS: figures.get(DESCRIPTIONS, []),
     }
 
 
@@ -282,6 +291,7 @@ def _accuracies(checked: Checked, classes: int) -> tuple[dict[str, Any], list[di
         f"pre-flight: on val the teacher has {teacher.top1:.2f} top-1, the student {student.top1:.2f}: "
         f"an advantage of {advantage:+.2f} points"
     )
+    described = check_descriptions(prepared, checked.teachers, checked.each_on_val)
     figures = {
         "teacher": {
             **{name: getattr(teacher, name) for name in ACCURACY},
@@ -291,8 +301,10 @@ def _accuracies(checked: Checked, classes: int) -> tuple[dict[str, Any], list[di
         "student": {name: getattr(student, name) for name in ACCURACY},
         "n": student.n,
         "advantage": advantage,
+        DESCRIPTIONS: described,
     }
-    return figures, strength(teacher, student, classes, prepared.recipe.preflight.allow_weak_teacher)
+    allowed, causes = prepared.recipe.preflight.allow_weak_teacher, faults(described)
+    return figures, [*strength(teacher, student, classes, allowed, causes), *as_checks(described)]
 
 
 def _likeness(checked: Checked) -> dict[str, Any]:
@@ -348,8 +360,10 @@ def structure(teachers: Sequence[Model], student: Model, class_mapping: ClassMap
     ]
 
 
-def strength(teacher: Quality, student: Quality, classes: int, allow_weak: bool) -> list[dict[str, Any]]:
-    """Check that the teacher is above chance and better than the student.
+def strength(
+    teacher: Quality, student: Quality, classes: int, allow_weak: bool, causes: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Check that the teacher is above chance and better than the student; `causes` say what is wrong and what to do.
 
     Raises:
         TutelageError: the teacher is near chance or worse than the student, and the recipe does not allow it.
@@ -369,9 +383,10 @@ def strength(teacher: Quality, student: Quality, classes: int, allow_weak: bool)
     ]
     for check in checks:
         if not check["ok"] and not allow_weak:
+            advice = "; ".join(causes) or "fit it with teacher.fit, check its classes and resolution"
             raise TutelageError(
-                f"pre-flight: failed: {check['name']} ({check['detail']}); fit it with teacher.fit, check its "
-                "classes and resolution, or set preflight.allow_weak_teacher=true"
+                f"pre-flight: failed: {check['name']} ({check['detail']}); {advice}, or set "
+                "preflight.allow_weak_teacher=true"
             )
     return checks
 

@@ -18,6 +18,7 @@ from tutelage.evaluation.verdict import outcome
 from tutelage.models.source import Model
 from tutelage.pipeline.stages.evaluate import labels_of, predict
 from tutelage.pipeline.stages.preflight import Checked
+from tutelage.pipeline.stages.teacher_inputs import recorded_faults
 
 FEWEST = 100  # labelled images of val; on fewer, even a gap of ten points is hardly ever significant
 
@@ -55,10 +56,12 @@ def check_teacher(checked: Checked, control: Model | None) -> None:
     if not record["weak"] or prepared.recipe.preflight.allow_weak_teacher:
         return
     run = prepared.run
+    causes = recorded_faults(run)
+    advice = "; ".join(causes) or "A longer fit (teacher.fit) or a larger teacher may help"
     raise WeakTeacher(
         f"{run.path}: stopped before the distillation, since the teacher is not shown to have anything to teach. "
-        f"{record['sentence']} The control is kept in {run.control}. A longer fit (teacher.fit) or a larger "
-        "teacher may help; set preflight.allow_weak_teacher=true to continue in spite of this"
+        f"{record['sentence']} The control is kept in {run.control}. {advice}; set "
+        "preflight.allow_weak_teacher=true to continue in spite of this"
     )
 
 
