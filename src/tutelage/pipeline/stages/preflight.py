@@ -126,7 +126,8 @@ def _steps(prepared: Prepared, teachers: Sequence[Model], before: dict[str, Any]
     if before:
         return len(teachers) * on_val
     on_train = batches(prepared, sample(prepared.splits.train, TRAIN_IMAGES))
-    return SPEEDS + on_val + len(teachers) * (on_val + on_train) + view_batches(prepared)
+    speeds = SPEEDS - teachers[0].looks_up
+    return speeds + on_val + len(teachers) * (on_val + on_train) + view_batches(prepared)
 
 
 def _key(fitted: Fitted) -> dict[str, Any]:
