@@ -127,7 +127,7 @@ def test_a_kind_of_data_like_no_other_gets_the_list_of_kinds(spec: str) -> None:
     assert repr(spec) in str(caught.value)
     assert (
         "write a path that exists, folder:PATH, csv:FILE, parquet:FILE, zip:FILE, hf:NAME, wds:PATTERN, "
-        "torchvision:NAME or digits, such as folder:photos" in str(caught.value)
+        "torchvision:NAME, sklearn:NAME or digits, such as folder:photos" in str(caught.value)
     )
 
 

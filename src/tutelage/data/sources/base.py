@@ -32,6 +32,7 @@ KINDS = {
     "parquet": "tutelage.data.sources.table",
     "zip": "tutelage.data.sources.archive",
     "torchvision": "tutelage.data.sources.torchvision",
+    "sklearn": "tutelage.data.sources.sklearn",
     "digits": "tutelage.data.sources.digits",
 }
 OF_SUFFIX = {
@@ -41,8 +42,8 @@ OF_SUFFIX = {
     ".zip": "zip",
 }  # of files named without a kind
 WRITE = (
-    "write a path that exists, folder:PATH, csv:FILE, parquet:FILE, zip:FILE, hf:NAME, wds:PATTERN, torchvision:NAME "
-    "or digits, such as folder:photos"
+    "write a path that exists, folder:PATH, csv:FILE, parquet:FILE, zip:FILE, hf:NAME, wds:PATTERN, torchvision:NAME, "
+    "sklearn:NAME or digits, such as folder:photos"
 )
 PART_NAMES = {
     "train": ("train", "training"),
