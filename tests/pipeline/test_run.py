@@ -122,6 +122,17 @@ def test_an_existing_run_is_never_overwritten(finished: Run) -> None:
         begin(recipe, finished.path.parent, "test")
 
 
+@pytest.mark.parametrize(
+    "teacher",
+    ["torchvision:resnet50", f"onnx:/home/{'very-long-' * 30}/teacher.onnx", "onnx:/données/élan.onnx"],
+)
+def test_a_name_is_made_of_any_models(teacher: str, tmp_path: Path) -> None:
+    recipe = parse_recipe({"teacher": teacher, "student": "hf:./éa/b"})
+    name = begin(recipe, tmp_path, "test").path.name
+    assert len(name) < 121
+    assert teacher.rpartition("/")[2].rpartition("é")[2].replace(".", "_").replace(":", "_") in name
+
+
 def test_changed_images_are_noticed_on_resume(finished: Run, tmp_path: Path) -> None:
     import shutil
 

@@ -125,6 +125,15 @@ def test_a_file_cannot_be_a_student(fitted: Run, tiny: dict, tmp_path: Path) -> 
         run_of(tiny, tmp_path, "refused")
 
 
+@pytest.mark.parametrize("fit", [{"epochs": 1}, {"lr": 0.1}])
+def test_a_file_is_not_fitted(fit: dict, fitted: Run, tiny: dict, tmp_path: Path) -> None:
+    live = load_model(f"test_resnet@{fitted.teacher}")
+    path = write_onnx(live.module, tmp_path / "model.onnx", torch.zeros(1, 3, 32, 32))
+    tiny["teacher"] = {"model": f"onnx:{path}", "fit": fit}
+    with pytest.raises(TutelageError, match=r"no weights that can be trained; leave teacher\.fit out"):
+        run_of(tiny, tmp_path, "refused")
+
+
 def test_a_student_of_torchvision(tiny: dict, tmp_path: Path) -> None:
     """It is distilled; its file comes back by its name."""
     tiny["student"] = {"model": "torchvision:shufflenet_v2_x0_5@none", "resolution": 32, "crop_pct": 1.0}

@@ -44,6 +44,7 @@ from tutelage.report.run_records import read_run_records
 from tutelage.report.summary import summary
 
 log = logging.getLogger(__name__)
+LONGEST_PART = 45  # characters of a model's name in that of a run, which may have 121
 T = TypeVar("T")
 
 
@@ -84,9 +85,14 @@ def describe(run: Run, recipe: Recipe, versions: Mapping[str, Any]) -> None:
 
 
 def _default_name(recipe: Recipe) -> str:
-    # in KIND:WHERE, the part after the colon may be a path
-    student, teacher = (re.sub(r"\W+", "_", architecture(m.model)) for m in (recipe.student, recipe.teacher))
+    student, teacher = (_as_part_of_a_name(model.model) for model in (recipe.student, recipe.teacher))
     return f"{student}-from-{teacher}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _as_part_of_a_name(model: str) -> str:
+    """Return what stands for a model in the name of a run: in KIND:WHERE, the part after the colon may be any path."""
+    name = re.sub(r"\W+", "_", architecture(model), flags=re.ASCII).strip("_") or "model"
+    return name if len(name) <= LONGEST_PART else f"{name[:12]}_{name[-(LONGEST_PART - 13) :]}"
 
 
 def distill(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import Recipe, StudentRecipe, TeacherRecipe
+from tutelage.core.recipe import FitRecipe, Recipe, StudentRecipe, TeacherRecipe
 from tutelage.core.runtime import Runtime
 from tutelage.data.doctor.classes import class_lines
 from tutelage.data.duplicates import Known
@@ -77,6 +77,7 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
     shown = {role: part for role, part in splits.parts.items() if role != "teacher"}
     loaded = [load_model(name).for_images(shown) for name in (recipe.teacher.model, *recipe.teacher.others)]
     _check_stored(recipe, loaded)
+    _check_fit(recipe, loaded)
     recipe = _without_labels(recipe, splits)
     if not splits.classes:
         splits = splits.with_classes(own_classes(loaded[0]))
@@ -173,12 +174,26 @@ def _check_stored(recipe: Recipe, teachers: Sequence[Model]) -> None:
             )
 
 
+def _check_fit(recipe: Recipe, teachers: list[Model]) -> None:
+    """Refuse a fit of a teacher whose weights cannot be trained, such as a file that another program runs."""
+    fit = recipe.teacher.fit
+    for model in teachers:
+        if isinstance(fit, FitRecipe) and fit.epochs != 0 and not _can_be_trained(model):
+            raise TutelageError(
+                f"teacher.fit: {model.spec} has no weights that can be trained; leave teacher.fit out"
+            )
+
+
+def _can_be_trained(model: Model) -> bool:
+    return any(weight.requires_grad for weight in model.module.parameters())
+
+
 def _load_student(recipe: Recipe) -> Model:
     name = recipe.student.model
     if recipe.train.from_scratch:
         name = from_scratch(name)
     student = load_model(name, dropout=recipe.student.dropout)
-    if not any(weight.requires_grad for weight in student.module.parameters()):
+    if not _can_be_trained(student):
         raise TutelageError(
             f"student.model={name}: has no weights that can be trained, so that it can only be a teacher; name one of "
             "timm's models, such as tf_efficientnet_lite0"
