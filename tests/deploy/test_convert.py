@@ -1,6 +1,8 @@
 """Networks that PyTorch's exporter cannot follow as they are, and weights that do not fit into one file."""
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import InputSpec
-from tutelage.deploy import convert
+from tutelage.deploy import convert, quantise
 from tutelage.deploy.build import files_of
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.runtime import open_session
@@ -91,6 +93,28 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
         convert.to_openvino(path), tmp_path / "model.xml", Manifest("net", model.input_spec, (), ())
     )
     agree(model.module, model.input_spec, tmp_path / "model.xml")
+
+
+def test_a_network_of_any_size_is_run_while_it_is_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of a protobuf end at 2 GiB, so that it is not made of them."""
+    monkeypatch.setattr(convert, "EMBEDDED", 1000)
+    model = load_model("test_efficientnet@none", num_classes=4).at(32)
+    proto = convert.to_onnx(model.module, model.input_spec)
+    images = torch.randn(3, 3, 32, 32)
+    original = type(proto).SerializeToString
+
+    def limited(self: Any) -> bytes:
+        content: bytes = original(self)
+        if len(content) > 200_000:
+            raise ValueError("exceeds the maximum")
+        return content
+
+    with patch.object(type(proto), "SerializeToString", limited):
+        with pytest.raises(ValueError, match="exceeds"):
+            proto.SerializeToString()
+        found = quantise._runner(proto)(images.numpy())
+    with torch.no_grad():
+        assert np.abs(found - model.module(images).numpy()).max() < 1e-4
 
 
 def test_small_weights_lie_in_the_file(tmp_path: Path) -> None:

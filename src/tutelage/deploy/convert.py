@@ -103,13 +103,19 @@ def _cause(error: BaseException) -> str:
 
 
 def save_onnx(proto: Any, path: Path, manifest: Manifest) -> None:
-    """Write an ONNX model with its manifest in ``metadata_props``.
+    """Write an ONNX model with its manifest in ``metadata_props``."""
+    onnx: Any = importlib.import_module("onnx")
+    onnx.helper.set_model_props(proto, manifest.properties())
+    proto.producer_name = NAMESPACE
+    write_onnx(proto, path)
+
+
+def write_onnx(proto: Any, path: Path) -> None:
+    """Write an ONNX model as it is.
 
     Weights of more than `EMBEDDED` bytes go to a file beside it (``.onnx.data``): a protobuf ends at 2 GiB.
     """
     onnx: Any = importlib.import_module("onnx")
-    onnx.helper.set_model_props(proto, manifest.properties())
-    proto.producer_name = NAMESPACE
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= EMBEDDED:
         onnx.save(proto, path)
         return

@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from tutelage.core.progress import Often
 from tutelage.data.input_spec import InputSpec, normalised
-from tutelage.deploy.convert import INPUT, quiet
+from tutelage.deploy.convert import INPUT, quiet, write_onnx
 from tutelage.deploy.runtime import openvino_core, signal_stack_kept
 
 SHARES = (0.1, 0.3, 0.6)  # of the layers that stay in float32, tried in turn until int8 loses little enough
@@ -253,7 +255,12 @@ def _runner(model: Any) -> Callable[[np.ndarray], np.ndarray]:
         compiled = _compiled(model)
         return lambda images: np.asarray(compiled({INPUT: images})[0])
     runtime: Any = importlib.import_module("onnxruntime")
-    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with TemporaryDirectory(
+        prefix="tutelage-"
+    ) as folder:  # by a file, since bytes of a protobuf end at 2 GiB
+        file = Path(folder) / "model.onnx"
+        write_onnx(model, file)
+        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return lambda images: np.asarray(session.run(None, {INPUT: images})[0])
 
 
