@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +26,27 @@ SETTINGS: dict[str, Any] = {
     "train.precision": "fp32",
     "preflight.allow_weak_teacher": True,
 }
+DOCS = Path(__file__).parents[1] / "docs"
 HALF = (0.5, 0.5, 0.5)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, tutelage; tutelage.Predictor; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("prepared", ["", "import logging; logging.basicConfig(); "])
+def test_a_warning_is_shown_once(prepared: str) -> None:
+    code = f"{prepared}import logging, tutelage; logging.getLogger('tutelage.data').warning('one line')"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr.count("one line") == 1
+
+
+def test_more_is_shown_as_the_page_says() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = f"import tutelage\n{block}\nlogging.getLogger('tutelage.pipeline.run').debug('one line')"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr.count("one line") == 1
 
 
 def test_every_public_name_is_there() -> None:
