@@ -38,7 +38,7 @@ def test_every_key_is_there_in_the_order_of_a_written_recipe() -> None:
         ("control", "true", "true or false"),
         ("train.epochs", "auto", "a whole number of at least 1 or auto"),
         ("teacher.fit.epochs", "auto", "a whole number of at least 0 or auto"),
-        ("train.lr", "auto", "a number above 0 or auto"),
+        ("train.lr", "auto", "a number above 0, auto or range"),
         ("train.seed", "0", "a whole number from 0 to 4294967295"),
         ("train.schedule", "cosine", "cosine, linear, constant or multistep"),
         ("view.flip", "0.5", "a number from 0 to 1"),

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from PIL import Image
+from tests.helpers.clip_files import write_clip
 from tests.helpers.stages import network
 
 from tutelage.core.components import AUTO, FitRecipe, TrainRecipe
@@ -79,6 +82,45 @@ def test_a_run_records_what_it_chose_and_resumes_with_it(tiny: dict, tmp_path: P
     before = {path: path.read_bytes() for path in (run.choices, run.student, run.preflight)}
     distill(load_recipe(run.recipe), run, Silent())
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_range_test_chooses_one_rate_for_control_and_student(tiny: dict, tmp_path: Path) -> None:
+    tiny["train"] |= {"lr": "range", "epochs": 1, "schedule": "constant"}
+    recipe = parse_recipe(tiny | {"name": "one"})
+    run = begin(recipe, tmp_path, "test")
+    distill(recipe, run, Silent(), memo=tmp_path / "shared")
+    choice = read_json(run.choices)["train.lr"]
+    assert 1e-4 < choice["value"] < 1
+    assert "range test of" in choice["why"]
+    rates = {row["stage"]: row["lr"] for row in read_jsonl(run.metrics)}
+    assert rates["control"] == rates["distill"] == choice["value"]
+    assert settings_of(run).train.lr == choice["value"]
+    curve = read_json(run.checkpoints / "lr-range.json")
+    assert len(curve["rates_and_losses"]) > 50
+    before = {path: path.read_bytes() for path in (run.choices, run.student, run.control)}
+    with patch("tutelage.pipeline.stages.rate.range_test", side_effect=AssertionError("tested again")):
+        distill(load_recipe(run.recipe), run, Silent(), memo=tmp_path / "shared")  # resumed
+        assert {path: path.read_bytes() for path in before} == before
+        other = begin(parse_recipe(tiny | {"name": "two"}), tmp_path, "test")  # of the same study
+        distill(load_recipe(other.recipe), other, Silent(), memo=tmp_path / "shared")
+    assert read_json(other.choices)["train.lr"] == choice
+
+
+def test_a_range_test_needs_labels_and_a_fit_has_none(tiny: dict, tmp_path: Path) -> None:
+    for number in range(40):
+        place = tmp_path / "photos" / f"{number}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (number * 4, 90, 250 - number * 4)).save(place)
+    classes = tmp_path / "classes.txt"
+    classes.write_text("a\nb\n")
+    tiny["data"] = {"train": f"folder:{tmp_path / 'photos'}", "workers": 0}
+    teacher = {"model": f"zero-shot:{write_clip(tmp_path / 'clip')}?classes={classes}"}
+    settings = {"name": "pictures", "teacher": teacher, "train": {"lr": "range", "batch_size": 8}}
+    recipe = parse_recipe(tiny | settings)
+    with pytest.raises(TutelageError, match=r"train\.lr=range: no training image has a label"):
+        distill(recipe, begin(recipe, tmp_path / "runs", "test"), Silent())
+    with pytest.raises(TutelageError, match=r"teacher\.fit\.lr"):
+        parse_recipe({"teacher": {"fit": {"lr": "range"}}})
 
 
 def test_runs_that_share_a_preflight_record_its_temperatures_too(tiny: dict, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tutelage.core.values import (
     Rate,
     Seed,
     Share,
+    TestedRate,
     Text,
 )
 
@@ -223,8 +224,9 @@ class TrainRecipe(Component):
     """Share of labelled images in each batch of the student, where some images have no label; null: as they come."""
     optimizer: Text = "adamw"
     """Optimizer, any of timm's."""
-    lr: Rate = AUTO
-    """Learning rate after warm-up. auto: 3e-4 for pretrained weights, 3e-3 for random ones."""
+    lr: TestedRate = AUTO
+    """Learning rate after warm-up, of control and student. auto: 3e-4 for pretrained weights, 3e-3 for random ones;
+    range: by a range test (Smith 2017), 100 steps with rising rates on a copy of the student with hard labels."""
     min_lr: NonNegative = 0.0
     """Learning rate at the end of the schedule, where that is cosine or linear."""
     schedule: Literal["cosine", "linear", "constant", "multistep"] = "cosine"

@@ -25,31 +25,37 @@ def _as_text(value: Any) -> Any:
 # may be written without quotes where it is a whole number
 Text = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | int)]
 
-AUTO = -1  # stands for `auto` in a number that a run chooses for itself, so that the key stays a number
+# words that a number may be written as, so that the key stays a number
+AUTO = -1  # `auto`: a run chooses for itself
+RANGE = -2  # `range`: a learning rate range test chooses
 
 
-def _or_auto(kind: Any, least: float) -> tuple[BeforeValidator, PlainSerializer]:
-    """Let a number of at least `least` also be written as ``auto``, which is kept as `AUTO`."""
+def _or_word(kind: Any, least: float, words: dict[str, int]) -> tuple[BeforeValidator, PlainSerializer]:
+    """Let a number of at least `least` also be written as one of some words, each kept as a negative number."""
+    named = {number: word for word, number in words.items()}
 
     def read(value: Any) -> Any:
-        if value == "auto":
-            return AUTO
+        if isinstance(value, str) and value in words:
+            return words[value]
         if isinstance(value, bool) or (isinstance(value, int | float) and value < least):
-            raise ValueError(f"give a number of at least {least:g}, or auto, not {value}")
+            raise ValueError(f"give a number of at least {least:g}, or {' or '.join(words)}, not {value}")
         return value
 
     def write(value: float) -> Any:
-        return "auto" if value == AUTO else kind(value)
+        return named[int(value)] if value in named else kind(value)
 
-    written = Annotated[kind, Field(ge=least) if kind is int else Field(gt=0)] | Literal["auto"]
+    number = Annotated[kind, Field(ge=least) if kind is int else Field(gt=0)]
+    written = number | Literal[*words]  # type: ignore[valid-type]
     return BeforeValidator(read, json_schema_input_type=written), PlainSerializer(write)
 
 
-_EPOCHS, _FIT_EPOCHS = _or_auto(int, 1), _or_auto(int, 0)
-_RATE = _or_auto(float, 1e-12)
+_EPOCHS, _FIT_EPOCHS = _or_word(int, 1, {"auto": AUTO}), _or_word(int, 0, {"auto": AUTO})
+_RATE = _or_word(float, 1e-12, {"auto": AUTO})
+_TESTED_RATE = _or_word(float, 1e-12, {"auto": AUTO, "range": RANGE})
 Epochs = Annotated[int, *_EPOCHS]
 FitEpochs = Annotated[int, *_FIT_EPOCHS]
 Rate = Annotated[float, *_RATE]
+TestedRate = Annotated[float, *_TESTED_RATE]
 
 
 class Component(BaseModel):

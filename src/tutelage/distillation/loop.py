@@ -158,7 +158,24 @@ class Trainer:
     def train_epoch(self, stop: threading.Event) -> None:
         """Train the remaining steps of an epoch."""
         settings, at = self.settings, self.at
-        loader = train_loader(
+        loader = self.batches()
+        self.set_modes()
+        started = time.monotonic()
+        for batch in loader:
+            good = self.train_step(batch)
+            now = time.monotonic()
+            at.seconds, started = at.seconds + now - started, now
+            due = now - self.saved_at > 60 * settings.checkpoint_minutes
+            stopped, due = self.runtime.any(stop.is_set(), due)
+            if good and (stopped or due):  # after a bad step the last good checkpoint is kept
+                self.save()
+            if stopped:
+                raise Interrupted
+
+    def batches(self) -> Iterable[dict[str, Any]]:
+        """Return the remaining batches of an epoch."""
+        settings, at = self.settings, self.at
+        return train_loader(
             self.stage.train,
             ViewPolicy(self.stage.view),
             self.specs,
@@ -174,18 +191,6 @@ class Trainer:
             world_size=self.runtime.world_size,
             bad=self.loading.bad,
         )
-        self._set_modes()
-        started = time.monotonic()
-        for batch in loader:
-            good = self.train_step(batch)
-            now = time.monotonic()
-            at.seconds, started = at.seconds + now - started, now
-            due = now - self.saved_at > 60 * settings.checkpoint_minutes
-            stopped, due = self.runtime.any(stop.is_set(), due)
-            if good and (stopped or due):  # after a bad step the last good checkpoint is kept
-                self.save()
-            if stopped:
-                raise Interrupted
 
     def train_step(self, batch: dict[str, Any]) -> bool:
         """Train one step, and return whether its loss and gradient were finite."""
@@ -271,7 +276,7 @@ class Trainer:
             "lower train.lr or set train.clip_grad or train.precision=fp32"
         )
 
-    def _set_modes(self) -> None:
+    def set_modes(self) -> None:
         """Set what is trained in this epoch, and which BatchNorm layers only infer."""
         stage = self.stage
         head_only = stage.head_only or self.at.epoch < self.settings.head_warmup_epochs

@@ -31,7 +31,7 @@ def with_train_choices(train: TrainRecipe, images: int, student: Model) -> Train
     if train.epochs == AUTO:
         chosen["epochs"] = epochs_for(STEPS, images, train.batch_size, EPOCHS)
     if train.lr == AUTO:
-        chosen["lr"] = _rate_for(student)
+        chosen["lr"] = rate_for(student)
     return train.model_copy(update=chosen)
 
 
@@ -42,7 +42,7 @@ def with_fit_choices(fit: FitRecipe, images: int, batch_size: int, model: Model)
         steps, bounds = (FIT_STEPS, FIT_EPOCHS) if model.pretrained else (STEPS, EPOCHS)
         chosen["epochs"] = epochs_for(steps, images, batch_size, bounds)
     if fit.lr == AUTO:
-        chosen["lr"] = _rate_for(model)
+        chosen["lr"] = rate_for(model)
     return fit.model_copy(update=chosen)
 
 
@@ -52,7 +52,8 @@ def epochs_for(steps: int, images: int, batch_size: int, bounds: tuple[int, int]
     return min(max(math.ceil(steps / max(images // batch_size, 1)), least), most)
 
 
-def _rate_for(model: Model) -> float:
+def rate_for(model: Model) -> float:
+    """Return the learning rate for pretrained or for random weights."""
     return PRETRAINED_LR if model.pretrained else RANDOM_LR
 
 

@@ -32,6 +32,7 @@ STAGE_WORDS = {
     "control": "training the labels-only control",
     "distill": "distilling",
     "preflight": "checking teacher and student",
+    "lr-range": "trying learning rates",
     "resolutions": "trying resolutions",
     "selection": "evaluating the candidates on val",
     "evaluation": "evaluating on test",
@@ -39,6 +40,7 @@ STAGE_WORDS = {
 
 WITHOUT_EPOCHS = (
     "preflight",
+    "lr-range",
     "resolutions",
     "selection",
     "evaluation",

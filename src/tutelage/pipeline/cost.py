@@ -12,12 +12,14 @@ import numpy as np
 
 from tutelage.core.recipe import FitRecipe, Recipe
 from tutelage.core.runtime import Runtime
+from tutelage.core.values import RANGE
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.decoded import ROLES
 from tutelage.data.imagecache import cache_side, estimated_mb
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import worker_count
 from tutelage.data.splits import Splits, Subset
+from tutelage.distillation.lr_range import STEPS as RANGE_STEPS
 from tutelage.distillation.probe import IMAGES as PROBED
 from tutelage.distillation.probe import can_be_probed
 from tutelage.evaluation.robustness import CORRUPTIONS
@@ -168,6 +170,8 @@ def cost_of(
     if splits.taught.labelled:
         seconds |= _fits(recipe, splits, teachers, student, new, speeds)
     seconds["pre-flight"] = (val + TRAIN_IMAGES) / speeds.teacher + val / speeds.student
+    if recipe.train.lr == RANGE:
+        seconds["learning rate test"] = RANGE_STEPS * recipe.train.batch_size / speeds.student_training
     training = "training of control and student" if recipe.control else "training of the student"
     for name, part in (
         (training, "training"),

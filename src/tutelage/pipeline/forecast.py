@@ -12,7 +12,7 @@ import numpy as np
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import Recipe
 from tutelage.core.runtime import Runtime
-from tutelage.core.values import AUTO
+from tutelage.core.values import AUTO, RANGE
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Subset
 from tutelage.evaluation.size import gmacs, size_mb
@@ -83,7 +83,8 @@ class Forecast:
         train = recipe.train
         chosen = [key for key in ("epochs", "lr") if getattr(found.recipe.train, key) == AUTO]
         auto = f" ({' and '.join(chosen)}: auto)" if chosen else ""
-        yield f"schedule: {train.epochs} epochs, batches of {train.batch_size}, lr {train.lr:g}{auto}"
+        rate = "of a range test" if train.lr == RANGE else f"{train.lr:g}"
+        yield f"schedule: {train.epochs} epochs, batches of {train.batch_size}, lr {rate}{auto}"
         cost = self.cost()
         for stage, seconds in cost.seconds.items():
             yield f"  {stage:<{LONGEST_NAME}} {seconds / 60:8.1f} min"

@@ -34,6 +34,7 @@ from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.measure import explain, measure
 from tutelage.pipeline.stages.preflight import preflight
 from tutelage.pipeline.stages.prepare import prepare
+from tutelage.pipeline.stages.rate import with_tested_rate
 from tutelage.pipeline.stages.robustness import measure_robustness
 from tutelage.pipeline.stages.teacher_check import check_teacher
 from tutelage.pipeline.stages.train import train_control, train_student
@@ -122,7 +123,7 @@ def distill(
     with _opened(recipe, run, runtime) as tracker:
         prepared = prepare(recipe, run, Tracked(progress, tracker), memo)
         fitted = Fitted(prepared, fit_teachers(prepared), fit_head(prepared))
-        checked = preflight(fitted)
+        checked = with_tested_rate(preflight(fitted))
         control = train_control(checked)
         try:
             check_teacher(checked, control)

@@ -11,6 +11,7 @@ import torch
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import FitRecipe, Recipe, StudentRecipe, TeacherRecipe
 from tutelage.core.runtime import Runtime
+from tutelage.core.values import RANGE
 from tutelage.data.doctor.classes import class_lines
 from tutelage.data.duplicates import Known
 from tutelage.data.loading import Loading
@@ -146,6 +147,8 @@ def _without_labels(recipe: Recipe, splits: Splits) -> Recipe:
         raise TutelageError(
             f"loss.class_weights={recipe.loss.class_weights}: no training image has a label; leave it out"
         )
+    if recipe.train.lr == RANGE:
+        raise TutelageError("train.lr=range: no training image has a label to test rates with; leave it out")
     return recipe.model_copy(update={"control": False})
 
 

@@ -69,11 +69,7 @@ def train_control(checked: Checked) -> Model | None:
     recipe, run = prepared.recipe, prepared.run
     if not recipe.control:
         return None
-    stage = _stage(checked, "control", prepared.splits.train)
-    if prepared.splits.unlabelled:
-        steps = len(_images(prepared.splits)) // recipe.train.batch_size
-        settings = recipe.train.model_copy(update={"labelled_share": None})
-        stage = replace(stage, steps=steps, settings=settings)
+    stage = control_stage(checked)
     key = {
         "stage": stage_key(stage, prepared.context),
         "choose": recipe.selection.model_dump(mode="json"),
@@ -87,6 +83,18 @@ def train_control(checked: Checked) -> Model | None:
         control = student.copied(kept.state)
         prepared.save(control, run.control)
     return control
+
+
+def control_stage(checked: Checked) -> Stage:
+    """Define the training of the control, see `train_control`."""
+    prepared = checked.prepared
+    recipe, splits = prepared.recipe, prepared.splits
+    stage = _stage(checked, "control", splits.train)
+    if not splits.unlabelled:
+        return stage
+    steps = len(_images(splits)) // recipe.train.batch_size
+    settings = recipe.train.model_copy(update={"labelled_share": None})
+    return replace(stage, steps=steps, settings=settings)
 
 
 def train_student(checked: Checked) -> Distilled:
