@@ -20,6 +20,7 @@ from tests.helpers.clip_files import write_clip
 from tests.helpers.docs_commands import COMMANDS, RECIPES, call, is_long, make_folder, make_stock, prepared
 from tests.helpers.litert_files import write_litert
 from tests.helpers.onnx_files import write_onnx
+from tests.helpers.score_files import write_csv
 from tests.test_docs import PYTHON, ROOT
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
@@ -106,6 +107,10 @@ def make_models(place: Path) -> None:
     write_clip(place / "models/clip")
     classifier = load_model("test_resnet@none", num_classes=2).at(32)
     write_onnx(classifier.module, place / "teacher.onnx", torch.zeros(1, 3, 32, 32))
+    images = sorted(path.relative_to(place / "photos") for path in place.glob("photos/*/*/*.png"))
+    classes = ("cat", "dog")
+    likely = np.array([[0.9 if path.parent.name == name else 0.1 for name in classes] for path in images])
+    write_csv(place / "scores.csv", [str(path) for path in images], classes, likely)
     weight = np.random.default_rng(0).normal(0, 0.1, (2, 3 * 32 * 32)).astype(np.float32)
     write_litert(place / "teacher.tflite", weight, np.zeros(2, np.float32), 32)
 
@@ -116,7 +121,7 @@ def place(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     make_folder(tmp_path, stock)
     (tmp_path / "data/clothes").symlink_to(stock / "photos")
     (tmp_path / "data/tiny-imagenet-pair").symlink_to(stock / "pair")
-    for name in ("models", "pair", "teacher.onnx", "teacher.tflite"):
+    for name in ("models", "pair", "teacher.onnx", "teacher.tflite", "scores.csv"):
         (tmp_path / name).symlink_to(stock / name)
     (tmp_path / "recipes").unlink()
     (tmp_path / "recipes").mkdir()
@@ -152,12 +157,12 @@ def shortened(command: tuple[str, ...], weights: str = "models") -> list[str]:
     if command[0] not in {"distill", "study"}:
         return words
     known = settled(words)
-    untrained = any(word.startswith(("onnx:", "tflite:", "zero-shot:")) for word in words)
-    small = [
-        f"{key}={value}"
-        for key, value in SMALL.items()
-        if not (has_key(known, key) or (untrained and key == "teacher.fit"))
-    ]
+    left: set[str] = set()
+    if any(word.startswith(("onnx:", "tflite:", "zero-shot:", "predictions:")) for word in words):
+        left = {"teacher.fit"}
+    if any(word.startswith("predictions:") for word in words):
+        left |= {"teacher.resolution"}
+    small = [f"{key}={value}" for key, value in SMALL.items() if not (has_key(known, key) or key in left)]
     if "--time" in words:
         words[words.index("--time") + 1] = "60s"
     elif "--dry-run" not in words:
@@ -263,6 +268,12 @@ def test_export(command: tuple[str, ...], place: Path, capsys: pytest.CaptureFix
     assert ("model-int8.onnx" in written) is not as_in_the_run
 
 
+@commands("teacher")
+def test_teacher(command: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run_to_the_end(shortened(command, "pair"), capsys)
+    assert "tutelage distill" in printed
+
+
 @commands("advise")
 def test_advise(command: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = run_to_the_end(shortened(command, "pair"), capsys)
@@ -290,6 +301,6 @@ def test_the_program_that_advises_runs(place: Path, capsys: pytest.CaptureFixtur
 
 
 def test_no_long_command_is_left_out() -> None:
-    tested = {"distill", "resume", "quickstart", "study", "compare", "export", "advise"}
+    tested = {"distill", "resume", "quickstart", "study", "compare", "export", "advise", "teacher"}
     left = {" ".join(words) for words in COMMANDS if is_long(words) and words[0] not in tested}
     assert left == NETWORK_NEEDED
