@@ -46,6 +46,17 @@ def copies(directory: Path) -> list[Path]:
     return sorted(directory.iterdir()) if directory.exists() else []
 
 
+def test_a_copy_has_the_names_of_its_images(photos, tmp_path):
+    """Stored answers are found by them; a part of a folder has the names of the folder's files."""
+    (tmp_path / "photos").rename(tmp_path / "train")
+    images = open_source(f"folder:{tmp_path}#train")
+    photos = Subset(images, photos.indices, images.classes or ())
+    copy = cached(photos, 64, tmp_path / "cache", 100)
+    assert copy is not photos
+    positions = range(len(photos))
+    assert [copy.full_name(k) for k in positions] == [photos.full_name(k) for k in positions]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_small_images_are_kept_bit_for_bit(photos, tmp_path, workers):
     copy = cached(photos, 64, tmp_path / "cache", 100, workers=workers)

@@ -130,6 +130,10 @@ class CachedImages(ImageSet):
         """Where the original image is stored."""
         return self._source.place(index)
 
+    def full_name(self, index: int) -> str:
+        """The name that the image has in its original set."""
+        return self._source.full_name(index)
+
     def stamp(self) -> str:
         """The stamp of the original set."""
         return self._source.stamp()
