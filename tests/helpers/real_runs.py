@@ -36,10 +36,19 @@ KINDS: dict[str, dict[str, str]] = {
 def real_run(kind: str, root: Path) -> Run:
     """One of `KINDS`, finished."""
     models = networks(root)
+    # the heads are what these runs are about, so that none is replaced by a linear probe that is better on val
     tree: dict[str, Any] = {
         "name": kind,
-        "teacher": {"model": models["soft teacher" if kind == "seen" else "teacher"], "crop_pct": 1.0},
-        "student": {"model": models["start that saw val" if kind == "seen" else "start"], "crop_pct": 1.0},
+        "teacher": {
+            "model": models["soft teacher" if kind == "seen" else "teacher"],
+            "crop_pct": 1.0,
+            "fit": "no",
+        },
+        "student": {
+            "model": models["start that saw val" if kind == "seen" else "start"],
+            "crop_pct": 1.0,
+            "head_fit": "no",
+        },
         "data": DIGITS if kind != "shuffled" else shuffled_folders(root),
         "view": {"crop_scale": [0.8, 1.0], "flip": 0.0},
         "loss": {"temperature": 1.0, "teacher_temperature": 1.0, "label_weight": 0.0},

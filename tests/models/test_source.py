@@ -203,7 +203,45 @@ def test_heads_that_match_the_data_are_replaced_where_that_is_asked_for() -> Non
     assert mapping.index.tolist() == [0, 1, 2]
     assert mapping.new == {"teacher", "student"}
     with pytest.raises(TutelageError, match="must have the same classes in the same order"):
-        align_heads([teacher], student, classes, new_teachers=True)
+        align_heads([teacher], student, classes, new_teachers=True, all_classes=True)
+
+
+def test_a_head_with_more_classes_keeps_those_of_the_data() -> None:
+    torch.manual_seed(0)
+    teacher = Model.of(Net(4), input_spec=SPEC, name="teacher", class_ids=["cat", "ant", "bee", "fly"])
+    student = Model.of(Net(4), input_spec=SPEC, name="student", class_ids=["fly", "bee", "ant", "cat"])
+    images = torch.randn(3, 3, SPEC.height, SPEC.width)
+    classes = ["ant", "bee", "cat"]
+    (first,), second, mapping = align_heads([teacher], student, classes)
+    assert (first.class_ids, second.class_ids, mapping.class_ids) == (tuple(classes),) * 3
+    assert (mapping.new, mapping.cut) == (set(), {"teacher", "student"})
+    torch.testing.assert_close(first.module(images), teacher.module(images)[:, [1, 2, 0]])
+    torch.testing.assert_close(second.module(images), student.module(images)[:, [2, 1, 3]])
+    (first,), second, mapping = align_heads([teacher], teacher, classes, all_classes=True)
+    assert (first.class_ids, mapping.index.tolist(), mapping.cut) == (teacher.class_ids, [1, 2, 0], set())
+
+
+def test_heads_whose_classes_have_another_order_get_that_of_the_teacher() -> None:
+    torch.manual_seed(0)
+    teacher = Model.of(Net(3), input_spec=SPEC, name="teacher", class_ids=["cat", "ant", "bee"])
+    student = Model.of(Net(3), input_spec=SPEC, name="student", class_ids=["ant", "bee", "cat"])
+    images = torch.randn(3, 3, SPEC.height, SPEC.width)
+    (first,), second, mapping = align_heads([teacher], student, ["ant", "bee", "cat"])
+    assert first.module is teacher.module
+    assert (second.class_ids, mapping.index.tolist(), mapping.cut) == (teacher.class_ids, [1, 2, 0], set())
+    torch.testing.assert_close(second.module(images), student.module(images)[:, [2, 0, 1]])
+
+
+def test_a_head_that_cannot_be_cut_keeps_its_classes_and_so_do_the_others() -> None:
+    class Scaled(Net):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images).softmax(1)  # which depends on the classes that are left out
+
+    names = ["cat", "ant", "bee", "fly"]
+    teacher = Model.of(Scaled(4), input_spec=SPEC, name="teacher", class_ids=names)
+    student = Model.of(Net(4), input_spec=SPEC, name="student", class_ids=names)
+    (first,), second, mapping = align_heads([teacher], student, ["ant", "bee", "cat"])
+    assert (first.class_ids, second.class_ids, mapping.cut) == (tuple(names), tuple(names), set())
 
 
 def test_saved_weights_come_back_into_a_copy_and_into_the_module(tmp_path: Path) -> None:

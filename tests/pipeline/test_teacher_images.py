@@ -68,7 +68,7 @@ def test_the_page_says_who_saw_which_labels(finished: Run) -> None:
 
 
 def test_a_teacher_that_knows_the_classes_is_not_fitted(tmp_path: Path) -> None:
-    fit("test_resnet", whole(open_source("digits")), tmp_path / "teacher.safetensors", epochs=1)
+    fit("test_resnet", whole(open_source("digits")), tmp_path / "teacher.safetensors", epochs=6)
     tree = copy.deepcopy(TINY)
     tree["teacher"] |= {"model": f"test_resnet@{tmp_path / 'teacher.safetensors'}", "fit": "auto"}
     recipe = parse_recipe(tree | {"data": OWN, "name": "known"})

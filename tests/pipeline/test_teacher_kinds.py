@@ -184,8 +184,8 @@ def test_a_predictions_file_reproduces_the_live_teachers_run_on_whole_images(
     path = tmp_path / "scores.npz"
     np.savez(path, images=np.array(names), classes=np.array(live.class_ids), logits=logits.numpy())
     tiny |= {"control": False, "view": {"crop_scale": [1.0, 1.0], "flip": 0.0}}
-    tiny["student"] = {"model": f"test_efficientnet@{fitted.student}"}
-    tiny["teacher"] = {"model": f"test_resnet@{fitted.teacher}"}
+    tiny["student"] = {"model": f"test_efficientnet@{fitted.student}", "head_fit": "no"}
+    tiny["teacher"] = {"model": f"test_resnet@{fitted.teacher}", "fit": "no"}
     seen = run_of(tiny, tmp_path, "live")
     tiny["teacher"] = {"model": f"predictions:{path}"}
     stored = run_of(tiny, tmp_path, "stored")

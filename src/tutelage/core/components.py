@@ -67,7 +67,8 @@ class TeacherRecipe(Component):
     """Share of the resized image's side that the evaluation crop keeps; null: the model's own."""
     fit: Fit = "auto"
     """Fit to the data before distilling. auto: a new head is a linear probe, then all layers are trained; probe: the
-    probe alone, for any head; no: none; or a mapping with keys of the fit, such as {epochs: 5}."""
+    probe alone, for any head; no: none; or a mapping with keys of the fit, such as {epochs: 5}. With auto, a head that
+    has the data's classes among others is fitted too, and is replaced by a probe where that is better on val."""
 
 
 class StudentRecipe(Component):
@@ -81,6 +82,9 @@ class StudentRecipe(Component):
     """Share of the resized image's side that the evaluation crop keeps; null: the model's own."""
     dropout: Fraction | None = None
     """Rate of the dropout in the head; null: the model's own."""
+    all_classes: bool = False
+    """Keep all classes of teacher and student where their heads have those of the data and others, such as ImageNet's;
+    false: those of the data alone."""
     head_fit: Fit = "auto"
     """Fit of the head alone, before distilling. auto: a new head is a linear probe; probe: any head is; no: none; or a
     mapping with keys of the fit, such as {epochs: 5}: it is trained further, alone."""

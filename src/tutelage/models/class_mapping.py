@@ -20,11 +20,13 @@ class ClassMapping:
         class_ids: of both heads, in order.
         index: (data classes,) head index of each class of the data.
         new: models (by what the user wrote) that got a new head, which is to be fitted.
+        cut: models whose head has the data's classes alone, and had more, so that it was not made for this data.
     """
 
     class_ids: tuple[str, ...]
     index: np.ndarray
     new: frozenset[str]
+    cut: frozenset[str] = frozenset()
 
     def labels(self, of_data: np.ndarray) -> np.ndarray:
         """Head indices of the data's labels, any shape; -1 (unlabelled) stays."""
@@ -54,11 +56,12 @@ def align_heads(
     *,
     new_teachers: bool = False,
     new_student: bool = False,
+    all_classes: bool = False,
 ) -> tuple[list[Model], Model, ClassMapping]:
     """Give all models the same classes in the same order.
 
-    Where the head of the first teacher has all classes of the data (as WordNet ids, for instance), all of its classes
-    stay; otherwise the heads get the classes of the data. A model whose head does not match gets a new head.
+    A head that has all classes of the data and others (ImageNet's, with WordNet ids for instance) keeps those of the
+    data alone, with their weights. A model whose head does not match gets a new head.
 
     Args:
         teachers: one or several.
@@ -66,27 +69,53 @@ def align_heads(
         classes: of the data.
         new_teachers: give all teachers new heads with the classes of the data, also where theirs match.
         new_student: give the student a new head, also where its own matches.
+        all_classes: keep all classes of the first teacher's head where it has all classes of the data. So it is, too,
+            where a head of these models cannot be cut, such as that of a stored graph.
 
     Raises:
         TutelageError: two fitted heads have different classes, or a new head cannot be put on.
     """
-    teachers, student = [model.recognised(classes) for model in teachers], student.recognised(classes)
-    first = teachers[0]
-    covered = None if new_teachers else _known(first, classes)
+    models = [model.recognised(classes) for model in [*teachers, student]]
+    replaced = [*[new_teachers] * len(teachers), new_student]
+    covered = None if new_teachers else known_classes(models[0], classes)
+    cut: set[str] = set()
+    if not all_classes:
+        target = covered if covered is not None and len(covered) == len(classes) else tuple(classes)
+        smaller = [
+            model if renewed else _cut(model, classes, target)
+            for model, renewed in zip(models, replaced, strict=True)
+        ]
+        if None not in smaller:
+            larger = [model.spec for model in models if model.num_classes > len(classes)]
+            models = [one for one in smaller if one is not None]
+            cut = set(larger) - {model.spec for model in models if model.num_classes > len(classes)}
+            covered = None if new_teachers else known_classes(models[0], classes)
     target = covered if covered is not None else tuple(classes)
     new: set[str] = set()
-    replaced = [*[new_teachers] * len(teachers), new_student]
     models = [
-        _with_head(model, target, classes, new, replace)
-        for model, replace in zip([*teachers, student], replaced, strict=True)
+        _with_head(model, target, classes, new, renewed)
+        for model, renewed in zip(models, replaced, strict=True)
     ]
     index = map_classes(classes, target)
     assert index is not None  # the target covers the data by construction
-    return models[:-1], models[-1], ClassMapping(class_ids=target, index=index, new=frozenset(new))
+    return models[:-1], models[-1], ClassMapping(target, index, frozenset(new), frozenset(cut - new))
 
 
-def _known(model: Model, classes: Sequence[str]) -> tuple[str, ...] | None:
-    """The classes of a pretrained head that has all classes of the data, else None."""
+def _cut(model: Model, classes: Sequence[str], target: tuple[str, ...]) -> Model | None:
+    """Leave in a head that has the data's classes these alone, in the order of `target`; None where that cannot be."""
+    known = known_classes(model, classes)
+    if known is None or known == target:
+        return model
+    index = map_classes(target, known)
+    assert index is not None  # the head has all classes of the data
+    return model.with_some_classes(target, index.tolist())
+
+
+def known_classes(model: Model, classes: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the classes of a pretrained head that has all classes of the data, in its order, else None.
+
+    A head that names none and has as many outputs as the data has classes is taken to have these.
+    """
     if not model.pretrained or model.random_head:
         return None
     if model.class_ids is None:
@@ -97,7 +126,7 @@ def _known(model: Model, classes: Sequence[str]) -> tuple[str, ...] | None:
 def _with_head(
     model: Model, target: tuple[str, ...], classes: Sequence[str], new: set[str], replace: bool
 ) -> Model:
-    own = None if replace else _known(model, classes)
+    own = None if replace else known_classes(model, classes)
     if own == target:
         return model
     if own is not None:

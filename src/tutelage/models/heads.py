@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -95,6 +95,30 @@ def last_layers(module: nn.Module, num_classes: int) -> list[str]:
         for name, layer in module.named_modules()
         if _outputs(layer) == num_classes and any(layer is part for part in heads)
     ]
+
+
+@torch.no_grad()
+def copy_outputs(module: nn.Module, num_classes: int, other: nn.Module, index: Sequence[int]) -> bool:
+    """Give the head of another module some outputs of a head, in place, with their weights.
+
+    Args:
+        module: as in `head_layers`.
+        num_classes: outputs of its head.
+        other: the same network with as many outputs as there are indices.
+        index: the outputs to copy, in order.
+
+    Returns:
+        Whether the heads have the same layers; otherwise nothing is copied.
+    """
+    names = last_layers(module, num_classes)
+    if not names or names != last_layers(other, len(index)):
+        return False
+    rows = torch.as_tensor(index)
+    for name in names:
+        layer = module.get_submodule(name)
+        for key, weight in other.get_submodule(name).named_parameters(recurse=False):
+            weight.copy_(layer.get_parameter(key)[rows])
+    return True
 
 
 def logit_layer(module: nn.Module) -> str:

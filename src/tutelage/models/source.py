@@ -17,7 +17,7 @@ from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.classes import map_classes
 from tutelage.data.input_spec import IdInput, InputSpec
 from tutelage.data.subset import Subset
-from tutelage.models.heads import device_of, head_layers, parameters_of, replace_head, zero_head
+from tutelage.models.heads import copy_outputs, device_of, head_layers, parameters_of, replace_head, zero_head
 from tutelage.models.weights import Weights, fit, read_file
 from tutelage.models.wrappings import unwrap
 
@@ -209,6 +209,26 @@ class Model:
             presumed=None,
             random_head=False,
         )
+
+    def with_some_classes(self, classes: Sequence[str], index: Sequence[int]) -> Model | None:
+        """A copy whose head has only some of its classes, with the weights that these have; all else is the same.
+
+        Args:
+            classes: their ids in order.
+            index: (C,) their places in the present head.
+
+        Returns:
+            The copy; None where no layer looks like a head, and where these logits depend on the other classes.
+        """
+        try:
+            model = self.with_head(classes)
+        except TutelageError:
+            return None
+        if not copy_outputs(self.module, self.num_classes, model.module, index):
+            return None
+        before = _logits(self.spec, self.module, self.input_spec)[:, list(index)]
+        after = _logits(self.spec, model.module, self.input_spec)
+        return model if torch.allclose(before, after, rtol=1e-3, atol=1e-3) else None
 
     def at(self, resolution: int) -> Model:
         """The model at another square resolution in pixels; the module is changed in place.

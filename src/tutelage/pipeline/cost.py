@@ -136,6 +136,7 @@ def cost_of(
     new: frozenset[str],
     speeds: Speeds,
     place: Path,
+    cut: frozenset[str] = frozenset(),
 ) -> Cost:
     """Estimate the seconds of each stage of a run, and its disk space, as the pre-flight does, with what is around it.
 
@@ -150,6 +151,7 @@ def cost_of(
         new: models (by what the user wrote) that got a new head.
         speeds: of this machine.
         place: directory on the disk that the run will use.
+        cut: models whose head was cut from a larger one.
 
     Raises:
         TutelageError: the disk is too small.
@@ -168,7 +170,7 @@ def cost_of(
         others = 0 if splits.teacher is None else len(splits.teacher)
         seconds["decoding the images once"] = (images + val + others) / speeds.decoding
     if splits.taught.labelled:
-        seconds |= _fits(recipe, splits, teachers, student, new, speeds)
+        seconds |= _fits(recipe, splits, teachers, student, new, speeds, cut)
     seconds["pre-flight"] = (val + TRAIN_IMAGES) / speeds.teacher + val / speeds.student
     if recipe.train.lr == RANGE:
         seconds["learning rate test"] = RANGE_STEPS * recipe.train.batch_size / speeds.student_training
@@ -192,6 +194,7 @@ def _fits(
     student: Model,
     new: frozenset[str],
     speeds: Speeds,
+    cut: frozenset[str],
 ) -> dict[str, float]:
     """Estimate the seconds of the linear probes, of the teachers' fits, and of that of the student's head."""
     train, taught, val = len(splits.train), len(splits.taught), len(splits.val)
@@ -205,7 +208,7 @@ def _fits(
             else (min(taught, PROBED) + val) / speeds.teacher
             for model in probed
         )
-    if fits := fitted_teachers(recipe, teachers, new):
+    if fits := fitted_teachers(recipe, teachers, new | cut):
         assert speeds.teacher_training is not None
         batch = max(2, min(recipe.train.batch_size, taught))
         epochs = sum(with_fit_choices(fit, taught, batch, teachers[at]).epochs for at, fit in fits.items())

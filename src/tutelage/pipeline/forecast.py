@@ -59,9 +59,17 @@ class Forecast:
         if epochs is not None:
             train = recipe.train.model_copy(update={"epochs": epochs})
             recipe = recipe.model_copy(update={"train": train})
-        found = self.assembled
-        new = found.class_mapping.new
-        return cost_of(recipe, found.splits, found.teachers, found.student, new, self.speeds, self.place)
+        found, mapping = self.assembled, self.assembled.class_mapping
+        return cost_of(
+            recipe,
+            found.splits,
+            found.teachers,
+            found.student,
+            mapping.new,
+            self.speeds,
+            self.place,
+            mapping.cut,
+        )
 
     def lines(self) -> Iterator[str]:
         """Describe the run: images, models, what it chooses, stages with minutes, and disk space."""
@@ -93,12 +101,17 @@ class Forecast:
 
     def _head(self, role: str, model: Model) -> str:
         found = self.assembled
-        classes, new = len(found.class_mapping.class_ids), found.class_mapping.new
+        mapping = found.class_mapping
+        classes, new, due = len(mapping.class_ids), mapping.new, mapping.new | mapping.cut
+        labelled = found.splits.train.labelled
+        fitted = role == "teacher" and labelled and fitted_teachers(found.recipe, [model], due)
+        then = ", then all layers are fitted" if fitted else ""
+        if model.spec in mapping.cut:
+            return f"the {classes:,} classes of the data of its own head{then}"
         if model.spec not in new:
             return f"its own head of {classes:,} classes"
-        probe = ", a linear probe at first" if begins_as_probe(model) and found.splits.train.labelled else ""
-        fitted = role == "teacher" and fitted_teachers(found.recipe, [model], new)
-        return f"a new head of {classes:,} classes{probe}{', then all layers are fitted' if fitted else ''}"
+        probe = ", a linear probe at first" if begins_as_probe(model) and labelled else ""
+        return f"a new head of {classes:,} classes{probe}{then}"
 
 
 def forecast(recipe: Recipe, place: Path, say: Say) -> Forecast:
@@ -117,7 +130,8 @@ def forecast(recipe: Recipe, place: Path, say: Say) -> Forecast:
     say("opening the images and loading the models")
     found = assemble(recipe, runtime, loading, say)
     say("timing a few steps")
-    fits = bool(fitted_teachers(found.recipe, found.teachers, found.class_mapping.new))
+    mapping = found.class_mapping
+    fits = bool(fitted_teachers(found.recipe, found.teachers, mapping.new | mapping.cut))
     speeds = measure_speeds(
         found.recipe,
         found.splits,

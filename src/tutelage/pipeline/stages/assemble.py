@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from tutelage.evaluation.class_order import name_classes
 from tutelage.models.class_mapping import ClassMapping, align_heads, own_classes
 from tutelage.models.registry import from_scratch, load_model
 from tutelage.models.source import Model
+from tutelage.pipeline.stages.own_head import STUDENT, TEACHER, HeadChoice, choose_heads, has_new_head
 
 Say = Callable[[str], object]
 
@@ -38,6 +39,7 @@ class Assembled:
         class_mapping: how the labels of the data map to the heads of all models.
         teachers: as loaded, with heads for the data's classes.
         student: as loaded, with a head for the data's classes.
+        heads: by key of the recipe, which head a model begins with, where the recipe leaves it to the run.
     """
 
     recipe: Recipe
@@ -45,6 +47,7 @@ class Assembled:
     class_mapping: ClassMapping
     teachers: tuple[Model, ...]
     student: Model
+    heads: Mapping[str, HeadChoice]
 
     def lines(self) -> Iterator[str]:
         """Describe the images and the models."""
@@ -52,12 +55,20 @@ class Assembled:
         yield from _data_lines(self.splits, self.recipe)
         for name, model in [*(("teacher", teacher) for teacher in self.teachers), ("student", self.student)]:
             licence = f", licence of the weights: {model.licence}" if model.licence else ""
-            yield f"{name}: {model.spec} ({model.origin}), {model.sees}{licence}"
+            cut = f", its head cut to the {model.num_classes:,} classes of the data"
+            less = cut if model.spec in self.class_mapping.cut else ""
+            yield f"{name}: {model.spec} ({model.origin}), {model.sees}{less}{licence}"
             if model.looks_up:
                 yield f"{name}: all views of an image have the answer that is stored for the whole image"
 
 
-def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> Assembled:
+def assemble(
+    recipe: Recipe,
+    runtime: Runtime,
+    loading: Loading,
+    say: Say,
+    heads: Mapping[str, HeadChoice] | None = None,
+) -> Assembled:
     """Open the images and load the models, with heads that have the same classes in the same order.
 
     Args:
@@ -65,6 +76,7 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
         runtime: on which a head without names is compared with the images, to name its classes.
         loading: how images are loaded for that.
         say: receives what was found out about such a head.
+        heads: which heads the run has chosen before, when it is resumed; None: they are chosen now.
 
     Raises:
         TutelageError: data or models are missing or do not fit.
@@ -89,13 +101,22 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
 
     loaded = [named(model, recipe.teacher) for model in loaded]
     student = named(student, recipe.student)
+    if heads is None:
+        both = {
+            TEACHER: (loaded[0], lambda model: _with_input(model, recipe.teacher)),
+            STUDENT: (student, lambda model: _with_input(model, recipe.student)),
+        }
+        heads = choose_heads(recipe, both, splits, runtime, loading)
+        for key, choice in heads.items():
+            say(f"auto: {key} = {choice.head} ({choice.why})")
     torch.manual_seed(recipe.train.seed)  # so that the teacher's new head does not depend on the student
     teachers, student, class_mapping = align_heads(
         loaded,
         student,
         splits.classes,
-        new_teachers=recipe.teacher.fit == "probe",
-        new_student=recipe.student.head_fit == "probe",
+        new_teachers=has_new_head(TEACHER, recipe.teacher.fit, heads),
+        new_student=has_new_head(STUDENT, recipe.student.head_fit, heads),
+        all_classes=recipe.student.all_classes,
     )
     if recipe.loss.two_heads:
         TwoHeads(student)  # raises an error where the student cannot have two, before any work
@@ -104,7 +125,7 @@ def assemble(recipe: Recipe, runtime: Runtime, loading: Loading, say: Say) -> As
     check_layers(recipe.loss, student, teachers[0], splits.images)
     for teacher in teachers:
         Looks(resolutions=recipe.targets.resolutions).check(teacher)
-    return Assembled(recipe, splits, class_mapping, tuple(teachers), student)
+    return Assembled(recipe, splits, class_mapping, tuple(teachers), student, heads)
 
 
 def shared_splits(recipe: Recipe, runtime: Runtime) -> Splits:

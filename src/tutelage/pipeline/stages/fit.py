@@ -49,29 +49,27 @@ class Fitted:
 
 
 def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
-    """Fit each teacher whose head does not match the data's classes, with hard labels.
+    """Fit each teacher whose head was not made for the data's classes, with hard labels.
 
-    A new head on pretrained weights begins as a linear probe. With ``auto`` all layers are then trained, and the state
-    with the lowest NLL on val is kept, which may be the probe: a fit on few images can damage pretrained features.
-    The images are those of ``data.teacher`` where it is given, else the labelled training images.
+    A new head on pretrained weights begins as a linear probe, one that was cut from a larger head as it is. With
+    ``auto`` all layers are then trained, and the state with the lowest NLL on val is kept, which may be the first one,
+    since a fit on few images can damage pretrained features. The images are those of ``data.teacher`` where it is
+    given, else the labelled training images.
 
     Raises:
         TutelageError: ``data.teacher`` is given, and every teacher has the data's classes already.
     """
     recipe = prepared.recipe.teacher.fit
-    images, fresh = prepared.splits.taught, prepared.class_mapping.new
+    images, mapping = prepared.splits.taught, prepared.class_mapping
+    fresh, due = mapping.new, mapping.new | mapping.cut
     if not images.labelled:
         return _known_teachers(prepared)
-    if (
-        prepared.splits.teacher
-        and recipe == "auto"
-        and not fresh & {model.spec for model in prepared.teachers}
-    ):
+    if prepared.splits.teacher and recipe == "auto" and not due & {model.spec for model in prepared.teachers}:
         raise TutelageError(
             f"data.teacher={images.images.name}: {prepared.teachers[0].spec} has the classes of the data already, so "
             "that it is not fitted; leave data.teacher out, or fit it further, such as with teacher.fit.epochs=5"
         )
-    settings = fitted_teachers(prepared.recipe, prepared.teachers, fresh)
+    settings = fitted_teachers(prepared.recipe, prepared.teachers, due)
     teachers = []
     for place, model in enumerate(prepared.teachers):
         name = _fit_name(place)
@@ -80,7 +78,8 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
             raise _no_probe("teacher.fit", model)
         fitted = probed or model
         if place in settings:
-            fitted = _fit(prepared, name, fitted, settings[place], images, keep_start=probed is not None)
+            keep = probed is not None or model.spec in mapping.cut
+            fitted = _fit(prepared, name, fitted, settings[place], images, keep_start=keep)
         if place == 0 and fitted is not model:
             prepared.save(fitted, prepared.run.teacher)
         fitted.module.to(prepared.device)
@@ -88,19 +87,19 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
     return tuple(teachers)
 
 
-def fitted_teachers(recipe: Recipe, teachers: Sequence[Model], new: frozenset[str]) -> dict[int, FitRecipe]:
+def fitted_teachers(recipe: Recipe, teachers: Sequence[Model], due: frozenset[str]) -> dict[int, FitRecipe]:
     """Return the settings of the fit of each teacher that is trained further than a linear probe, by its place.
 
     Args:
         recipe: of the run.
         teachers: of the run.
-        new: models (by what the user wrote) that got a new head.
+        due: models (by what the user wrote) whose head is new, or cut from a larger one.
     """
     asked = recipe.teacher.fit
     found = {}
     for place, model in enumerate(teachers):
         settings = asked if isinstance(asked, FitRecipe) else None
-        if asked == "auto" and model.spec in new:
+        if asked == "auto" and model.spec in due:
             settings = FitRecipe()
         if settings is not None and settings.epochs != 0:
             found[place] = settings

@@ -23,9 +23,10 @@ from tutelage.evaluation import resolution
 from tutelage.models.class_mapping import ClassMapping
 from tutelage.models.source import Model
 from tutelage.models.weights import save_weights
-from tutelage.pipeline.choices import EPOCHS, STEPS, record_choice, with_train_choices
+from tutelage.pipeline.choices import EPOCHS, STEPS, choices_of, record_choice, with_train_choices
 from tutelage.pipeline.context import Context
 from tutelage.pipeline.stages.assemble import assemble
+from tutelage.pipeline.stages.own_head import STUDENT, TEACHER, HeadChoice
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,11 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         Loading(recipe.data.workers, BadImages(recipe.data.max_bad_images)),
         memo,
     )
-    found = assemble(recipe, runtime, context.loading, context.progress.say)
+    before = runtime.on_main(lambda: _heads_before(run))
+    found = assemble(recipe, runtime, context.loading, context.progress.say, before)
+    if runtime.is_main and before is None:
+        for key, choice in found.heads.items():
+            record_choice(run, key, choice.head, choice.why)
     recipe, splits, teachers, student = found.recipe, found.splits, found.teachers, found.student
     _record_splits(splits, context)
     for line in found.lines():
@@ -101,6 +106,16 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     splits = _decoded(recipe, splits, _inputs(recipe, teachers, student), context)
     recipe = _chosen(recipe, splits, student, context)
     return Prepared(recipe, context, splits, found.class_mapping, teachers, student)
+
+
+def _heads_before(run: Run) -> dict[str, HeadChoice] | None:
+    """Return the heads that a run has chosen when it began; None: it begins now."""
+    if not run.splits.exists():
+        return None
+    known = choices_of(run)
+    return {
+        key: HeadChoice(known[key]["value"], known[key]["why"]) for key in (TEACHER, STUDENT) if key in known
+    }
 
 
 def _chosen(recipe: Recipe, splits: Splits, student: Model, context: Context) -> Recipe:
