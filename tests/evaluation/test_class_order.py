@@ -140,6 +140,12 @@ def test_imagenet_is_recognised_by_its_classes(tmp_path: Path) -> None:
     classes = ["n01443537", "n01629819"]
     (teacher,), _, mapping = align_heads([model], load_model("test_efficientnet@none"), classes)
     assert teacher.class_names is not None
+    assert teacher.class_names[0].startswith("goldfish")
+    assert (mapping.class_ids, mapping.index.tolist(), mapping.cut) == (tuple(classes), [0, 1], {model.spec})
+    (teacher,), _, mapping = align_heads(
+        [model], load_model("test_efficientnet@none"), classes, all_classes=True
+    )
+    assert teacher.class_names is not None
     assert teacher.class_names[1].startswith("goldfish")
     assert (len(mapping.class_ids), mapping.index[0]) == (1000, 1)
     other = model.recognised(["n01443537", "sku00001"])

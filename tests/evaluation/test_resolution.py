@@ -152,8 +152,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     recipe = parse_recipe(
         {
             "name": "resolutions",
-            "teacher": {"model": models["teacher"], "resolution": "best", "crop_pct": 1.0},
-            "student": {"model": models["start"], "resolution": 28, "crop_pct": 1.0},
+            "teacher": {"model": models["teacher"], "resolution": "best", "crop_pct": 1.0, "fit": "no"},
+            "student": {"model": models["start"], "resolution": 28, "crop_pct": 1.0, "head_fit": "no"},
             "data": {
                 "train": "digits",
                 "val_fraction": 0.1,

@@ -211,24 +211,23 @@ class Model:
         )
 
     def with_some_classes(self, classes: Sequence[str], index: Sequence[int]) -> Model | None:
-        """A copy whose head has only some of its classes, with the weights that these have; all else is the same.
+        """A copy whose head has only some of its classes, with their weights and names; all else is the same.
 
         Args:
             classes: their ids in order.
             index: (C,) their places in the present head.
 
-        Returns:
-            The copy; None where no layer looks like a head, and where these logits depend on the other classes.
+        Returns: The copy; None where no layer looks like a head, or where these logits depend on the other classes.
         """
         try:
             model = self.with_head(classes)
         except TutelageError:
             return None
-        if not copy_outputs(self.module, self.num_classes, model.module, index):
-            return None
+        known = copy_outputs(self.module, self.num_classes, model.module, index)
         before = _logits(self.spec, self.module, self.input_spec)[:, list(index)]
-        after = _logits(self.spec, model.module, self.input_spec)
-        return model if torch.allclose(before, after, rtol=1e-3, atol=1e-3) else None
+        same = torch.allclose(before, _logits(self.spec, model.module, self.input_spec), rtol=1e-3, atol=1e-3)
+        names = self.class_names and tuple(self.class_names[place] for place in index)
+        return replace(model, class_names=names) if known and same else None
 
     def at(self, resolution: int) -> Model:
         """The model at another square resolution in pixels; the module is changed in place.
