@@ -28,6 +28,11 @@ class ClassMapping:
     new: frozenset[str]
     cut: frozenset[str] = frozenset()
 
+    @property
+    def due(self) -> frozenset[str]:
+        """Models whose head was not made for this data: a teacher among these is fitted, unless the recipe says no."""
+        return self.new | self.cut
+
     def labels(self, of_data: np.ndarray) -> np.ndarray:
         """Head indices of the data's labels, any shape; -1 (unlabelled) stays."""
         return np.where(of_data >= 0, self.index[of_data], -1)
@@ -78,19 +83,20 @@ def align_heads(
     models = [model.recognised(classes) for model in [*teachers, student]]
     replaced = [*[new_teachers] * len(teachers), new_student]
     covered = None if new_teachers else known_classes(models[0], classes)
+    target = covered if covered is not None else tuple(classes)
     cut: set[str] = set()
     if not all_classes:
-        target = covered if covered is not None and len(covered) == len(classes) else tuple(classes)
+        wanted = target if len(target) == len(classes) else tuple(classes)
         smaller = [
-            model if renewed else _cut(model, classes, target)
+            model if renewed else _cut(model, classes, wanted)
             for model, renewed in zip(models, replaced, strict=True)
         ]
-        if None not in smaller:
-            larger = [model.spec for model in models if model.num_classes > len(classes)]
-            models = [one for one in smaller if one is not None]
-            cut = set(larger) - {model.spec for model in models if model.num_classes > len(classes)}
-            covered = None if new_teachers else known_classes(models[0], classes)
-    target = covered if covered is not None else tuple(classes)
+        found = [one for one in smaller if one is not None]
+        if len(found) == len(models):
+            cut = {
+                old.spec for old, one in zip(models, found, strict=True) if one.num_classes < old.num_classes
+            }
+            models, target = found, wanted
     new: set[str] = set()
     models = [
         _with_head(model, target, classes, new, renewed)

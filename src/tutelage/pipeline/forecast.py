@@ -102,13 +102,13 @@ class Forecast:
     def _head(self, role: str, model: Model) -> str:
         found = self.assembled
         mapping = found.class_mapping
-        classes, new, due = len(mapping.class_ids), mapping.new, mapping.new | mapping.cut
+        classes = len(mapping.class_ids)
         labelled = found.splits.train.labelled
-        fitted = role == "teacher" and labelled and fitted_teachers(found.recipe, [model], due)
+        fitted = role == "teacher" and labelled and fitted_teachers(found.recipe, [model], mapping.due)
         then = ", then all layers are fitted" if fitted else ""
         if model.spec in mapping.cut:
             return f"the {classes:,} classes of the data of its own head{then}"
-        if model.spec not in new:
+        if model.spec not in mapping.new:
             return f"its own head of {classes:,} classes"
         probe = ", a linear probe at first" if begins_as_probe(model) and labelled else ""
         return f"a new head of {classes:,} classes{probe}{then}"
@@ -130,8 +130,7 @@ def forecast(recipe: Recipe, place: Path, say: Say) -> Forecast:
     say("opening the images and loading the models")
     found = assemble(recipe, runtime, loading, say)
     say("timing a few steps")
-    mapping = found.class_mapping
-    fits = bool(fitted_teachers(found.recipe, found.teachers, mapping.new | mapping.cut))
+    fits = bool(fitted_teachers(found.recipe, found.teachers, found.class_mapping.due))
     speeds = measure_speeds(
         found.recipe,
         found.splits,

@@ -61,20 +61,27 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
     """
     recipe = prepared.recipe.teacher.fit
     images, mapping = prepared.splits.taught, prepared.class_mapping
-    fresh, due = mapping.new, mapping.new | mapping.cut
     if not images.labelled:
         return _known_teachers(prepared)
-    if prepared.splits.teacher and recipe == "auto" and not due & {model.spec for model in prepared.teachers}:
+    if (
+        prepared.splits.teacher
+        and recipe == "auto"
+        and not mapping.due & {model.spec for model in prepared.teachers}
+    ):
         raise TutelageError(
             f"data.teacher={images.images.name}: {prepared.teachers[0].spec} has the classes of the data already, so "
             "that it is not fitted; leave data.teacher out, or fit it further, such as with teacher.fit.epochs=5"
         )
-    settings = fitted_teachers(prepared.recipe, prepared.teachers, due)
+    settings = fitted_teachers(prepared.recipe, prepared.teachers, mapping.due)
     teachers = []
     for place, model in enumerate(prepared.teachers):
         name = _fit_name(place)
         probed = _probed(prepared, name, model, images) if recipe != "no" else None
-        if recipe == "probe" and probed is None and (model.spec in fresh or prepared.recipe.targets.folds):
+        if (
+            recipe == "probe"
+            and probed is None
+            and (model.spec in mapping.new or prepared.recipe.targets.folds)
+        ):
             raise _no_probe("teacher.fit", model)
         fitted = probed or model
         if place in settings:

@@ -47,7 +47,7 @@ def check_descriptions(
         A record of each teacher that was checked, for preflight.json.
     """
     mapping, context = prepared.class_mapping, prepared.context
-    fitted = fitted_teachers(prepared.recipe, prepared.teachers, mapping.new | mapping.cut)
+    fitted = fitted_teachers(prepared.recipe, prepared.teachers, mapping.due)
     records = []
     for place, (model, found) in enumerate(zip(teachers, on_val, strict=True)):
         new = place in fitted or model.spec in mapping.new or not model.pretrained
