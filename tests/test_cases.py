@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tests.helpers.command_line import call
 from tests.helpers.real_runs import quick
 
-from tutelage.cli import main
 from tutelage.core.files import read_json
 from tutelage.core.recipe import DataRecipe
 from tutelage.core.run_dir import Run
@@ -60,11 +60,7 @@ class Here:
     def command(self, *words: str) -> tuple[int, list[str]]:
         """Run a command, and return its exit code and its lines on stderr."""
         self.capsys.readouterr()
-        code = 0
-        try:
-            main(list(words))
-        except SystemExit as ended:
-            code = int(ended.code or 0)
+        code = call(*words)
         return code, self.capsys.readouterr().err.strip().splitlines()
 
     def distil(self, *words: str, page: bool = False, student: str = "test_efficientnet@none") -> Ended:

@@ -15,11 +15,11 @@ from unittest.mock import patch
 import pytest
 import timm
 import torchvision
+from tests.helpers.command_line import call
 from tests.helpers.docs_commands import (
     COMMANDS,
     ELSEWHERE,
     LONG,
-    call,
     commands,
     is_long,
     make_folder,
@@ -75,10 +75,10 @@ def accept(words: list[str]) -> tuple[int, bool]:
         target = "tutelage.deploy.compare.compare_deployed"
     with patch("tutelage.report.server.Server.serve_forever"):
         if target is None:
-            return call(words), False
+            return call(*words), False
         try:
             with patch(target, side_effect=WorkBeginsError):
-                return call(words), False
+                return call(*words), False
         except WorkBeginsError:
             return 0, True
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 import yaml
 from tests.helpers.clip_files import write_clip
-from tests.helpers.docs_commands import COMMANDS, RECIPES, call, is_long, make_folder, make_stock, prepared
+from tests.helpers.command_line import call
+from tests.helpers.docs_commands import COMMANDS, RECIPES, is_long, make_folder, make_stock, prepared
 from tests.helpers.litert_files import write_litert
 from tests.helpers.onnx_files import write_onnx
 from tests.helpers.score_files import write_csv
@@ -172,7 +173,7 @@ def shortened(command: tuple[str, ...], weights: str = "models") -> list[str]:
 
 def run_to_the_end(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command, and return what it prints."""
-    code = call(words)
+    code = call(*words)
     printed = capsys.readouterr()
     assert code == 0, printed.err
     return printed.out
@@ -185,7 +186,7 @@ def new_runs() -> list[Run]:
 def is_whole(run: Run) -> bool:
     """Whether a run has all that a finished one has, and `verify` finds nothing."""
     files = (run.student, run.comparison, run.predictions, run.diagnosis, run.report, run.digests)
-    return all(file.is_file() for file in files) and call(["verify", str(run.path)]) == 0
+    return all(file.is_file() for file in files) and call("verify", str(run.path)) == 0
 
 
 @commands("distill")
@@ -209,7 +210,7 @@ def test_resume(command: tuple[str, ...], place: Path, capsys: pytest.CaptureFix
     shutil.rmtree("runs/done")
     words = shortened(("distill", "--data", "photos", "--name", "done"))
     with patch("tutelage.pipeline.run.train_student", side_effect=KeyboardInterrupt):
-        assert call(words) == 130
+        assert call(*words) == 130
     assert not Run(Path("runs/done")).student.exists()
     run_to_the_end(list(command), capsys)
     assert is_whole(Run(Path("runs/done")))

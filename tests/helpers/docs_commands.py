@@ -14,9 +14,8 @@ import numpy as np
 import yaml
 from PIL import Image
 from tests.conftest import TINY
+from tests.helpers.command_line import call
 from tests.test_docs import PAGES, ROOT, code
-
-from tutelage.cli import main
 
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 COMMAND = re.compile(r"(?<!from )(?<!import )\btutelage +(?=[a-z])")
@@ -53,15 +52,6 @@ LONG = {  # where the work of the others begins
     "compare": "tutelage.evaluation.compare.compare",
     "export": "tutelage.deploy.command.export_named",
 }
-
-
-def call(words: list[str]) -> int:
-    """Run a command line, and return its exit code."""
-    try:
-        main(words)
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def split(line: str) -> list[str]:
@@ -118,7 +108,7 @@ def make_stock(place: Path) -> None:
     recipe["train"] = {**TINY["train"], "epochs": 1}
     (place / "tiny.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     with patch("tutelage.pipeline.stages.measure.timed", lambda rows, *_, **__: list(rows)):
-        assert call(["distill", f"{place}/tiny.yaml", "--runs", f"{place}/runs", "--progress", "none"]) == 0
+        assert call("distill", f"{place}/tiny.yaml", "--runs", f"{place}/runs", "--progress", "none") == 0
 
 
 def make_folder(place: Path, stock: Path) -> None:
@@ -148,7 +138,7 @@ def prepared(command: tuple[str, ...]) -> list[str]:
     words = list(command)
     recipe = words[1] if words[0] == "distill" and len(words) > 1 else ""
     if recipe.endswith(".yaml") and not Path(recipe).exists():
-        assert call(["recipe", "--new", recipe]) == 0
+        assert call("recipe", "--new", recipe) == 0
         text = Path(recipe).read_text(encoding="utf-8")
         Path(recipe).write_text(text.replace("train: digits", "train: photos"), encoding="utf-8")
     if "data.exclude=leave-out.txt" in words:

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.helpers.clip_files import write_clip
+from tests.helpers.command_line import call
 from tests.helpers.onnx_files import write_onnx
 from tests.helpers.score_files import answers_of, write_csv
 from tests.helpers.stages import StopAt
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-from tutelage.cli import main
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.progress import Silent
@@ -39,14 +39,6 @@ def run_of(tiny: dict, root: Path, name: str) -> Run:
     run = begin(recipe, root, "test")
     distill(recipe, run, Silent())
     return run
-
-
-def call(*words: str) -> int:
-    try:
-        main(list(words))
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

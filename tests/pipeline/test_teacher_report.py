@@ -8,21 +8,13 @@ from pathlib import Path
 import pytest
 import timm
 from safetensors.torch import save_file
+from tests.helpers.command_line import call
 from tests.helpers.fitted import fit
 from tests.helpers.score_files import answers_of, write_csv
 
-from tutelage.cli import main
 from tutelage.data.sources.base import open_source
 from tutelage.data.splits import whole
 from tutelage.models.registry import load_model
-
-
-def call(*words: str) -> int:
-    try:
-        main(list(words))
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
