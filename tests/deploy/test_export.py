@@ -60,7 +60,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 def test_the_directory_is_whole_and_nothing_stands_beside_it(exported: Exported) -> None:
-    assert names(exported.path) == FILES | {"labels.txt", "preprocess.json", "deploy.json"}
+    assert names(exported.path) == FILES | {"labels.txt", "preprocess.json", "deploy.json", "README.md"}
     assert names(exported.path.parent) == {"deploy", "student.safetensors", "teacher.safetensors"}
     assert exported.report.rejected == {}
 

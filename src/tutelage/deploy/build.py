@@ -211,6 +211,7 @@ def _manifest(model: Model, material: Material | None, provenance: Mapping[str, 
     ids = model.class_ids or tuple(str(number) for number in range(model.num_classes))
     facts = {
         "weights": model.origin,
+        **({"licence": model.licence} if model.licence else {}),
         **{
             name: metadata.version(name) for name in ("tutelage", "torch", "timm", "onnx", "openvino", "nncf")
         },

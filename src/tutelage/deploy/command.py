@@ -127,6 +127,7 @@ def export_run(
         provenance=_provenance(run, recipe, splits),
         temperature=_temperature(run),
         say=say,
+        run=_evaluation(run),
     )
     if not run.comparison.exists():  # the evaluation failed; the files are good without it
         return report
@@ -192,14 +193,32 @@ def _teacher(run: Run, recipe: Recipe, say: Say) -> Model | None:
 
 def _temperature(run: Run) -> float:
     """At which the student was calibrated on val; 1 where val has no labels, or the evaluation failed."""
-    content = read_json(run.comparison) if run.comparison.exists() else {}
-    return float((content.get("calibration") or {}).get("temperature", 1.0))
+    return float((_evaluation(run).get("calibration") or {}).get("temperature", 1.0))
+
+
+def _evaluation(run: Run) -> dict[str, Any]:
+    """What the run's evaluation found, for the model card; empty where it failed."""
+    if not run.comparison.exists():
+        return {}
+    content = read_json(run.comparison)
+    found = content.get("verdict") or {}
+    return {
+        "verdict": found.get("sentence"),
+        "pairs": found.get("pairs") or [],
+        "calibration": content.get("calibration") or {},
+    }
 
 
 def _provenance(run: Run, recipe: Recipe, splits: Splits) -> dict[str, str]:
+    checked = read_json(run.preflight) if run.preflight.exists() else {}
+    licences = {
+        "licence": (checked.get("student") or {}).get("licence"),
+        "teacher_licence": (checked.get("teacher") or {}).get("licence"),
+    }
     return {
         "run": run.path.name,
         "teacher": recipe.teacher.model,
         "student": recipe.student.model,
         "train": f"{splits.train.images.name} {splits.train.digest()[:16]}",
+        **{key: value for key, value in licences.items() if value},
     }

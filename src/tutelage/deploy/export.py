@@ -19,6 +19,7 @@ from tutelage.data.sources.synthetic import Synthetic
 from tutelage.data.splits import Subset, whole
 from tutelage.deploy.bench import MADE_UP, Bench, calibrated
 from tutelage.deploy.build import Deployed, Material, Say, build, files_of
+from tutelage.deploy.card import CARD, is_foreign, write_card
 from tutelage.deploy.manifest import LABELS, PREPROCESS
 from tutelage.deploy.parity import Checked
 from tutelage.deploy.variants import VARIANTS
@@ -43,6 +44,7 @@ class DeployReport:
         images: on which they were checked, in words.
         missing: the files that could not be made, each with the reason.
         remarks: what a user has to know besides, such as the images that int8 was calibrated on.
+        run: of a run, what its evaluation found: `verdict` and `pairs`, and `calibration`.
     """
 
     directory: Path
@@ -51,6 +53,7 @@ class DeployReport:
     images: str
     missing: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -98,6 +101,7 @@ class DeployReport:
             ],
             "rejected": self.rejected,
             "missing": dict(self.missing),
+            "run": dict(self.run),
         }
 
 
@@ -115,6 +119,7 @@ def export_model(
     temperature: float = 1.0,
     say: Say = lambda line: None,
     notes: Sequence[str] = (),
+    run: Mapping[str, Any] | None = None,
 ) -> DeployReport:
     """Write a deployed directory and check its files.
 
@@ -135,6 +140,7 @@ def export_model(
         temperature: at which the model is calibrated; the predictor divides the logits by it.
         say: called with a line before each step.
         notes: further lines for the report.
+        run: what the evaluation of the model's run found, for ``deploy.json`` and the model card.
 
     Raises:
         TutelageError: the extra ``deploy`` is not installed, the model cannot be exported, there are no images to
@@ -168,7 +174,9 @@ def export_model(
         lines = [*remarks, *(one.sentence(images) for one in checks)]
         lines += [f"{name}: cannot be made ({reason})" for name, reason in deployed.missing.items()]
         everything = Table(table.rows, [*table.notes, *lines])
-        report = DeployReport(out, everything, checks, images, deployed.missing, tuple(remarks))
+        if is_foreign(out / CARD):
+            remarks.append(f"{out / CARD} is not of tutelage, so it is kept and no model card is written")
+        report = DeployReport(out, everything, checks, images, deployed.missing, tuple(remarks), run or {})
         _publish(stage, deployed, report)
     return report
 
@@ -249,6 +257,7 @@ def _publish(stage: Path, deployed: Deployed, report: DeployReport) -> None:
                 _flush(file)
                 os.replace(file, folder / file.name)
     write_json(out / REPORT, report.record())
+    write_card(out, deployed.manifest, report.record())
     deployed.manifest.write(out)
 
 
