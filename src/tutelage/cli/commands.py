@@ -249,6 +249,13 @@ def main(arguments: list[str] | None = None) -> None:
     except TutelageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    except (RuntimeError, MemoryError) as error:
+        from tutelage.core.out_of_memory import is_out_of_memory  # PyTorch is imported here
+
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: out of memory ({one_line(error)}); use smaller models or resolutions", file=sys.stderr)
+        raise SystemExit(2) from None
     except SystemExit as ended:
         if arguments is None and ended.code == INTERRUPTED:
             exit_now()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -20,6 +22,7 @@ from tutelage.core.memory import keep_freed_memory
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
 DEVICES = ("cpu", "cuda", "mps")
+_alone = ContextVar("alone", default=False)
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,24 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def gathered(batch: Tensor) -> Tensor:
     """Join the rows (B, ...) of all processes to (B * processes, ...), in their order; gradients flow back to each.
 
-    Every process has to call it together, with as many rows as the others. One process gets its own rows.
+    Every process has to call it together, with as many rows as the others. One process gets its own rows, and so does
+    each of several within `alone`.
     """
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if _alone.get() or not (
+        distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    ):
         return batch
     return torch.cat(all_gather(batch.contiguous()))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process compute without the others: `gathered` does not wait for them."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def synchronise(device: torch.device) -> None:

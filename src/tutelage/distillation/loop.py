@@ -22,6 +22,7 @@ from tutelage.core.runtime import Runtime
 from tutelage.data.loading import Loading, dead_workers_named, normalise, train_loader
 from tutelage.data.mix import draw_mix
 from tutelage.data.views import ViewPolicy
+from tutelage.distillation.batch_memory import within_memory
 from tutelage.distillation.checkpoint import (
     State,
     load_checkpoint,
@@ -65,18 +66,22 @@ def train(
 
     Raises:
         Interrupted: a signal asked to stop; the checkpoint is written.
-        TutelageError: too many steps had a loss that is not finite, or the checkpoint does not fit.
+        TutelageError: too many steps had a loss that is not finite, the checkpoint does not fit, or memory ran out.
     """
-    progress = progress or Silent()
-    trainer = Trainer(stage, runtime, checkpoint, loading or Loading(), progress, on_epoch)
-    if not trainer.finished:
-        progress.begin(stage.name, stage.settings.epochs * trainer.steps)
-        try:
-            trainer.run()
-        finally:
-            progress.end()
-            runtime.accelerator.free_memory()  # accelerate keeps references to every stage's optimizer
-    return trainer.result()
+    loading, progress = loading or Loading(), progress or Silent()
+
+    def trained() -> Trained:
+        trainer = Trainer(stage, runtime, checkpoint, loading, progress, on_epoch)
+        if not trainer.finished:
+            progress.begin(stage.name, stage.settings.epochs * trainer.steps)
+            try:
+                trainer.run()
+            finally:
+                progress.end()
+                runtime.accelerator.free_memory()  # accelerate keeps references to every stage's optimizer
+        return trainer.result()
+
+    return within_memory(stage, runtime, loading, trained)
 
 
 class Trainer:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from tutelage.core.progress import Progress, Silent
 from tutelage.core.runtime import Runtime
 from tutelage.data.loading import Loading
+from tutelage.distillation.batch_memory import within_memory
 from tutelage.distillation.loop import Trainer
 from tutelage.distillation.stage import Stage
 
@@ -55,11 +56,22 @@ def range_test(
         unused: a file that does not exist, and is not written.
         loading: how images are loaded.
         progress: receives steps.
+
+    Raises:
+        TutelageError: memory ran out.
     """
     settings = stage.settings.model_copy(
         update={"lr": HIGHEST, "warmup_epochs": 0.0, "head_warmup_epochs": 0, "ema": 0.0, "patience": None}
     )
     stage = replace(stage, name="lr-range", settings=settings, steps=STEPS)
+    return within_memory(
+        stage, runtime, loading, lambda: _rates_and_losses(stage, runtime, unused, loading, progress)
+    )
+
+
+def _rates_and_losses(
+    stage: Stage, runtime: Runtime, unused: Path, loading: Loading, progress: Progress
+) -> list[tuple[float, float]]:
     trainer = Trainer(stage, runtime, unused, loading, Silent(), lambda rows: None)
     trainer.schedule = Rising(trainer.optimizer, STEPS)
     found: list[tuple[float, float]] = []

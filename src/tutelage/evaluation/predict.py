@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.out_of_memory import halve_until_it_fits, or_refuse
 from tutelage.core.runtime import Runtime
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import Loading, dead_workers_named, eval_loader, normalise
@@ -51,7 +52,7 @@ def predict_logits(
         on_batch: called with the number of images of each batch that is done.
 
     Raises:
-        TutelageError: no image can be decoded, or more than allowed cannot.
+        TutelageError: no image can be decoded, or more than allowed cannot, or there is too little memory for one.
     """
     (found,) = predict_together([(module, spec)], subset, runtime, loading, on_batch=on_batch)
     return found
@@ -70,6 +71,8 @@ def predict_together(
 ) -> list[Predictions]:
     """Compute what several networks give for a subset's images, each of which is decoded once for all of them.
 
+    A batch for which memory does not suffice is computed in parts.
+
     Args:
         networks: each with its input; otherwise as in `predict_logits`.
         subset: the images.
@@ -83,6 +86,7 @@ def predict_together(
     """
     modes = [module.training for module, _ in networks]
     specs = list(dict.fromkeys(spec for _, spec in networks))  # models with one input share one rendering
+    sizes = [batch_size] * len(networks)  # that fit into memory
     logits: list[list[Tensor]] = [[] for _ in networks]
     index: list[Tensor] = []
     loading = loading or Loading()
@@ -97,14 +101,37 @@ def predict_together(
         world_size=runtime.world_size,
         bad=loading.bad,
     ):
-        for found, (module, spec) in zip(logits, networks, strict=True):
+        for place, (module, spec) in enumerate(networks):
             images = normalise(batch["images"][specs.index(spec)], spec, runtime.device)
-            found.append(module(images).float())
+            sizes[place], found = _outputs(module, images, sizes[place])
+            logits[place].append(found)
         index.append(batch["index"])
         on_batch(len(batch["index"]))
     for (module, _), training in zip(networks, modes, strict=True):
         module.train(training)
     return [_gather(found, index, runtime) for found in logits]
+
+
+def _outputs(module: nn.Module, images: Tensor, most: int) -> tuple[int, Tensor]:
+    """Compute a network's float32 outputs for a batch, in parts of at most `most` images; return that number, too.
+
+    Where memory runs out, the parts are halved.
+
+    Raises:
+        TutelageError: there is too little memory for one image.
+    """
+
+    def in_parts(size: int) -> Tensor:
+        return torch.cat([module(part).float() for part in images.split(size)])
+
+    height, width = images.shape[-2:]
+    return or_refuse(
+        lambda: halve_until_it_fits(in_parts, most),
+        lambda reason: TutelageError(
+            f"evaluation on {images.device}: out of memory with one image of {width} x {height} px ({reason}); use a "
+            "smaller model or resolution (teacher.resolution, student.resolution), or free memory"
+        ),
+    )
 
 
 def in_common(predictions: Sequence[Predictions]) -> list[Predictions]:

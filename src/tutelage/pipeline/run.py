@@ -10,11 +10,12 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tutelage.core import out_of_memory
 from tutelage.core.begun import record_begin, record_edits
 from tutelage.core.errors import Incomplete, TutelageError, WeakTeacher, one_line
 from tutelage.core.files import write_json, write_text
@@ -28,6 +29,7 @@ from tutelage.distillation.stop import Interrupted, noted_interrupts
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.dry_run import check_models
 from tutelage.models.registry import architecture
+from tutelage.pipeline.choices import settings_of
 from tutelage.pipeline.diagnose import lines
 from tutelage.pipeline.quickstart import example
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
@@ -120,7 +122,7 @@ def distill(
         Interrupted: the run was asked to stop; `distill` on the same run resumes it.
     """
     runtime = Runtime.start()
-    with _opened(recipe, run, runtime) as tracker:
+    with _opened(recipe, run, runtime) as tracker, memory_named(run):
         prepared = prepare(recipe, run, Tracked(progress, tracker), memo)
         fitted = Fitted(prepared, fit_teachers(prepared), fit_head(prepared))
         checked = with_tested_rate(preflight(fitted))
@@ -156,6 +158,19 @@ def distill(
     return result
 
 
+def memory_named(run: Run) -> AbstractContextManager[None]:
+    """Turn what is raised where memory runs out, anywhere in a run, into one line that names keys of the recipe."""
+
+    def remedy() -> str:
+        batch = settings_of(run).train.batch_size
+        return (
+            f"begin a new run with smaller models, a smaller teacher.resolution or student.resolution, or a "
+            f"train.batch_size below {batch}; or free memory: `tutelage resume {run.path}` continues this run"
+        )
+
+    return out_of_memory.named(remedy)
+
+
 class Stations:
     """What follows the training: one station that fails does not keep the others from being done.
 
@@ -178,7 +193,8 @@ class Stations:
         result = None
         with noted_interrupts() as interrupt:
             try:
-                result = call()
+                with memory_named(self.run):
+                    result = call()
             except Interrupted:
                 raise
             except Exception as error:

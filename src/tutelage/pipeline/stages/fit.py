@@ -26,6 +26,7 @@ from tutelage.pipeline.choices import record_choice, with_fit_choices
 from tutelage.pipeline.memo import made_once, train_once
 from tutelage.pipeline.stages.evaluate import evaluate_state
 from tutelage.pipeline.stages.prepare import Prepared
+from tutelage.pipeline.stages.speeds import measured
 
 KEYS = {
     "teacher-fit": "teacher.fit",
@@ -351,8 +352,7 @@ def _precision(prepared: Prepared, name: str, model: Model) -> Precision:
             if path.exists():
                 found: Precision = entry(path, "chosen")
                 return found
-            module = model.module.to(prepared.device)
-            rates = precision.probe_training(module, model.input_spec, size, prepared.device)
+            rates = measured(prepared, precision.probe_training, model, name)
             write_json(path, {"chosen": precision.faster(rates), "images_per_s": rates})
             return precision.faster(rates)
 

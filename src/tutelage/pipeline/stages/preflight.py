@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -41,6 +41,7 @@ from tutelage.pipeline.stages.evaluate import (
 )
 from tutelage.pipeline.stages.fit import Fitted
 from tutelage.pipeline.stages.prepare import Prepared
+from tutelage.pipeline.stages.speeds import Probe, measured
 from tutelage.pipeline.stages.teacher_inputs import as_checks, check_descriptions, faults, say_faults
 from tutelage.pipeline.stages.temperatures import view_batches, with_temperatures
 
@@ -176,21 +177,21 @@ def _rates(prepared: Prepared, teacher: Model, student: Model) -> dict[str, dict
     Only the precisions that the run may use are measured, with the batch of one process. The student is evaluated in
     float32. A teacher whose answers are looked up has no speed.
     """
-    recipe, device, progress = prepared.recipe.train, prepared.device, prepared.context.progress
+    recipe, progress = prepared.recipe.train, prepared.context.progress
     precisions = precision.BOTH if recipe.precision == "auto" else (recipe.precision,)
-    size = prepared.batch_per_process
 
-    def measured(
-        probe: Callable[..., dict[Precision, float]], model: Model, wanted: Sequence[Precision]
+    def rates_of(
+        name: str, probe: Probe, model: Model, wanted: Sequence[Precision]
     ) -> dict[Precision, float]:
-        found = probe(model.module, model.input_spec, size, device, wanted)
+        found = measured(prepared, probe, model, f"pre-flight: {name}", wanted)
         progress.step({}, 0)
         return found
 
-    rates = {"student": measured(precision.probe_training, student, precisions)}
+    training, inference = precision.probe_training, precision.probe_inference
+    rates = {"student": rates_of("training of the student", training, student, precisions)}
     if not teacher.looks_up:
-        rates["teacher"] = measured(precision.probe_inference, teacher, precisions)
-    return rates | {"student_inference": measured(precision.probe_inference, student, ("fp32",))}
+        rates["teacher"] = rates_of("answers of the teacher", inference, teacher, precisions)
+    return rates | {"student_inference": rates_of("answers of the student", inference, student, ("fp32",))}
 
 
 def _choose_precision(
@@ -210,10 +211,7 @@ def _choose_precision(
 def with_measured_precision(prepared: Prepared) -> Prepared:
     """Replace ``train.precision=auto`` by the precision in which the student is trained faster, for fits too."""
     runtime, train = prepared.context.runtime, prepared.recipe.train
-    student = prepared.student
-    module = student.module.to(prepared.device)
-    size = prepared.batch_per_process
-    rates = precision.probe_training(module, student.input_spec, size, prepared.device)
+    rates = measured(prepared, precision.probe_training, prepared.student, "training of the student")
     (chosen,) = runtime.from_main([precision.faster(rates)])
     recipe = prepared.recipe.model_copy(update={"train": train.model_copy(update={"precision": chosen})})
     return _with_precision(replace(prepared, recipe=recipe), chosen)
