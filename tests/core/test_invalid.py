@@ -63,7 +63,15 @@ def refusal(override: str) -> str:
         # bounds and choices
         (
             "train.batch_size=0",
-            "train.batch_size=0: write a number of at least 2, such as train.batch_size=64",
+            "train.batch_size=0: write a number of at least 2 or auto, such as train.batch_size=64",
+        ),
+        (
+            "train.epochs=0",
+            "train.epochs=0: write a number of at least 1 or auto, such as train.epochs=10",
+        ),
+        (
+            "teacher.fit.lr=-1",
+            "teacher.fit.lr=-1: write a number above 0 or auto, such as teacher.fit.lr=3e-4",
         ),
         ("view.flip=2", "view.flip=2: write a number of at most 1, such as view.flip=0.5"),
         ("data.cache_mb=0", "data.cache_mb=0: write a number above 0, such as data.cache_mb=20000.0"),

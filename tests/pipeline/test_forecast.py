@@ -50,6 +50,16 @@ def made(tmp_path: Path, **changed: object) -> Forecast:
     return forecast(parse_recipe(TINY | changed), tmp_path, lambda line: None)
 
 
+@pytest.mark.usefixtures("speeds")
+def test_a_batch_that_depends_on_memory_is_shown_as_the_largest_it_may_be(tmp_path: Path) -> None:
+    found = made(tmp_path, train={"batch_size": "auto", "precision": "fp32"})
+    (line,) = [line for line in found.lines() if line.startswith("schedule: ")]
+    assert "batches of 64 or less, as memory allows, lr" in line
+    few = made(tmp_path, train={"batch_size": "auto"}, data=TINY["data"] | {"limit": 50})
+    assert few.recipe.train.batch_size == 32
+    assert found.recipe.train.epochs == 40
+
+
 # --- what it costs
 
 

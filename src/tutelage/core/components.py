@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tutelage.core.values import (
     AUTO,
+    BatchSize,
     Component,
     Epochs,
     FitEpochs,
@@ -222,8 +223,9 @@ class TrainRecipe(Component):
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many epochs without a better val; control and student may then have unequal numbers of steps.
     null: never."""
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    """Images of a batch, over all processes."""
+    batch_size: BatchSize = 64
+    """Images of a batch, over all processes. auto: 64, halved until the steps of all trainings fit into memory; never
+    more than 64, since the learning rate is not adapted to the batch."""
     labelled_share: Share | None = None
     """Share of labelled images in each batch of the student, where some images have no label; null: as they come."""
     optimizer: Text = "adamw"

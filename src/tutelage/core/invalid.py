@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tutelage.core.recipe_tree import as_yaml
+from tutelage.core.values import OUT_OF_RANGE
 
 LONGEST = 60  # characters of a given value that a message repeats
 NEAR = 0.6  # similarity from which another key is taken to be meant
@@ -20,7 +21,9 @@ EXAMPLES = {
     "train.epochs": "10",
     "train.lr": "3e-4",
     "teacher.fit.epochs": "5",
+    "teacher.fit.lr": "3e-4",
     "student.head_fit.epochs": "5",
+    "student.head_fit.lr": "3e-3",
     "base": "recipe.yaml",
     "variants": "[{name: sharper, loss.temperature: 1}]",
     "search": "{train.lr: {low: 1e-4, high: 1e-3}}",
@@ -119,6 +122,8 @@ def _expected(error: ErrorDetails) -> str | None:
     if kind in BOUNDS:
         name, text = BOUNDS[kind]
         return text.format(f"{context[name]:g}" if context[name] < 1e6 else context[name])
+    if kind == OUT_OF_RANGE:
+        return error["msg"]
     if kind == "literal_error":
         return str(context["expected"]).replace("'", "")
     return KINDS.get(kind)

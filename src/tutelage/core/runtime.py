@@ -128,6 +128,12 @@ class Runtime:
         own = torch.tensor(flags, dtype=torch.float32, device=self.device)
         return [bool(found) for found in self.accelerator.reduce(own, "sum") > 0]
 
+    def least(self, number: int) -> int:
+        """Return the smallest of the numbers that the processes have."""
+        if self.world_size == 1:
+            return number
+        return int(self.accelerator.gather(torch.tensor([number], device=self.device)).min())
+
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
         mean: Tensor = self.accelerator.reduce(tensor, "mean")

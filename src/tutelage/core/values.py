@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -28,6 +29,7 @@ Text = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | int
 # words that a number may be written as, so that the key stays a number
 AUTO = -1  # `auto`: a run chooses for itself
 RANGE = -2  # `range`: a learning rate range test chooses
+OUT_OF_RANGE = "number_or_word"  # pydantic's kind of error for a number that is too small
 
 
 def _or_word(kind: Any, least: float, words: dict[str, int]) -> tuple[BeforeValidator, PlainSerializer]:
@@ -38,7 +40,9 @@ def _or_word(kind: Any, least: float, words: dict[str, int]) -> tuple[BeforeVali
         if isinstance(value, str) and value in words:
             return words[value]
         if isinstance(value, bool) or (isinstance(value, int | float) and value < least):
-            raise ValueError(f"give a number of at least {least:g}, or {' or '.join(words)}, not {value}")
+            bound = f"of at least {least:g}" if kind is int else "above 0"
+            wanted = f"a number {bound} or {' or '.join(words)}"
+            raise PydanticCustomError(OUT_OF_RANGE, "{wanted}", {"wanted": wanted})
         return value
 
     def write(value: float) -> Any:
@@ -49,9 +53,11 @@ def _or_word(kind: Any, least: float, words: dict[str, int]) -> tuple[BeforeVali
     return BeforeValidator(read, json_schema_input_type=written), PlainSerializer(write)
 
 
+_BATCH_SIZE = _or_word(int, 2, {"auto": AUTO})
 _EPOCHS, _FIT_EPOCHS = _or_word(int, 1, {"auto": AUTO}), _or_word(int, 0, {"auto": AUTO})
 _RATE = _or_word(float, 1e-12, {"auto": AUTO})
 _TESTED_RATE = _or_word(float, 1e-12, {"auto": AUTO, "range": RANGE})
+BatchSize = Annotated[int, *_BATCH_SIZE]
 Epochs = Annotated[int, *_EPOCHS]
 FitEpochs = Annotated[int, *_FIT_EPOCHS]
 Rate = Annotated[float, *_RATE]

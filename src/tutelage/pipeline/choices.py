@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tutelage.core.components import FitRecipe, TrainRecipe
@@ -16,6 +17,7 @@ STEPS = 800  # of control and student, at least: fewer leave a network under-tra
 FIT_STEPS = 400  # of a teacher's fit, at least
 EPOCHS = (6, 40)  # of control and student: bounds on what the steps ask for
 FIT_EPOCHS = (4, 20)
+BATCH = 64  # of control and student, at most: the rates below suit no larger one
 PRETRAINED_LR, RANDOM_LR = 3e-4, 3e-3  # of AdamW
 
 
@@ -28,8 +30,11 @@ def with_train_choices(train: TrainRecipe, images: int, student: Model) -> Train
         student: pretrained or random weights decide the learning rate.
     """
     chosen: dict[str, Any] = {}
+    batch_size = train.batch_size
+    if batch_size == AUTO:  # before a run, which may find that memory does not suffice for it
+        chosen["batch_size"] = batch_size = largest_batch_for(images)
     if train.epochs == AUTO:
-        chosen["epochs"] = epochs_for(STEPS, images, train.batch_size, EPOCHS)
+        chosen["epochs"] = epochs_for(STEPS, images, batch_size, EPOCHS)
     if train.lr == AUTO:
         chosen["lr"] = rate_for(student)
     return train.model_copy(update=chosen)
@@ -46,10 +51,37 @@ def with_fit_choices(fit: FitRecipe, images: int, batch_size: int, model: Model)
     return fit.model_copy(update=chosen)
 
 
+def fitted_teachers(recipe: Recipe, teachers: Sequence[Model], due: frozenset[str]) -> dict[int, FitRecipe]:
+    """Return the settings of the fit of each teacher that is trained further than a linear probe, by its place.
+
+    Args:
+        recipe: of the run.
+        teachers: of the run.
+        due: models (by what the user wrote) whose head is new, or cut from a larger one.
+    """
+    asked = recipe.teacher.fit
+    found = {}
+    for place, model in enumerate(teachers):
+        settings = asked if isinstance(asked, FitRecipe) else None
+        if asked == "auto" and model.spec in due:
+            settings = FitRecipe()
+        if settings is not None and settings.epochs != 0:
+            found[place] = settings
+    return found
+
+
 def epochs_for(steps: int, images: int, batch_size: int, bounds: tuple[int, int]) -> int:
     """Return the number of epochs in which at least `steps` steps are made, within bounds."""
     least, most = bounds
     return min(max(math.ceil(steps / max(images // batch_size, 1)), least), most)
+
+
+def largest_batch_for(images: int) -> int:
+    """Return the batch size that ``auto`` begins with: `BATCH`, halved until there are as many training images."""
+    size = BATCH
+    while size > max(2, images):
+        size //= 2
+    return size
 
 
 def rate_for(model: Model) -> float:

@@ -25,9 +25,8 @@ from tutelage.distillation.probe import can_be_probed
 from tutelage.evaluation.robustness import CORRUPTIONS
 from tutelage.models import precision
 from tutelage.models.source import Model
-from tutelage.pipeline.choices import with_fit_choices, with_train_choices
+from tutelage.pipeline.choices import fitted_teachers, with_fit_choices, with_train_choices
 from tutelage.pipeline.stages.estimate import Amounts, estimate
-from tutelage.pipeline.stages.fit import fitted_teachers
 from tutelage.pipeline.stages.preflight import TRAIN_IMAGES
 
 TIMED_BATCH = 16  # images of a batch with which a step is timed

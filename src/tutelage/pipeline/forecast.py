@@ -17,11 +17,10 @@ from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Subset
 from tutelage.evaluation.size import gmacs, size_mb
 from tutelage.models.source import Model
-from tutelage.pipeline.choices import EPOCHS, with_train_choices
+from tutelage.pipeline.choices import EPOCHS, fitted_teachers, with_train_choices
 from tutelage.pipeline.cost import Cost, Speeds, begins_as_probe, cost_of, measure_speeds
 from tutelage.pipeline.early import nearest_there
 from tutelage.pipeline.stages.assemble import Assembled, assemble
-from tutelage.pipeline.stages.fit import fitted_teachers
 
 Say = Callable[[str], object]
 LONGEST_NAME = 34  # columns of a stage's name
@@ -92,7 +91,8 @@ class Forecast:
         chosen = [key for key in ("epochs", "lr") if getattr(found.recipe.train, key) == AUTO]
         auto = f" ({' and '.join(chosen)}: auto)" if chosen else ""
         rate = "of a range test" if train.lr == RANGE else f"{train.lr:g}"
-        yield f"schedule: {train.epochs} epochs, batches of {train.batch_size}, lr {rate}{auto}"
+        less = " or less, as memory allows" if found.recipe.train.batch_size == AUTO else ""
+        yield f"schedule: {train.epochs} epochs, batches of {train.batch_size}{less}, lr {rate}{auto}"
         cost = self.cost()
         for stage, seconds in cost.seconds.items():
             yield f"  {stage:<{LONGEST_NAME}} {seconds / 60:8.1f} min"

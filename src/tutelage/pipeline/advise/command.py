@@ -23,8 +23,8 @@ from tutelage.models import precision
 from tutelage.pipeline.advise.advice import Advice, Candidate, judged, recommended, sentences, warnings_of
 from tutelage.pipeline.advise.candidates import AnyModel, Contender, contenders
 from tutelage.pipeline.advise.probing import Parts, held_out_answers, parts
+from tutelage.pipeline.choices import fitted_teachers
 from tutelage.pipeline.cost import TIMED_BATCH, cost_of, measure_speeds
-from tutelage.pipeline.stages.fit import fitted_teachers
 
 IMAGES = 2000  # to fit the probes to, where there are more
 LATENCY_SECONDS = 20.0  # no further round of the latencies begins after this time

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, write_json
-from tutelage.core.recipe import FitRecipe, Recipe, TrainRecipe
+from tutelage.core.recipe import FitRecipe, TrainRecipe
 from tutelage.core.runtime import Precision
 from tutelage.data.splits import Subset
 from tutelage.distillation.checkpoint import load_checkpoint, save_checkpoint, state_of
@@ -22,7 +22,7 @@ from tutelage.distillation.teacher import Teacher
 from tutelage.models import precision
 from tutelage.models.digest import state_digest
 from tutelage.models.source import Model
-from tutelage.pipeline.choices import record_choice, with_fit_choices
+from tutelage.pipeline.choices import fitted_teachers, record_choice, with_fit_choices
 from tutelage.pipeline.memo import made_once, train_once
 from tutelage.pipeline.stages.evaluate import evaluate_state
 from tutelage.pipeline.stages.prepare import Prepared
@@ -93,25 +93,6 @@ def fit_teachers(prepared: Prepared) -> tuple[Model, ...]:
         fitted.module.to(prepared.device)
         teachers.append(fitted)
     return tuple(teachers)
-
-
-def fitted_teachers(recipe: Recipe, teachers: Sequence[Model], due: frozenset[str]) -> dict[int, FitRecipe]:
-    """Return the settings of the fit of each teacher that is trained further than a linear probe, by its place.
-
-    Args:
-        recipe: of the run.
-        teachers: of the run.
-        due: models (by what the user wrote) whose head is new, or cut from a larger one.
-    """
-    asked = recipe.teacher.fit
-    found = {}
-    for place, model in enumerate(teachers):
-        settings = asked if isinstance(asked, FitRecipe) else None
-        if asked == "auto" and model.spec in due:
-            settings = FitRecipe()
-        if settings is not None and settings.epochs != 0:
-            found[place] = settings
-    return found
 
 
 def _known_teachers(prepared: Prepared) -> tuple[Model, ...]:

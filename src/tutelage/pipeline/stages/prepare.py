@@ -26,6 +26,7 @@ from tutelage.models.weights import save_weights
 from tutelage.pipeline.choices import EPOCHS, STEPS, choices_of, record_choice, with_train_choices
 from tutelage.pipeline.context import Context
 from tutelage.pipeline.stages.assemble import assemble
+from tutelage.pipeline.stages.batch_size import with_batch_size
 from tutelage.pipeline.stages.own_head import STUDENT, TEACHER, HeadChoice
 
 
@@ -99,8 +100,9 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
     if runtime.is_main and before is None:
         for key, choice in found.heads.items():
             record_choice(run, key, choice.head, choice.why)
+    _record_splits(found.splits, context)
+    found = with_batch_size(found, context)
     recipe, splits, teachers, student = found.recipe, found.splits, found.teachers, found.student
-    _record_splits(splits, context)
     for line in found.lines():
         context.progress.say(line)
     splits = _decoded(recipe, splits, _inputs(recipe, teachers, student), context)

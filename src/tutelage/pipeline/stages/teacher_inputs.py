@@ -24,7 +24,7 @@ from tutelage.models.kinds.fixed import FixedModel
 from tutelage.models.kinds.zero_shot import ZeroShotModel
 from tutelage.models.source import Model
 from tutelage.models.timm import CLASS_LIST, TimmModel
-from tutelage.pipeline.stages.fit import fitted_teachers
+from tutelage.pipeline.choices import fitted_teachers
 from tutelage.pipeline.stages.prepare import Prepared
 
 SHOWN = 12  # classes of an order, in a sentence

@@ -35,8 +35,10 @@ from tutelage.core.progress import Progress
 from tutelage.core.recipe import load_recipe
 from tutelage.core.recipe_tree import flat, read_yaml, rename_keys
 from tutelage.core.run_dir import Run
+from tutelage.core.values import AUTO
 from tutelage.data.splits import make_splits
 from tutelage.distillation.stop import Interrupted
+from tutelage.pipeline.choices import choices_of
 from tutelage.pipeline.run import describe, distill
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.preflight import preflight, with_measured_precision
@@ -182,12 +184,12 @@ class _Worker:
 
     def work(self) -> None:
         """Run trials until none is left, also those that are released by other processes that die."""
-        precision = self._precision()
+        shared = self._shared_choices()
         failures, waiting = 0, False
         while True:
             claim, others = self._next()
             if claim:
-                failures = 0 if self._run(claim, precision) else failures + 1
+                failures = 0 if self._run(claim, shared) else failures + 1
                 waiting = False
             elif not others:
                 return
@@ -202,19 +204,23 @@ class _Worker:
                     "`tutelage resume` on one of them shows why; then continue with the same command"
                 )
 
-    def _precision(self) -> dict[str, Any]:
-        """Choose the precision of all trials by one measurement, so that chance does not affect their ranking."""
-        if self.plan.base.train.precision != "auto":
+    def _shared_choices(self) -> dict[str, Any]:
+        """Choose precision and batch size of all trials by one measurement: chance does not affect their ranking."""
+        base, run = self.plan.base.train, Run(self.files.base)
+        if base.precision != "auto" and base.batch_size != AUTO:
             return {}
-        run = Run(self.files.base)
         with FileLock(self.files.claims / "base.lock"):
             if not run.preflight.exists():
                 describe(run, self.plan.base, versions(self.command) | {"seeds": 1})
                 with run.held():
                     prepared = prepare(self.plan.base, run, self.progress, self.files.shared)
-                    prepared = with_measured_precision(prepared)  # trials name it, and so share these fits
+                    if base.precision == "auto":  # trials name it, and so share these fits
+                        prepared = with_measured_precision(prepared)
                     preflight(Fitted(prepared, fit_teachers(prepared), fit_head(prepared)))
-        return {"train.precision": entry(run.preflight, "precision", "chosen")}
+        shared = {"train.precision": entry(run.preflight, "precision", "chosen")}
+        if base.batch_size == AUTO:
+            shared["train.batch_size"] = choices_of(run)["train.batch_size"]["value"]
+        return shared
 
     def _next(self) -> tuple[Claim | None, int]:
         """Claim the next trial, first of all one whose process died; also return how many others are worked on."""
@@ -266,7 +272,7 @@ class _Worker:
         seed = (self.plan.seed + number) % 2**32
         return RandomSampler(seed) if self.plan.sampler == "random" else TPESampler(seed=seed)
 
-    def _run(self, claim: Claim, precision: dict[str, Any]) -> bool:
+    def _run(self, claim: Claim, shared: dict[str, Any]) -> bool:
         """Run a trial, record its result, and return whether it finished."""
         run = Run(self.files.trials / claim.directory)
         settings = (
@@ -274,7 +280,7 @@ class _Worker:
         )
         self.progress.say(f"trial {claim.trial.number} ({claim.name}): {settings}")
         try:
-            recipe = self.plan.recipe(precision | claim.overrides | {"name": claim.directory})
+            recipe = self.plan.recipe(shared | claim.overrides | {"name": claim.directory})
             describe(run, recipe, versions(self.command) | {"seeds": 1})
             recipe = load_recipe(run.recipe)
             # a study compares trials with each other, and those with a weak teacher are a result too
