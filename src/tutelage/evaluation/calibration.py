@@ -53,7 +53,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def calibrated_nll(logits: Tensor, labels: Tensor) -> float:
-    """The NLL in nats of logits (N, C) at the temperature that calibrates them on the same labels (N,); -1: left out."""
+    """The NLL in nats of logits (N, C) at the temperature that calibrates them on their labels (N,); -1: left out."""
     labelled = labels >= 0
     scaled = logits[labelled].double() / calibrating_temperature(logits, labels)
     return float(cross_entropy(scaled, labels[labelled]))

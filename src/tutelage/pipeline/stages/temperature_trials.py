@@ -75,6 +75,18 @@ def trial_steps(recipe: Recipe, images: int) -> int:
     return steps if steps >= FEWEST else 0
 
 
+def trial_images(recipe: Recipe, images: int) -> int:
+    """Return how many views all trials together are trained on, at most.
+
+    Args:
+        recipe: of the run, with its number of epochs; its temperature is still ``auto``.
+        images: number of training images, unlabelled ones included.
+    """
+    if recipe.loss.temperature != "auto":
+        return 0
+    return 2 * trial_steps(recipe, images) * recipe.train.batch_size
+
+
 def _candidates(recipe: Recipe) -> Sequence[float]:
     """Return the temperature of the pre-flight, and a high one where that is another."""
     first = recipe.loss.temperature
