@@ -8,6 +8,7 @@ tested in `test_docs_in_full.py`.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +30,7 @@ from tests.helpers.docs_commands import (
 )
 from tests.test_docs import PYTHON, ROOT
 
+from tutelage.deploy.manifest import Manifest
 from tutelage.models.kinds import MODULES
 
 
@@ -110,8 +112,12 @@ def test_commands_are_found_and_those_left_out_are_tested_elsewhere() -> None:
 
 
 def test_the_program_that_classifies_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = PYTHON.findall((ROOT / "docs/deploy.md").read_text(encoding="utf-8"))
+    cascade, block = PYTHON.findall((ROOT / "docs/deploy.md").read_text(encoding="utf-8"))
     shutil.copytree("runs/done", "runs/pets")
     names: dict[str, Any] = {}
     exec(block, names)
     assert len(capsys.readouterr().out.splitlines()) == 1 + 6 + 1  # a picture, a folder, an array
+    shutil.copytree("runs/done/deploy", "teacher-deploy")
+    replace(Manifest.read(Path("teacher-deploy")), cascade={"threshold": 1.0}).write(Path("runs/pets/deploy"))
+    exec(cascade, names)
+    assert [line.endswith("from the teacher") for line in capsys.readouterr().out.splitlines()] == [True] * 6

@@ -269,6 +269,14 @@ def test_export(command: tuple[str, ...], place: Path, capsys: pytest.CaptureFix
     assert ("model-int8.onnx" in written) is not as_in_the_run
 
 
+@commands("cascade")
+def test_cascade(command: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The agreement is what networks reach that have learnt next to nothing."""
+    printed = run_to_the_end([*prepared(command), "--agreement", "0.02"], capsys)
+    assert "cascade.json" in printed
+    assert "cascade" in read_json(Path("runs/done/deploy/preprocess.json"))
+
+
 @commands("teacher")
 def test_teacher(command: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = run_to_the_end(shortened(command, "pair"), capsys)
@@ -302,6 +310,6 @@ def test_the_program_that_advises_runs(place: Path, capsys: pytest.CaptureFixtur
 
 
 def test_no_long_command_is_left_out() -> None:
-    tested = {"distill", "resume", "quickstart", "study", "compare", "export", "advise", "teacher"}
+    tested = {"distill", "resume", "quickstart", "study", "compare", "export", "advise", "teacher", "cascade"}
     left = {" ".join(words) for words in COMMANDS if is_long(words) and words[0] not in tested}
     assert left == NETWORK_NEEDED

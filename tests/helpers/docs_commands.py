@@ -32,7 +32,13 @@ PLACEHOLDERS = {
     "[KEY]": "train", "SOURCE": "photos", "MODEL": "tf_efficientnet_lite2",
 }  # fmt: skip
 DATA = ("photos", "clothing", "clothes", "imagenet-sample", "tiny-imagenet-200", "data/tiny-imagenet-mini")
-HERE = {"runs/NAME", "runs/pets", "runs/lift", "runs/pets/deploy"}  # other names of the finished run
+HERE = {
+    "runs/NAME",
+    "runs/pets",
+    "runs/lift",
+    "runs/pets/deploy",
+    "teacher-deploy",
+}  # other names of the finished run
 ELSEWHERE = {  # needs a package of the examples, and is tested with it
     "distill --data npz:bloodmnist.npz": "tests/data/test_source_packages.py",
     "distill --student tinynet:16 --data digits": "tests/models/test_model_packages.py",
@@ -51,6 +57,7 @@ LONG = {  # where the work of the others begins
     "teacher": "tutelage.pipeline.teacher_report.report_teacher",
     "compare": "tutelage.evaluation.compare.compare",
     "export": "tutelage.deploy.command.export_named",
+    "cascade": "tutelage.pipeline.cascade.make_cascade",
 }
 
 
@@ -141,6 +148,8 @@ def prepared(command: tuple[str, ...]) -> list[str]:
         assert call("recipe", "--new", recipe) == 0
         text = Path(recipe).read_text(encoding="utf-8")
         Path(recipe).write_text(text.replace("train: digits", "train: photos"), encoding="utf-8")
+    if "--defer-to" in words and "--threshold" not in words:  # the finished run has none of its own
+        words += ["--threshold", "0.5"]
     if "data.exclude=leave-out.txt" in words:
         Path("leave-out.txt").write_text("train/cat/train-0.png\n", encoding="utf-8")
     for word in words:

@@ -165,6 +165,7 @@ app.command("check", hidden=True)(look.verify)  # the name of `verify` in earlie
 
 app.command(rich_help_panel=DEPLOY)(deploy.export)
 app.command(rich_help_panel=DEPLOY)(deploy.predict)
+app.command(rich_help_panel=DEPLOY, no_args_is_help=True)(deploy.cascade)
 
 
 @app.command(rich_help_panel=FURTHER)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tutelage.cli.options import option
+from tutelage.cli.options import DeviceOption, option
 from tutelage.core.errors import TutelageError
 
 if TYPE_CHECKING:
@@ -87,16 +87,66 @@ def export(
         raise SystemExit(1)
 
 
+def cascade(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
+    agreement: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the images that the student answers alone on which it is to give the teacher's class.",
+        ),
+    ] = 0.95,
+    device: DeviceOption = None,
+    json: Annotated[Path | None, option("Also write the figures as JSON.", False, dir_okay=False)] = None,
+) -> None:
+    """Let a run's student answer where it is confident and its teacher elsewhere: choose the threshold, and measure."""
+    from rich.console import Console
+
+    from tutelage.core.begun import where_it_began
+    from tutelage.core.files import write_json
+    from tutelage.core.run_dir import Run as RunDirectory
+    from tutelage.pipeline.early import check_place
+
+    json = json and json.absolute()
+    if json:
+        check_place(json.parent)
+    with where_it_began(RunDirectory.open(run)) as opened:
+        from tutelage.pipeline.cascade import make_cascade  # PyTorch is imported here
+        from tutelage.pipeline.console import shown_steps
+
+        with opened.held(), shown_steps() as say:
+            found = make_cascade(opened, agreement, device=device, say=say)
+    Console().print(found.rich())
+    for line in found.lines():
+        print(line)
+    print(f"all figures are in {opened.cascade}; the curve is in {opened.report}")
+    if json:
+        write_json(json, found.content)
+
+
 def predict(
     directory: Annotated[Path, typer.Argument(help="Directory that `tutelage export` wrote, or of a run.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders to search for them.")],
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of classes shown per image.")] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
+    defer_to: Annotated[
+        Path | None,
+        option(
+            "Exported teacher that answers where the confidence is below the threshold of `tutelage cascade`.",
+            "nobody",
+            metavar="DIRECTORY",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        option("Threshold to defer by.", "that of `tutelage cascade`", min=0, max=1, metavar="CONFIDENCE"),
+    ] = None,
 ) -> None:
     """Classify images with exported files, without PyTorch; the exit code is 2 if an image cannot be read."""
     from tutelage.deploy.predictor import Predictor, find_images
 
-    predictor, errors = Predictor(directory), 0
+    teacher = Predictor(defer_to) if defer_to else None
+    predictor, errors = Predictor(directory, defer_to=teacher, threshold=threshold), 0
 
     def tell(error: TutelageError) -> None:
         nonlocal errors

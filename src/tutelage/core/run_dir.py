@@ -46,6 +46,7 @@ class Run:
         self.seeds = path / "seeds.json"
         self.predictions = path / "predictions.npz"
         self.diagnosis = path / "diagnosis.json"
+        self.cascade = path / "cascade.json"
         self.deploy = path / "deploy"
         self.example = path / "example.png"  # a test image of the quickstart
         self.digests = path / "digests.json"

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.core.errors import one_line
-from tutelage.data.classes import map_classes
 from tutelage.data.loading import BadImages, eval_loader
 from tutelage.data.splits import Subset
 from tutelage.deploy.convert import (
@@ -29,6 +28,7 @@ from tutelage.deploy.manifest import one_line as as_label
 from tutelage.deploy.quantise import Pictures, Quantiser
 from tutelage.deploy.runtime import Arithmetic, Session, has_bf16, open_session
 from tutelage.deploy.variants import VARIANTS, Variant
+from tutelage.models.class_mapping import head_labels
 from tutelage.models.source import Model
 
 CALIBRATION = 300  # images: NNCF's default; ranges of activations hardly change with more
@@ -154,17 +154,6 @@ def as_model(deployed: Deployed, variant: Variant, batch_size: int) -> Model:
     model = deployed.model
     module = _FileModule(deployed.directory / variant.file, variant.arithmetic, batch_size, model.num_classes)
     return replace(model, spec=f"{model.spec} {variant.role}", module=module)
-
-
-def head_labels(model: Model, subset: Subset) -> np.ndarray:
-    """(N,) labels of a subset as classes of the model's head; -1 where unlabelled or where the head lacks the class."""
-    index = map_classes(subset.classes, model.class_ids) if subset.classes else None
-    if index is None and model.class_ids is None and model.num_classes == len(subset.classes):
-        index = np.arange(model.num_classes)
-    if index is None or not model.pretrained:
-        return np.full(len(subset), -1, np.int64)
-    labels: np.ndarray = np.append(index, -1)[subset.labels]
-    return labels
 
 
 class _FileModule(nn.Module):

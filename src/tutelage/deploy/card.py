@@ -57,6 +57,7 @@ def card(manifest: Manifest, record: Mapping[str, Any]) -> ModelCard:
         _files(record),
         _evaluation(record),
         _calibration(manifest, record),
+        _cascade(manifest),
         _classes(manifest),
         _preprocessing(manifest),
         _licences(manifest),
@@ -192,6 +193,32 @@ def _calibration(manifest: Manifest, record: Mapping[str, Any]) -> list[str]:
         for title, key in (("without the temperature", "before"), ("with it", "after")):
             lines.append(_line([title, _number(found[key]["ece"], 2), _number(found[key]["nll"], 3)]))
     return lines
+
+
+def _cascade(manifest: Manifest) -> list[str]:
+    found = manifest.cascade
+    if not found:
+        return []
+    val, test = found["val"], found["test"]
+    lines = ["## In a cascade with the teacher", ""]
+    lines.append(
+        f"Where its calibrated confidence is at least {found['threshold']:g}, the model answers alone; other images "
+        f"are for the teacher ({_code(found['teacher'])}). The threshold was chosen on {val['n']:,} validation "
+        f"images, so that with {100 * found['level']:g}% confidence the model gives the teacher's class on at least "
+        f"{100 * found['agreement']:g}% of the images that it answers alone."
+    )
+    if test["agreement"] is not None:
+        lines.append(
+            f"On {test['n']:,} test images it answers {100 * test['coverage']:.1f}% alone and agrees with the teacher "
+            f"on {100 * test['agreement']:.1f}% of these ({INTERVAL} {100 * test['agreement_low']:.1f} to "
+            f"{100 * test['agreement_high']:.1f})."
+        )
+    if test["top1"]:
+        top1 = {name: f"{value:.2f}%" for name, value in test["top1"].items()}
+        lines.append(
+            f"Top-1: {top1['cascade']} both together, {top1['student']} the model, {top1['teacher']} the teacher."
+        )
+    return [*lines, "", '`Predictor(".", defer_to=teacher)` works in this way. Figures are those of PyTorch.']
 
 
 def _classes(manifest: Manifest) -> list[str]:

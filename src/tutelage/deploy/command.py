@@ -16,10 +16,12 @@ from tutelage.data.sources.base import open_for_evaluation
 from tutelage.data.splits import Splits, Subset, make_splits, recorded_copies, whole
 from tutelage.deploy.bench import images_of
 from tutelage.deploy.build import Say
+from tutelage.deploy.cascade import add_threshold
 from tutelage.deploy.export import DeployReport, export_model
 from tutelage.deploy.variants import VARIANTS
 from tutelage.evaluation.compare import with_classes
 from tutelage.evaluation.table import Row, Table
+from tutelage.models.kept import kept_student, kept_teacher
 from tutelage.models.registry import architecture, load_model
 from tutelage.models.source import Model
 
@@ -111,12 +113,11 @@ def export_run(
         TutelageError: the run has no student yet, its images are gone, or `export_model` fails.
     """
     recipe = load_recipe(run.recipe)
-    if not run.student.is_file():
-        raise TutelageError(f"{run.path}: has no student yet; go on with `tutelage resume {run.path}`")
+    student = kept_student(run, recipe)
     splits = make_splits(recipe.data, recorded_copies(run.splits))
     wants_teacher = recipe.export.teacher if teacher is None else teacher
     report = export_model(
-        _saved(recipe.student.model, run.student),
+        student,
         out or run.deploy,
         calibration=splits.train,
         validation=splits.val,
@@ -129,6 +130,7 @@ def export_run(
         say=say,
         run=_evaluation(run),
     )
+    add_threshold(run, report.directory)
     if not run.comparison.exists():  # the evaluation failed; the files are good without it
         return report
     content = read_json(run.comparison)
@@ -171,24 +173,13 @@ def _images(data: str | None, int8: bool) -> tuple[Subset | None, Subset | None]
     return material.calibration, test
 
 
-def _saved(spec: str, file: Path) -> Model:
-    """A model with the weights that a run saved of it."""
-    return load_model(f"{architecture(spec)}@{file}")
-
-
 def _teacher(run: Run, recipe: Recipe, say: Say) -> Model | None:
-    """As it taught: fitted to the data, or as the recipe names it. None where its weights are gone."""
-    wish = recipe.teacher
+    """As it taught; None where its weights are gone."""
     try:
-        if run.teacher.is_file():
-            return _saved(wish.model, run.teacher)
-        model = load_model(wish.model).at(int(entry(run.preflight, "teacher", "resolution")))
+        return kept_teacher(run, recipe)
     except TutelageError as error:
         say(f"continuing without the teacher: {error}")
         return None
-    if wish.crop_pct is None:
-        return model
-    return replace(model, input_spec=replace(model.input_spec, crop_pct=wish.crop_pct))
 
 
 def _temperature(run: Run) -> float:

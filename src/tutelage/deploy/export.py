@@ -20,7 +20,7 @@ from tutelage.data.splits import Subset, whole
 from tutelage.deploy.bench import MADE_UP, Bench, calibrated
 from tutelage.deploy.build import Deployed, Material, Say, build, files_of
 from tutelage.deploy.card import CARD, is_foreign, write_card
-from tutelage.deploy.manifest import LABELS, PREPROCESS
+from tutelage.deploy.manifest import LABELS, PREPROCESS, REPORT
 from tutelage.deploy.parity import Checked
 from tutelage.deploy.variants import VARIANTS
 from tutelage.evaluation.compare import evaluate
@@ -28,7 +28,6 @@ from tutelage.evaluation.table import Row, Table
 from tutelage.models.source import Model
 from tutelage.models.timm import CLASS_LIST
 
-REPORT = "deploy.json"
 REJECTED = "rejected"  # the folder of files that failed a check
 BATCH = 16  # images, for the throughput
 

@@ -15,6 +15,7 @@ from tutelage.data.input_spec import InputSpec
 
 LABELS = "labels.txt"
 PREPROCESS = "preprocess.json"
+REPORT = "deploy.json"  # what was measured
 FORMAT = 1  # of preprocess.json
 
 
@@ -29,6 +30,8 @@ class Manifest:
         class_ids: of the same classes (folder names, WordNet ids).
         provenance: where the weights come from, and the versions of the packages that made the file.
         temperature: divides the logits before the softmax, so that the probabilities are calibrated.
+        cascade: from which confidence (`threshold`) the model answers alone in a cascade, with the evidence, see
+            `tutelage.deploy.cascade`; empty where none was chosen. It is not in the model files.
     """
 
     model: str
@@ -37,6 +40,7 @@ class Manifest:
     class_ids: tuple[str, ...]
     provenance: Mapping[str, str] = field(default_factory=dict)
     temperature: float = 1.0
+    cascade: Mapping[str, Any] = field(default_factory=dict)
 
     def properties(self) -> dict[str, str]:
         """As text for the metadata of a model file: lists with one entry per line, the rest as JSON."""
@@ -61,6 +65,7 @@ class Manifest:
             "temperature": self.temperature,
             "class_ids": list(self.class_ids),
             "provenance": dict(self.provenance),
+            **({"cascade": dict(self.cascade)} if self.cascade else {}),
         }
         write_json(directory / PREPROCESS, content)
 
@@ -81,7 +86,10 @@ class Manifest:
                 class_ids=tuple(map(str, content["class_ids"])),
                 provenance=dict(content["provenance"]),
                 temperature=float(content.get("temperature", 1.0)),  # older files have none
+                cascade=dict(content.get("cascade") or {}),
             )
+            if manifest.cascade and not 0 <= float(manifest.cascade["threshold"]) <= 1:
+                raise ValueError(f"cascade.threshold {manifest.cascade['threshold']}")
             if not 0 < manifest.temperature < math.inf:
                 raise ValueError(f"temperature {manifest.temperature}")
         except (KeyError, TypeError, ValueError) as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, TypeAlias
@@ -25,6 +25,7 @@ Runtime = Literal["openvino", "onnxruntime"]
 Precision = Literal["int8", "fp32"]
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 Errors = Literal["raise", "skip"]
+Teacher: TypeAlias = Callable[[Picture], "Prediction | np.ndarray | Sequence[float]"]
 
 GIVE = "give a path, a PIL image, or an array of uint8 pixels, (height, width, 3) or (height, width)"
 _LOADING = Lock()  # PIL decodes an opened file at its first use, which two threads must not do at once
@@ -57,10 +58,17 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, the most probable first."""
+    """The most probable classes of one image, the most probable first.
+
+    Attributes:
+        source: path of the image, or what it is.
+        guesses: its most probable classes.
+        deferred: whether the model was not sure enough, so that ``defer_to`` answered.
+    """
 
     source: str
     guesses: tuple[Guess, ...]
+    deferred: bool = False
 
     @property
     def label(self) -> str:
@@ -75,11 +83,14 @@ class Prediction:
     def line(self) -> str:
         """One line for people: the image, and each class with its probability."""
         classes = ", ".join(f"{guess.label} {100 * guess.probability:.1f}%" for guess in self.guesses)
-        return f"{self.source}: {classes}"
+        return f"{self.source}: {classes}{' (teacher)' if self.deferred else ''}"
 
     def json(self) -> str:
-        """One line for programs: the same as a JSON object, in ASCII, which every terminal and pipe can take."""
-        return json.dumps(asdict(self))
+        """One line for programs: the same as a JSON object, in ASCII, which every terminal and pipe can take.
+
+        It has `deferred` where it is true.
+        """
+        return json.dumps({key: value for key, value in asdict(self).items() if key != "deferred" or value})
 
 
 class Predictor:
@@ -94,13 +105,23 @@ class Predictor:
         directory: a directory that ``tutelage export`` wrote, or a run that has one in ``deploy``.
         runtime: ``openvino`` or ``onnxruntime``; None: the installed one, OpenVINO if both are.
         precision: ``int8`` or ``fp32``; None: int8 with OpenVINO, fp32 with ONNX Runtime, if there are both files.
+        defer_to: who answers where the model's confidence is below the threshold: another `Predictor` of the same
+            classes, or a function that takes the picture and returns the logits (C,) of the classes in their order, or
+            a `Prediction`. None: the model answers always.
+        threshold: of the confidence, 0 to 1; None: the one that ``tutelage cascade`` chose.
 
     Raises:
-        TutelageError: a file is missing or damaged, or no runtime is installed.
+        TutelageError: a file is missing or damaged, no runtime is installed, or there is no threshold to defer by.
     """
 
     def __init__(
-        self, directory: str | Path, *, runtime: Runtime | None = None, precision: Precision | None = None
+        self,
+        directory: str | Path,
+        *,
+        runtime: Runtime | None = None,
+        precision: Precision | None = None,
+        defer_to: Predictor | Teacher | None = None,
+        threshold: float | None = None,
     ) -> None:
         folder = _deployed(Path(directory))
         self.manifest = Manifest.read(folder)
@@ -111,6 +132,8 @@ class Predictor:
                 f"{self.file}: gives {self._session.num_classes} logits, but labels.txt has "
                 f"{len(self.manifest.labels)} lines; export again"
             )
+        self._teacher = defer_to
+        self.threshold = _threshold(self.manifest, folder, defer_to, threshold)
 
     def __call__(
         self, pictures: Picture | Iterable[Picture], top: int = 5, *, errors: Errors = "raise"
@@ -153,6 +176,25 @@ class Predictor:
 
     def _predict(self, picture: Picture, top: int) -> Prediction:
         probabilities = _softmax(self.logits(picture) / self.manifest.temperature)
+        if self._teacher is not None and probabilities.max() < self.threshold:
+            return replace(self._ask(self._teacher, picture, top), deferred=True)
+        return self._prediction(picture, probabilities, top)
+
+    def _ask(self, teacher: Predictor | Teacher, picture: Picture, top: int) -> Prediction:
+        if isinstance(teacher, Predictor):
+            return teacher._predict(picture, top)
+        answer = teacher(picture)
+        if isinstance(answer, Prediction):
+            return answer
+        logits, classes = np.asarray(answer, np.float64), len(self.manifest.labels)
+        if logits.shape != (classes,) or not np.isfinite(logits).all():
+            raise TutelageError(
+                f"defer_to: gave {logits.shape} values for {_name(picture)}; return {classes} finite logits, one for "
+                "each class in the order of labels.txt, or a Prediction"
+            )
+        return self._prediction(picture, _softmax(logits), top)
+
+    def _prediction(self, picture: Picture, probabilities: np.ndarray, top: int) -> Prediction:
         best = np.argsort(-probabilities, kind="stable")[: max(1, top)]
         manifest = self.manifest
         guesses = (
@@ -198,6 +240,35 @@ def _deployed(folder: Path) -> Path:
         remedy = f"name one of its seeds, such as {seeds[0]}" if seeds else f"run `tutelage export {folder}`"
         raise TutelageError(f"{folder}: a run without deployed files; {remedy}")
     return folder
+
+
+def _threshold(
+    manifest: Manifest, folder: Path, defer_to: Predictor | Teacher | None, given: float | None
+) -> float:
+    """The confidence from which the model answers alone; 0: always."""
+    if given is not None and not 0 <= given <= 1:
+        raise TutelageError(f"threshold={given:g}: give a confidence from 0 to 1, such as threshold=0.8")
+    if defer_to is None:
+        if given is not None:
+            raise TutelageError(
+                f"threshold={given:g}: has no effect without defer_to; give who answers below it"
+            )
+        return 0.0
+    if isinstance(defer_to, Predictor):
+        if defer_to.manifest.class_ids != manifest.class_ids:
+            raise TutelageError(
+                f"defer_to: {defer_to.file.parent} has other classes than {folder}, or in another order; "
+                "give a model of the same classes"
+            )
+    elif not callable(defer_to):
+        raise TutelageError(f"defer_to={defer_to!r}: give a Predictor, or a function that takes a picture")
+    if given is not None:
+        return float(given)
+    if not manifest.cascade:
+        raise TutelageError(
+            f"{folder}: has no threshold to defer by; run `tutelage cascade RUN`, or give one, such as threshold=0.8"
+        )
+    return float(manifest.cascade["threshold"])
 
 
 def _choose(folder: Path, runtime: Runtime | None, precision: Precision | None) -> Path:

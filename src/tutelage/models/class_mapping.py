@@ -9,6 +9,7 @@ import numpy as np
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.classes import map_classes
+from tutelage.data.subset import Subset
 from tutelage.models.source import Model
 
 
@@ -36,6 +37,17 @@ class ClassMapping:
     def labels(self, of_data: np.ndarray) -> np.ndarray:
         """Head indices of the data's labels, any shape; -1 (unlabelled) stays."""
         return np.where(of_data >= 0, self.index[of_data], -1)
+
+
+def head_labels(model: Model, subset: Subset) -> np.ndarray:
+    """(N,) labels of a subset as classes of the model's head; -1 where unlabelled or where the head lacks the class."""
+    index = map_classes(subset.classes, model.class_ids) if subset.classes else None
+    if index is None and model.class_ids is None and model.num_classes == len(subset.classes):
+        index = np.arange(model.num_classes)
+    if index is None or not model.pretrained:
+        return np.full(len(subset), -1, np.int64)
+    labels: np.ndarray = np.append(index, -1)[subset.labels]
+    return labels
 
 
 def own_classes(teacher: Model) -> tuple[str, ...]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.files import entry, write_bytes
-from tutelage.core.recipe import Recipe, load_recipe
+from tutelage.core.files import write_bytes
+from tutelage.core.recipe import load_recipe
 from tutelage.core.run_dir import Run
 from tutelage.core.runtime import Runtime
 from tutelage.data.decode import UnreadableImage
@@ -21,7 +20,7 @@ from tutelage.data.splits import make_splits, recorded_copies
 from tutelage.data.subset import Subset
 from tutelage.evaluation.gradcam import heat_maps, overlay
 from tutelage.evaluation.roles import Role
-from tutelage.models.registry import architecture, load_model
+from tutelage.models.kept import kept_student, kept_teacher
 from tutelage.models.source import Model
 from tutelage.report.predictions import greatest_changes
 from tutelage.report.run_records import read_run_records
@@ -52,7 +51,7 @@ def explain_images(run: Run, say: Callable[[str], object]) -> None:
     if missing := [id for id in ids if id not in places]:
         raise TutelageError(f"--explain: {test.images.name} has no image {missing[0]!r} any more")
     arrays = {"ids": np.array(ids, dtype=np.str_)}
-    for role, load in ((Role.TEACHER, _teacher), (Role.DISTILLED, _student)):
+    for role, load in ((Role.TEACHER, kept_teacher), (Role.DISTILLED, kept_student)):
         try:
             arrays[role] = _pictures(load(run, recipe), test, [places[id] for id in ids])
         except (TutelageError, UnreadableImage) as error:
@@ -74,18 +73,3 @@ def _pictures(model: Model, test: Subset, positions: list[int]) -> np.ndarray:
         heat, _ = heat_maps(model, normalise(batch, model.input_spec, device))
         pictures.append(overlay(pixels, heat[0]))
     return np.stack(pictures) if pictures else np.zeros((0, 1, 1, 3), np.uint8)
-
-
-def _student(run: Run, recipe: Recipe) -> Model:
-    return load_model(f"{architecture(recipe.student.model)}@{run.student}")
-
-
-def _teacher(run: Run, recipe: Recipe) -> Model:
-    """The first teacher as it taught: fitted to the data, or as the recipe names it."""
-    wish = recipe.teacher
-    if run.teacher.is_file():
-        return load_model(f"{architecture(wish.model)}@{run.teacher}")
-    model = load_model(wish.model).at(int(entry(run.preflight, "teacher", "resolution")))
-    if wish.crop_pct is None:
-        return model
-    return replace(model, input_spec=replace(model.input_spec, crop_pct=wish.crop_pct))

@@ -64,6 +64,7 @@ class RunRecords:
     diagnosis: dict[str, Any] | None
     predictions: RunPredictions | None
     robustness: dict[str, Any] | None = None
+    cascade: dict[str, Any] | None = None
     damaged: tuple[str, ...] = field(default=())
 
     @property
@@ -223,6 +224,7 @@ def read_run_records(run: Run, predictions: bool = True) -> RunRecords:
         diagnosis=read(run.diagnosis, _read_mapping),
         predictions=read(run.predictions, read_predictions) if predictions else None,
         robustness=read(run.robustness, _read_mapping),
+        cascade=read(run.cascade, _read_mapping),
         damaged=tuple(damaged),
     )
 
@@ -243,7 +245,7 @@ def _watched(run: Run) -> list[Path]:
     return [
         run.recipe, run.versions, run.splits, run.preflight, run.choices, run.teacher_check, run.metrics,
         run.candidates, run.comparison, run.predictions, run.diagnosis, run.deploy, run.seeds,
-        run.robustness, run.heat_maps,
+        run.robustness, run.heat_maps, run.cascade,
     ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Colour says which model, line style or mark says which quantity (see `tutelage.r
 """
 
 from tutelage.report.plots.answers import COUNTED, agreement, class_changes, confusion, reliability
+from tutelage.report.plots.cascade import cascade_costs, cascade_curve
 from tutelage.report.plots.models import beyond, intervals, pareto, tradeoff
 from tutelage.report.plots.runs import FEW, val_curves
 from tutelage.report.plots.training import candidates, curves
@@ -14,6 +15,8 @@ __all__ = [
     "agreement",
     "beyond",
     "candidates",
+    "cascade_costs",
+    "cascade_curve",
     "class_changes",
     "confusion",
     "curves",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tutelage.report.page import Section
 from tutelage.report.run_records import RunRecords
+from tutelage.report.sections.cascade import cascade_sections
 from tutelage.report.sections.checks import checks_section
 from tutelage.report.sections.comparison import comparison_section, tradeoff_section
 from tutelage.report.sections.data_summary import data_section
@@ -35,6 +36,7 @@ def run_sections(records: RunRecords) -> list[Section]:
         images_section(records),
         *gradcam_sections(records),
         *robustness_sections(records),
+        *cascade_sections(records),
         views_section(records),
         checks_section(records),
         record_section(records),
