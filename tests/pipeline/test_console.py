@@ -36,12 +36,6 @@ def test_epochs_are_a_table_with_aligned_columns(kind: type[Plain]) -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_a_trial_is_named_after_its_temperature() -> None:
-    screen = io.StringIO()
-    Plain(Console(file=screen, width=80)).epoch(row(1, "temperature-1.52"))
-    assert screen.getvalue().splitlines()[0] == "trying temperature 1.52"
-
-
 def test_a_message_between_epochs_brings_the_header_again() -> None:
     screen = io.StringIO()
     plain = Plain(Console(file=screen, width=80))

@@ -172,8 +172,8 @@ class LossRecipe(Component):
     name: str = "kl"
     """Loss between the teacher's and the student's outputs; `tutelage losses` lists all."""
     temperature: Positive | Literal["auto"] | None = "auto"
-    """Temperature of the soft targets. auto: of kl by the teacher's entropy and short trials on val, else the loss's own;
-    null: the loss's own."""
+    """Temperature of the soft targets. auto: of kl by the teacher's entropy, else the loss's own; null: the loss's
+    own."""
     teacher_temperature: Rate = AUTO
     """Divides the teacher's logits before anything else. auto: the one at which the teacher is calibrated on val."""
     weight: NonNegative = 1.0

@@ -52,13 +52,6 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     return _fitted(logits[labelled].double(), labels[labelled], 0.0)
 
 
-def calibrated_nll(logits: Tensor, labels: Tensor) -> float:
-    """The NLL in nats of logits (N, C) at the temperature that calibrates them on their labels (N,); -1: left out."""
-    labelled = labels >= 0
-    scaled = logits[labelled].double() / calibrating_temperature(logits, labels)
-    return float(cross_entropy(scaled, labels[labelled]))
-
-
 def _fitted(logits: Tensor, labels: Tensor, smoothing: float) -> float:
     def nll(log_temperature: float) -> float:
         scaled = logits / torch.tensor(log_temperature).exp()

@@ -136,7 +136,7 @@ class Plain(Silent):
             columns["of EMA"] = f"{row['ema_val'][key]:.2f}"
         columns["images/s"] = f"{row['images_per_s']:.0f}"
         if self.shown != (row["stage"], list(columns)):
-            self._print([_words(row["stage"])])
+            self._print([STAGE_WORDS.get(row["stage"], row["stage"])])
             self._print([f"{name:>{_width(name)}}" for name in columns])
         self._print([f"{value:>{_width(name)}}" for name, value in columns.items()])
         self.shown = (row["stage"], list(columns))
@@ -147,11 +147,6 @@ class Plain(Silent):
     def table(self, table: Tabular) -> None:
         """Print the table."""
         self.console.print(table.rich())
-
-
-def _words(stage: str) -> str:
-    """Return what is shown for a stage; trials of temperature are named after it, and other names stay as they are."""
-    return STAGE_WORDS.get(stage, stage.replace("temperature-", "trying temperature "))
 
 
 def _width(column: str) -> int:
@@ -179,7 +174,7 @@ class Bars(Plain):
             console=self.console,
             transient=True,
         )
-        self.task = self.bars.add_task(_words(stage), total=steps, rate="", losses="")
+        self.task = self.bars.add_task(STAGE_WORDS.get(stage, stage), total=steps, rate="", losses="")
         self.images = 0
         self.bars.start()
 

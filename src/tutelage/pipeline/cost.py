@@ -28,7 +28,6 @@ from tutelage.models.source import Model
 from tutelage.pipeline.choices import fitted_teachers, with_fit_choices, with_train_choices
 from tutelage.pipeline.stages.estimate import Amounts, estimate
 from tutelage.pipeline.stages.preflight import TRAIN_IMAGES
-from tutelage.pipeline.stages.temperature_trials import trial_images
 
 TIMED_BATCH = 16  # images of a batch with which a step is timed
 DECODED = 16  # images whose decoding is timed
@@ -174,9 +173,6 @@ def cost_of(
     seconds["pre-flight"] = (val + TRAIN_IMAGES) / speeds.teacher + val / speeds.student
     if recipe.train.lr == RANGE:
         seconds["learning rate test"] = RANGE_STEPS * recipe.train.batch_size / speeds.student_training
-    if tried := trial_images(recipe, images):
-        answer = 1 / speeds.teacher if recipe.targets.mode == "live" else 0.0
-        seconds["temperature trials"] = tried * (1 / speeds.student_training + answer)
     training = "training of control and student" if recipe.control else "training of the student"
     for name, part in (
         (training, "training"),

@@ -39,7 +39,6 @@ from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.stages.rate import with_tested_rate
 from tutelage.pipeline.stages.robustness import measure_robustness
 from tutelage.pipeline.stages.teacher_check import check_teacher
-from tutelage.pipeline.stages.temperature_trials import with_tried_temperature
 from tutelage.pipeline.stages.train import train_control, train_student
 from tutelage.pipeline.trackers import Tracked, Tracker, Trackers, tracking
 from tutelage.pipeline.versions import versions
@@ -126,7 +125,7 @@ def distill(
     with _opened(recipe, run, runtime) as tracker, memory_named(run):
         prepared = prepare(recipe, run, Tracked(progress, tracker), memo)
         fitted = Fitted(prepared, fit_teachers(prepared), fit_head(prepared))
-        checked = with_tried_temperature(with_tested_rate(preflight(fitted)))
+        checked = with_tested_rate(preflight(fitted))
         control = train_control(checked)
         try:
             check_teacher(checked, control)

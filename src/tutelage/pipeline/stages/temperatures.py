@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,8 @@ from tutelage.pipeline.stages.prepare import Prepared
 IMAGES = 500  # whose training views show how certain the teacher is there
 BATCH = 50
 BOUNDS = (1.0, 4.0)  # of the temperature of kl
+CERTAIN = 0.15  # share of a uniform guess's entropy, below which targets say little more than the labels
+HIGH = 4.0  # for such targets: that of most work since Hinton et al. 2015, "Distilling the knowledge in a neural network"
 
 
 def with_temperatures(
@@ -91,9 +94,10 @@ def _choose(
     """Replace ``auto`` in ``loss.teacher_temperature`` and ``loss.temperature``.
 
     The first one calibrates the teacher on val (Guo et al. 2017, "On calibration of modern neural networks"). The
-    second one is that of kl only: other losses keep their own. A teacher that was fitted to the training images is
-    nearly certain of them, so that its targets say no more than the labels. The temperature makes its targets on
-    training views as uncertain, by their mean entropy, as the calibrated teacher is on val, where it knows no image.
+    second one is that of kl only: other losses keep their own. A teacher that was fitted to the training images, or
+    that is right nearly always, is certain of them, so that its targets say little more than the labels: then the
+    temperature is a high one. Otherwise it makes the targets on training views as uncertain, by their mean entropy,
+    as the calibrated teacher is on val, where it knows no image.
     """
     loss = prepared.recipe.loss
     chosen: dict[str, tuple[float, str]] = {}
@@ -107,10 +111,7 @@ def _choose(
     if _matches(loss):
         target = calibration.entropy(on_val.logits, scale)
         views = _on_views(prepared, teacher_of_targets(prepared, teachers, precision))
-        found = round(calibration.matching_temperature(views / scale, target, BOUNDS), 2)
-        own = calibration.entropy(views, scale)
-        why = f"the teacher's mean entropy is {own:.3f} nats on training views and {target:.3f} on val"
-        chosen["temperature"] = found, why
+        chosen["temperature"] = matching_or_high(views / scale, target)
     keys = list(chosen)
     values = prepared.context.runtime.from_main([chosen[key][0] for key in keys])
     for key, value in zip(keys, values, strict=True):
@@ -118,6 +119,24 @@ def _choose(
             record_choice(prepared.run, f"loss.{key}", value, chosen[key][1])
         prepared.context.progress.say(f"auto: loss.{key} = {value:g} ({chosen[key][1]})")
     return loss.model_copy(update=dict(zip(keys, values, strict=True)))
+
+
+def matching_or_high(views: Tensor, target: float) -> tuple[float, str]:
+    """Return a temperature of kl by the calibrated logits (N, C) of a teacher on training views, and the reason.
+
+    Args:
+        views: the logits.
+        target: mean entropy in nats of the calibrated teacher on val.
+    """
+    own, guess = calibration.entropy(views, 1.0), math.log(views.shape[1])
+    if own < CERTAIN * guess:
+        share = 100 * own / guess
+        return HIGH, (
+            f"the teacher is nearly certain on training views: its mean entropy is {own:.3f} nats, {share:.0f}% of a "
+            "uniform guess"
+        )
+    found = round(calibration.matching_temperature(views, target, BOUNDS), 2)
+    return found, f"the teacher's mean entropy is {own:.3f} nats on training views and {target:.3f} on val"
 
 
 def _on_views(prepared: Prepared, teacher: Teacher) -> Tensor:

@@ -99,8 +99,18 @@ def control_stage(checked: Checked) -> Stage:
 
 def train_student(checked: Checked) -> Distilled:
     """Distil, select on val, and write the kept student to the run."""
-    prepared, student, run = checked.prepared, checked.student, checked.prepared.run
-    stage = student_stage(checked)
+    prepared, student = checked.prepared, checked.student
+    splits, run = prepared.splits, prepared.run
+    subset = _images(splits)
+    on_val = checked.teacher_on_val
+    # by position; zeros for images that cannot be decoded, which the loss on val leaves out
+    val_targets = on_val.logits.new_zeros(len(splits.val), on_val.logits.shape[1])
+    val_targets[on_val.index] = on_val.logits / prepared.recipe.loss.teacher_temperature
+    stage = replace(
+        _stage(checked, "distill", subset), teacher=_targets(checked, subset), val_targets=val_targets
+    )
+    if prepared.recipe.targets.mode == "cached":
+        stage = replace(stage, views=passes(prepared.recipe))  # no other views have targets
     two_heads = TwoHeads(student) if prepared.recipe.loss.two_heads else None
     if two_heads:
         stage = replace(stage, model=two_heads.model.copied())
@@ -116,22 +126,6 @@ def train_student(checked: Checked) -> Distilled:
         record = {**choice.record(), "resolutions": resolutions, "training": evidence}
         write_json(run.candidates, record)
     return Distilled(model, choice, resolutions)
-
-
-def student_stage(checked: Checked) -> Stage:
-    """Define the distillation of a student with one head."""
-    prepared = checked.prepared
-    subset, on_val = _images(prepared.splits), checked.teacher_on_val
-    # by position; zeros for images that cannot be decoded, which the loss on val leaves out
-    val_targets = on_val.logits.new_zeros(len(prepared.splits.val), on_val.logits.shape[1])
-    val_targets[on_val.index] = on_val.logits / prepared.recipe.loss.teacher_temperature
-    stage = replace(
-        _stage(checked, "distill", subset), teacher=_targets(checked, subset), val_targets=val_targets
-    )
-    # where targets are cached, no other views have any
-    return (
-        replace(stage, views=passes(prepared.recipe)) if prepared.recipe.targets.mode == "cached" else stage
-    )
 
 
 def _images(splits: Splits) -> Subset:
