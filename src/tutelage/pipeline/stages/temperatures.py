@@ -30,7 +30,7 @@ IMAGES = 500  # whose training views show how certain the teacher is there
 BATCH = 50
 BOUNDS = (1.0, 4.0)  # of the temperature of kl
 CERTAIN = 0.15  # share of a uniform guess's entropy, below which targets say little more than the labels
-HIGH = 4.0  # for such targets: that of most work since Hinton et al. 2015, "Distilling the knowledge in a neural network"
+HIGH = 4.0  # for such targets, as in most work since Hinton et al. 2015, "Distilling the knowledge in a neural network"
 
 
 def with_temperatures(
