@@ -91,6 +91,11 @@ def test_nothing_is_there_where_it_could_not_be_completed(
     ("arguments", "expected"),
     [
         (["--fetch", "Flowers"], "did you mean 'Flowers102'?"),
+        (["--fetch", "torchvision:Flowers"], "did you mean 'Flowers102'?"),
+        (
+            ["--fetch", "hf:org/name"],
+            "such as `tutelage distill --data hf:org/name`: what is not on this machine",
+        ),
         (["--fetch", "EuroSAT", "--into", "."], "there is such a file or folder already"),
         (["photos", "--fetch", "EuroSAT"], "fetch a data set first"),
         (["--into", "x"], "name the images to look at"),

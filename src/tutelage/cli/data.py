@@ -63,7 +63,7 @@ def data(
             raise TutelageError(
                 f"--fetch {fetch} and {words[0]}: fetch a data set first, then look at its folder"
             )
-        return _fetch(fetch, into or Path(fetch))
+        return _fetch(fetch, into or Path(fetch.rpartition(":")[2]))
     if not words:
         raise TutelageError("data: name the images to look at, such as `tutelage data photos`")
     if into:

@@ -28,7 +28,7 @@ def fetch(
     is complete.
 
     Args:
-        name: of a data set of torchvision, such as FashionMNIST.
+        name: of a data set of torchvision, such as FashionMNIST or torchvision:FashionMNIST.
         folder: is made.
         say: receives what is downloaded, and under which licence, before that happens.
         step: receives the number of images written, and of all.
@@ -37,8 +37,16 @@ def fetch(
         The images, as they were read from torchvision.
 
     Raises:
-        TutelageError: there is no such set, the folder exists, or the set cannot be downloaded or written.
+        TutelageError: the set is of another kind or does not exist, the folder exists, or the set cannot be downloaded
+            or written.
     """
+    kind, _, rest = name.rpartition(":")
+    if kind not in ("", "torchvision"):
+        raise TutelageError(
+            f"--fetch {name}: only data sets of torchvision are written as folders, such as --fetch EuroSAT; name this "
+            f"one as it is, such as `tutelage distill --data {name}`: what is not on this machine is then downloaded"
+        )
+    name = rest
     known = known_set(name)
     if folder.exists():
         raise TutelageError(
