@@ -20,13 +20,29 @@ from tutelage.core.out_of_memory import (
 )
 
 
-@pytest.mark.parametrize("error", [GPU, CPU, MemoryError("Unable to allocate 9 GiB"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        GPU,
+        CPU,
+        RuntimeError("could not create a primitive"),
+        MemoryError("Unable to allocate 9 GiB"),
+        MemoryError(),
+    ],
+)
 def test_memory_that_ran_out(error: BaseException) -> None:
     assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("size mismatch"), RuntimeError(ValueError("wrapped")), RuntimeError(), OSError(12)]
+    "error",
+    [
+        RuntimeError("size mismatch"),
+        RuntimeError("could not create a primitive descriptor for a matmul primitive"),
+        RuntimeError(ValueError("wrapped")),
+        RuntimeError(),
+        OSError(12),
+    ],
 )
 def test_other_errors(error: Exception) -> None:
     assert not is_out_of_memory(error)

@@ -14,15 +14,18 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tutelage.core.errors import TutelageError, one_line
 
 T = TypeVar("T")
+ONEDNN = (
+    "could not create a primitive"  # all that a CPU's library says of it; of what it cannot do, it says more
+)
 LONGEST = 200  # characters of PyTorch's message that are repeated
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out."""
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
     readable = len(error.args) == 1 and isinstance(error.args[0], str)  # accelerate expects a text
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and readable and should_reduce_batch_size(error)
-    )
+    return readable and (error.args[0] == ONEDNN or should_reduce_batch_size(error))
 
 
 def or_refuse(call: Callable[[], T], refuse: Callable[[str], TutelageError]) -> T:
