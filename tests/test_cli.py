@@ -78,7 +78,7 @@ def test_help_groups_commands_by_what_people_do_first(
     assert [title or command for title, command in found] == [
         "Options", "Start", "quickstart", "data", "advise", "teacher", "distill", "compare",
         "List what there is", "models", "losses", "recipe", "Look at results", "report", "watch",
-        "verify", "Deploy", "export", "predict", "cascade", "Go further", "resume", "study",
+        "verify", "Deploy", "export", "predict", "cascade", "serve", "Go further", "resume", "study",
     ]  # fmt: skip
 
 

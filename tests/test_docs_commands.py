@@ -75,7 +75,7 @@ def accept(words: list[str]) -> tuple[int, bool]:
     target = LONG.get(" ".join(words[:2]), LONG.get(words[0]))
     if words[0] == "compare" and "--deploy" in words:
         target = "tutelage.deploy.compare.compare_deployed"
-    with patch("tutelage.report.server.Server.serve_forever"):
+    with patch("tutelage.report.server.Server.serve_forever"), patch("tutelage.deploy.serve.run"):
         if target is None:
             return call(*words), False
         try:

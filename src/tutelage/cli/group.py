@@ -19,7 +19,6 @@ MEANT = {
     "keys": "recipe",
     "benchmark": "compare",
     "evaluate": "compare",
-    "serve": "watch",
     "convert": "export",
     "infer": "predict",
 }
