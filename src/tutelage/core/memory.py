@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import lru_cache
+from typing import Any
 
 # of <malloc.h>
 M_TRIM_THRESHOLD = -1
@@ -21,9 +22,19 @@ def keep_freed_memory() -> None:
     and the next step waits for a page fault, and for zeros, for every 4 KiB. Where the C library is another one,
     nothing changes.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    mallopt = _of_glibc("mallopt")
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, LARGEST)
         _ = mallopt(M_MMAP_THRESHOLD, LARGEST) or mallopt(M_MMAP_THRESHOLD, OF_OLDER)
+
+
+def give_back_freed_memory() -> None:
+    """Hand freed memory back to the system, which `keep_freed_memory` keeps, where something else needs it."""
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """Return a function of the C library; None where that is another one, such as musl."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -12,6 +12,7 @@ from typing import TypeVar
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from tutelage.core.errors import TutelageError, one_line
+from tutelage.core.memory import give_back_freed_memory
 
 T = TypeVar("T")
 ONEDNN = (
@@ -45,8 +46,13 @@ def or_refuse(call: Callable[[], T], refuse: Callable[[str], TutelageError]) -> 
             raise
         reason = one_line(error)[:LONGEST]
     # the error is gone by now, and with it the tensors in the frames of its traceback
-    clear_device_cache(garbage_collection=True)
+    _free()
     raise refuse(reason)
+
+
+def _free() -> None:
+    clear_device_cache(garbage_collection=True)
+    give_back_freed_memory()
 
 
 def halve_until_it_fits(call: Callable[[int], T], start: int, least: int = 1) -> tuple[int, T]:
@@ -70,7 +76,7 @@ def halve_until_it_fits(call: Callable[[int], T], start: int, least: int = 1) ->
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or count <= least:
                 raise
-        clear_device_cache(garbage_collection=True)  # outside the handler, as in `or_refuse`
+        _free()  # outside the handler, as in `or_refuse`
         count = max(least, count // 2)
 
 
