@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.decode import UnreadableImage
+from tutelage.data.kept import KeptPixels
 from tutelage.data.loading import Loading
 from tutelage.data.sources.base import ImageSet
 from tutelage.evaluation.predict import BATCH, Predictions, in_common, predict_logits
@@ -85,3 +86,23 @@ def test_a_loader_process_that_dies_meanwhile_ends_in_one_line(tmp_path: Path) -
         predict_logits(
             KillsItsLoader(), network("test_efficientnet", 0).input_spec, subset, runtime, Loading(1)
         )
+
+
+def test_kept_images_give_the_same_logits_and_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subset, models = small_splits().test, [network("test_efficientnet", 0), network("test_resnet", 1)]
+    runtime = small_context(tmp_path).runtime
+    spec = models[0].input_spec
+    inputs = [(models[0].module, spec), (models[1].module, replace(spec, mean=(0.5,) * 3, std=(0.5,) * 3))]
+    plain = [predict_logits(*network, subset, runtime, Loading(0)) for network in inputs]
+    read = []
+    image = type(subset).image
+    monkeypatch.setattr(type(subset), "image", lambda self, i: read.append(i) or image(self, i))
+    loading = Loading(0, kept=KeptPixels(subset))
+    for _ in range(2):
+        for network_, wanted in zip(inputs, plain, strict=True):
+            found = predict_logits(*network_, subset, runtime, loading)
+            assert found.logits.equal(wanted.logits)
+            assert found.index.equal(wanted.index)
+    assert read == list(range(len(subset)))  # both networks have the same pixels

@@ -2,18 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers.stages import small_splits
+from tests.helpers.stages import network, small_context, small_splits
 from torch import nn
 
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.core.runtime import Runtime
-from tutelage.data.splits import Splits
+from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.evaluation.predict import Predictions
 from tutelage.models.batchnorm import decode_sample
@@ -22,6 +23,7 @@ from tutelage.models.source import Model, with_state
 from tutelage.pipeline.context import Context
 from tutelage.pipeline.run import begin
 from tutelage.pipeline.stages.assemble import shared_splits
+from tutelage.pipeline.stages.evaluate import predict_entries, predict_jointly
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.preflight import Checked, preflight
 from tutelage.pipeline.stages.prepare import prepare
@@ -74,7 +76,7 @@ def test_a_module_has_its_own_weights_back_even_after_an_error() -> None:
     assert all(torch.equal(own[name], tensor) for name, tensor in module.state_dict().items())
 
 
-def test_an_unreadable_training_image_is_counted_and_batchnorm_images_are_decoded_once(
+def test_an_unreadable_training_image_is_counted_and_no_image_is_decoded_again_for_the_selection(
     tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
@@ -95,8 +97,17 @@ def test_an_unreadable_training_image_is_counted_and_batchnorm_images_are_decode
         "tutelage.pipeline.stages.preflight.decode_sample",
         lambda *arguments: decoded.append(1) or decode_sample(*arguments),
     )
+    val = checked.prepared.splits.val
+    image = Subset.image
+    on_val = []
+    monkeypatch.setattr(
+        Subset,
+        "image",
+        lambda self, position: (self is val and on_val.append(position)) or image(self, position),
+    )
     train_control(checked)
     distilled = train_student(checked)
+    assert on_val == []  # the pre-flight has read val, and its pixels are kept
     assert {c.recalibrated for c in distilled.choice.candidates} == {True, False}
     assert decoded == [1]
     assert list(checked.prepared.context.loading.bad.reasons) == [train.id(0)]
@@ -234,3 +245,26 @@ def test_control_and_student_have_the_class_weights_of_the_recipe_and_fits_have_
     assert counts.sum() == 50
     expected = pytest.approx((counts.sum() / 10 / counts).tolist())
     assert seen == {"teacher-fit": None, "control": expected, "distill": expected}
+
+
+def test_an_image_is_decoded_once_for_all_models_of_the_final_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subset, prepared = small_splits().test, SimpleNamespace(context=small_context(tmp_path))
+    student, teacher, other = (
+        network("test_efficientnet", 0),
+        network("test_resnet", 1),
+        network("test_resnet", 2),
+    )
+    entries = [[teacher, other.at(48)], [student]]
+    apart = [predict_jointly(prepared, models, subset) for models in entries]  # type: ignore[arg-type]
+    read = []
+    image = Subset.image
+    monkeypatch.setattr(
+        Subset, "image", lambda self, position: read.append(position) or image(self, position)
+    )
+    together = predict_entries(prepared, entries, subset)  # type: ignore[arg-type]
+    assert read == list(range(len(subset)))
+    for one, wanted in zip(together, apart, strict=True):
+        assert one.logits.equal(wanted.logits)
+        assert one.index.equal(wanted.index)

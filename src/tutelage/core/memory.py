@@ -1,8 +1,9 @@
-"""How the C library manages memory."""
+"""The memory of the machine, and how the C library manages it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from functools import lru_cache
 from typing import Any
@@ -38,3 +39,8 @@ def give_back_freed_memory() -> None:
 def _of_glibc(name: str) -> Any:
     """Return a function of the C library; None where that is another one, such as musl."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+
+
+def machine_memory() -> int:
+    """Return the memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

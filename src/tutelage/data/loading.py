@@ -19,13 +19,13 @@ from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.runtime import has_gpu
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.input_spec import IdInput, InputSpec, eval_pixels
+from tutelage.data.kept import Batch, KeptPixels
 from tutelage.data.order import order_epoch
 from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy, view_seed
 
 log = logging.getLogger(__name__)
 Workers = int | Literal["auto"]
-Batch = dict[str, Any]
 Wanted = tuple[np.ndarray, np.ndarray]  # positions and views of a batch
 
 
@@ -66,10 +66,12 @@ class Loading:
     Attributes:
         workers: loader processes.
         bad: counts images that cannot be decoded; by default the first stops the run.
+        kept: keeps the pixels of a subset that is evaluated many times; None: each pass decodes its images.
     """
 
     workers: Workers = "auto"
     bad: BadImages = field(default_factory=lambda: BadImages(0))
+    kept: KeptPixels | None = None
 
 
 @contextmanager
@@ -185,14 +187,17 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     bad: BadImages | None = None,
+    after: int = -1,
 ) -> Batches:
     """Every image once and in order, as timm's evaluation transform shows it; unreadable images are left out.
 
-    With several processes, each gets a contiguous slice of the subset; slices differ by at most one image.
+    With several processes, each gets a contiguous slice of the subset; slices differ by at most one image. Only batches
+    that begin behind the position `after` are read.
     """
     own = np.array_split(np.arange(len(subset)), world_size)[rank]
-    batches = [_in_view(own[i : i + batch_size], 0) for i in range(0, len(own), batch_size)]
-    return _batches(_Rendered(_Crops(subset, specs), tries=1), batches, workers, bad or BadImages(0))
+    batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+    wanted = [_in_view(batch, 0) for batch in batches if batch[0] > after]
+    return _batches(_Rendered(_Crops(subset, specs), tries=1), wanted, workers, bad or BadImages(0))
 
 
 def view_loader(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -14,7 +14,8 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.out_of_memory import halve_until_it_fits, or_refuse
 from tutelage.core.runtime import Runtime
 from tutelage.data.input_spec import InputSpec
-from tutelage.data.loading import Loading, dead_workers_named, eval_loader, normalise
+from tutelage.data.kept import Batch
+from tutelage.data.loading import Batches, Loading, dead_workers_named, eval_loader, normalise
 from tutelage.data.splits import Subset
 
 BATCH = 128
@@ -92,15 +93,7 @@ def predict_together(
     loading = loading or Loading()
     for module, _ in networks:
         module.eval()
-    for batch in eval_loader(
-        subset,
-        specs,
-        batch_size,
-        loading.workers,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        bad=loading.bad,
-    ):
+    for batch in _pass(subset, specs, batch_size, runtime, loading):
         for place, (module, spec) in enumerate(networks):
             images = normalise(batch["images"][specs.index(spec)], spec, runtime.device)
             sizes[place], found = _outputs(module, images, sizes[place])
@@ -110,6 +103,28 @@ def predict_together(
     for (module, _), training in zip(networks, modes, strict=True):
         module.train(training)
     return [_gather(found, index, runtime) for found in logits]
+
+
+def _pass(
+    subset: Subset, specs: Sequence[InputSpec], batch_size: int, runtime: Runtime, loading: Loading
+) -> Iterable[Batch]:
+    """Return this process's batches, from memory where `loading` keeps them; of several inputs none is kept."""
+
+    def read(after: int) -> Batches:
+        return eval_loader(
+            subset,
+            specs,
+            batch_size,
+            loading.workers,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            bad=loading.bad,
+            after=after,
+        )
+
+    if loading.kept is None or len(specs) > 1:
+        return read(-1)
+    return loading.kept.batches(subset, specs[0], batch_size, read)
 
 
 def _outputs(module: nn.Module, images: Tensor, most: int) -> tuple[int, Tensor]:

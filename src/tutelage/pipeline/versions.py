@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tutelage.core.memory import machine_memory
 from tutelage.core.runtime import gpu_name
 
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "torchmetrics", "numpy", "pillow")
@@ -27,7 +28,7 @@ def versions(command: str, processes: int = 1) -> dict[str, Any]:
         "machine": {
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),
-            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "memory_gb": round(machine_memory() / 2**30, 1),
             "gpu": gpu_name(),
             "processes": processes,
         },

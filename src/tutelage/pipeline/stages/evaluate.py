@@ -16,7 +16,7 @@ from tutelage.distillation.selection import SHARE
 from tutelage.distillation.two_heads import SHARES, mixed
 from tutelage.evaluation import resolution
 from tutelage.evaluation.fidelity import FIDELITY, fidelity
-from tutelage.evaluation.predict import BATCH, Predictions, in_common, predict_logits
+from tutelage.evaluation.predict import BATCH, Predictions, in_common, predict_logits, predict_together
 from tutelage.evaluation.quality import Quality, merit, quality
 from tutelage.models.source import Model, with_state
 from tutelage.pipeline.stages.prepare import Prepared
@@ -44,6 +44,22 @@ def predict_jointly(prepared: Prepared, models: Sequence[Model], subset: Subset)
     """Compute the joint logits of one or several teachers on a subset, as used for the student's targets."""
     predictions = in_common([predict(prepared, model, subset) for model in models])
     return joint(predictions)
+
+
+def predict_entries(
+    prepared: Prepared, entries: Sequence[Sequence[Model]], subset: Subset
+) -> list[Predictions]:
+    """Compute the joint logits of one or several models for each entry; an image is decoded once for all of them."""
+    context = prepared.context
+    found = predict_together(
+        [(model.module, model.input_spec) for models in entries for model in models],
+        subset,
+        context.runtime,
+        context.loading,
+        on_batch=lambda images: context.progress.step({}, images),
+    )
+    each = iter(in_common(found))
+    return [joint([next(each) for _ in models]) for models in entries]
 
 
 def joint(predictions: Sequence[Predictions]) -> Predictions:

@@ -32,7 +32,7 @@ from tutelage.pipeline.context import Context
 from tutelage.pipeline.diagnose import Figures, diagnose
 from tutelage.pipeline.memo import made_once
 from tutelage.pipeline.stages.entries import ModelEntry, entries_of
-from tutelage.pipeline.stages.evaluate import batches, labels_of, predict_jointly
+from tutelage.pipeline.stages.evaluate import batches, labels_of, predict_entries, predict_jointly
 from tutelage.pipeline.stages.preflight import Checked
 from tutelage.pipeline.stages.train import Distilled
 
@@ -57,9 +57,8 @@ def measure(checked: Checked, control: Model | None, distilled: Distilled) -> di
     context, mapping, subset = prepared.context, prepared.class_mapping, prepared.splits.test
     entries, notes = entries_of(checked, control, distilled)
     rows = _timed_rows(entries, context)
-    steps = sum(len(one.models) for one in entries) * batches(prepared, subset)
-    with shown(context.progress, "evaluation", steps):
-        predictions = in_common([predict_jointly(prepared, one.models, subset) for one in entries])
+    with shown(context.progress, "evaluation", batches(prepared, subset)):
+        predictions = predict_entries(prepared, [one.models for one in entries], subset)
     logits = {one.role: found.logits for one, found in zip(entries, predictions, strict=True)}
     index = predictions[0].index
     labels = torch.from_numpy(subset.labels)[index]

@@ -17,6 +17,7 @@ from tutelage.core.runtime import Runtime
 from tutelage.data.decoded import decode_once
 from tutelage.data.doctor.classes import class_lines
 from tutelage.data.input_spec import InputSpec
+from tutelage.data.kept import KeptPixels
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Splits
 from tutelage.evaluation import resolution
@@ -107,6 +108,8 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         context.progress.say(line)
     splits = _decoded(recipe, splits, _inputs(recipe, teachers, student), context)
     recipe = _chosen(recipe, splits, student, context)
+    # val is read after every epoch and for every candidate of the model selection
+    context = replace(context, loading=replace(context.loading, kept=KeptPixels(splits.val)))
     return Prepared(recipe, context, splits, found.class_mapping, teachers, student)
 
 
