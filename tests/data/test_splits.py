@@ -282,6 +282,43 @@ def test_limit_keeps_the_classes_in_proportion():
         assert np.bincount(part.labels).min() >= 4
 
 
+@pytest.mark.parametrize("limit", [None, 40])
+def test_val_is_limited_and_what_it_leaves_is_trained_on(limit):
+    everything = make_splits(DataRecipe(train="digits", val_limit=None, limit=limit))
+    splits = make_splits(DataRecipe(train="digits", val_limit=30, limit=limit))
+    assert len(splits.val) == 30
+    assert np.bincount(splits.val.labels, minlength=10).min() >= 2
+    assert ids(splits.val) < ids(make_splits(DataRecipe(train="digits", val_limit=None)).val)
+    assert ids(splits.test) == ids(everything.test)
+    if limit is None:
+        assert len(splits.train) == len(everything.train) + len(everything.val) - 30
+        assert ids(splits.train) | ids(splits.val) == ids(everything.train) | ids(everything.val)
+    (note,) = [note for note in splits.notes if "data.val_limit=30" in note]
+    assert "30 of the 180 images" in note
+    assert "the others are for training" in note
+    assert splits.record()["notes"] == list(splits.notes)
+
+
+def test_a_val_of_its_own_is_limited_and_the_rest_of_it_is_not_used(tmp_path):
+    train, val = tree(tmp_path / "a", {"cat": 9, "dog": 9}), tree(tmp_path / "b", {"cat": 20, "dog": 10})
+    recipe = DataRecipe(train=train, val=val, val_limit=6, drop_duplicates=False)
+    splits = make_splits(recipe)
+    assert np.bincount(splits.val.labels).tolist() == [4, 2]
+    (note,) = [note for note in splits.notes if "data.val_limit=6" in note]
+    assert "6 of the 30 images" in note
+    assert "the others are not used" in note
+    assert len(make_splits(recipe.model_copy(update={"val_limit": None})).val) == 30
+
+
+def test_a_limit_of_val_that_is_not_reached_changes_nothing():
+    assert DataRecipe().val_limit == 10_000
+    plain, limited = (
+        make_splits(DataRecipe(train="digits", val_limit=most)).record() for most in (None, 180)
+    )
+    assert plain == limited
+    assert make_splits(DataRecipe(train="digits", limit=20, val_limit=20)).record()["notes"] == []
+
+
 # --- the record -----------------------------------------------------------------------------------------
 
 

@@ -115,6 +115,9 @@ class DataRecipe(Component):
     """Seed of the splits; train.seed does not change them."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Largest number of images of each part, stratified by class; null: all."""
+    val_limit: Annotated[int, Field(ge=1)] | None = 10_000
+    """Largest number of images for model selection, stratified by class: val is evaluated more than a hundred times.
+    Images of a shared source that val leaves are for training. null: no limit."""
     max_bad_images: Annotated[int, Field(ge=0)] = 10
     """The run stops at more undecodable images than this."""
     drop_duplicates: bool = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +17,13 @@ from tutelage.data.duplicates import SOURCE, Copies, Known
 from tutelage.data.exclude import Exclusion, leave_out
 from tutelage.data.joined import join
 from tutelage.data.sources.base import ImageSet, open_source, parts_of
+from tutelage.data.stratified import hashed, ranked, stratified
 from tutelage.data.subset import Subset, sample, whole
 
 __all__ = ["Splits", "Subset", "make_splits", "recorded_copies", "sample", "stratified", "whole"]
+
+
+NAMED = {"train": "training", "test": "the final evaluation"}  # roles that get what is left
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,15 @@ def make_splits(recipe: DataRecipe, copies: Known | None = None) -> Splits:
     parts = {
         role: part
         for group in _groups(sets).values()
-        for role, part in _share(group, recipe, left_out if "train" in group else left_out[:0]).items()
+        for role, part in _share(group, recipe, left_out if "train" in group else left_out[:0], notes).items()
     }
     exclusion = None
     if recipe.exclude:
         parts, exclusion = leave_out(parts, sets, recipe.exclude)
         notes += [exclusion.note()] if exclusion.left_out else []
-    parts = {role: _limited(_with_classes(part, classes), recipe) for role, part in parts.items()}
+    parts = {
+        role: _limited(role, _with_classes(part, classes), recipe, notes) for role, part in parts.items()
+    }
     if "unlabelled" in parts:  # its folders may be no classes at all
         parts["unlabelled"] = replace(parts["unlabelled"], labels_hidden=True)
     for role, part in parts.items():
@@ -227,8 +232,13 @@ def _groups(sets: dict[str, ImageSet]) -> dict[str, dict[str, ImageSet]]:
     return groups
 
 
-def _share(group: dict[str, ImageSet], recipe: DataRecipe, left_out: np.ndarray) -> dict[str, Subset]:
-    """Split one set of images, without some that are left out, among the roles that take from it."""
+def _share(
+    group: dict[str, ImageSet], recipe: DataRecipe, left_out: np.ndarray, notes: list[str]
+) -> dict[str, Subset]:
+    """Split one set of images, without some that are left out, among the roles that take from it.
+
+    A sentence about val is added to `notes` where ``data.val_limit`` leaves it fewer images than its fraction.
+    """
     images = next(iter(group.values()))
     rest = np.setdiff1d(np.arange(len(images)), left_out)
     to_share = len(rest) if images.labels is None else int(np.sum(images.labels[rest] >= 0))
@@ -244,56 +254,22 @@ def _share(group: dict[str, ImageSet], recipe: DataRecipe, left_out: np.ndarray)
     for role, fraction in fractions.items():
         if role in group and role != keeper:
             labelled = rest if images.labels is None else rest[images.labels[rest] >= 0]
-            wanted = round(fraction * to_share)
+            wanted, what = round(fraction * to_share), f"{fraction:g}"
+            if role == "val" and (most := _most_of_val(recipe)) is not None and wanted > most:
+                fewer = (
+                    f"of the {wanted:,} images that data.val_fraction={fraction:g} takes from {images.name}"
+                )
+                notes.append(_fewer_of_val(most, fewer, f"are for {NAMED[keeper]}"))
+                wanted, what = most, f"{most:,}"
             taken = stratified(images, labelled, wanted, recipe.split_seed, spare=True)
             rest = np.setdiff1d(rest, taken)
-            split = f"{fraction:g} of {images.name}, stratified, seed {recipe.split_seed}"
+            split = f"{what} of {images.name}, stratified, seed {recipe.split_seed}"
             shares[role] = Subset(images, taken, split=split)
     split = f"what is left of {images.name}" if shares else "all"
     if len(left_out):
         split += f"; without {len(left_out):,} copies of val or test images"
     shares[keeper] = Subset(images, rest, split=split)
     return shares
-
-
-def stratified(
-    images: ImageSet, indices: np.ndarray, wanted: int, seed: int, spare: bool = False
-) -> np.ndarray:
-    """Select images, each class in proportion to its size.
-
-    Of each class, the images whose hashed ids come first are taken, so that a few added images change the selection
-    by little.
-
-    Args:
-        images: the set.
-        indices: which of its images may be selected.
-        wanted: how many to select.
-        seed: of the hash.
-        spare: leave at least one image of each class.
-
-    Returns:
-        int64, ascending: `wanted` of `indices`, or all where there are fewer.
-    """
-    labels = images.labels[indices] if images.labels is not None else np.zeros(len(indices), np.int64)
-    order, counts, ranks = _ranked(labels, [images.ids[int(i)] for i in indices], seed)
-    free = counts - 1 if spare else counts
-    ends = np.cumsum(free)
-    quotas = np.diff(ends * min(wanted, ends[-1]) // max(1, ends[-1]), prepend=0)
-    return np.sort(indices[order[ranks < np.repeat(quotas, counts)]])
-
-
-def _ranked(labels: np.ndarray, ids: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order images by label and hashed id; also count the images of each label, and number those of one label."""
-    keys = np.array([_hash(seed, name) for name in ids], np.uint64)
-    order = np.lexsort((keys, labels))
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-2))
-    counts = np.diff(starts, append=len(order))
-    return order, counts, np.arange(len(order)) - np.repeat(starts, counts)
-
-
-def _hash(seed: int, name: str) -> int:
-    text = f"{seed}|{name}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def _with_classes(part: Subset, classes: tuple[str, ...]) -> Subset:
@@ -304,11 +280,32 @@ def _with_classes(part: Subset, classes: tuple[str, ...]) -> Subset:
     return replace(part, classes=classes, relabel=np.array([place.get(name, -1) for name in own], np.int64))
 
 
-def _limited(part: Subset, recipe: DataRecipe) -> Subset:
-    if recipe.limit is None or len(part) <= recipe.limit:
+def _limited(role: str, part: Subset, recipe: DataRecipe, notes: list[str]) -> Subset:
+    """Keep at most ``data.limit`` images of a part, and of val at most ``data.val_limit``, which adds to `notes`."""
+    most = recipe.limit
+    if role == "val" and (bound := _most_of_val(recipe)) is not None and len(part) > bound:
+        most = bound
+        notes.append(
+            _fewer_of_val(most, f"of the {len(part):,} images of {part.images.name}", "are not used")
+        )
+    if most is None or len(part) <= most:
         return part
-    kept = stratified(part.images, part.indices, recipe.limit, recipe.split_seed)
-    return replace(part, indices=kept, split=f"{part.split}; {recipe.limit} of these, stratified")
+    kept = stratified(part.images, part.indices, most, recipe.split_seed)
+    return replace(part, indices=kept, split=f"{part.split}; {most} of these, stratified")
+
+
+def _most_of_val(recipe: DataRecipe) -> int | None:
+    """``data.val_limit``, unless ``data.limit`` leaves no more than that anyway."""
+    if recipe.val_limit is None or (recipe.limit is not None and recipe.limit <= recipe.val_limit):
+        return None
+    return recipe.val_limit
+
+
+def _fewer_of_val(most: int, of_which: str, others: str) -> str:
+    return (
+        f"data.val_limit={most}: {most:,} {of_which} select models, the same share of each class; the others {others} "
+        "(data.val_limit=null lifts the limit)"
+    )
 
 
 def _labelled_apart(train: Subset, unlabelled: Subset | None, recipe: DataRecipe) -> dict[str, Subset]:
@@ -324,7 +321,7 @@ def _labelled_apart(train: Subset, unlabelled: Subset | None, recipe: DataRecipe
         return {}
     used = train.labels >= 0
     if most is not None:
-        order, _, ranks = _ranked(train.labels, train.ids, recipe.split_seed)
+        order, _, ranks = ranked(train.labels, train.ids, recipe.split_seed)
         used[order[ranks >= most]] = False
     if used.all():
         return {}
@@ -369,7 +366,7 @@ def _check_disjoint(parts: dict[str, Subset]) -> None:
     owner: dict[int, str] = {}
     for role, part in parts.items():
         for position in range(len(part)):
-            key = _hash(0, f"{part.images.place(int(part.indices[position]))}")
+            key = hashed(0, f"{part.images.place(int(part.indices[position]))}")
             first = owner.setdefault(key, role)
             if first != role and parts[first].images.origin != part.images.origin:
                 raise TutelageError(

@@ -26,7 +26,7 @@ from tutelage.core.run_dir import NAME
 from tutelage.core.values import Component, Seed, Text
 
 # Settings of the images for model selection and final evaluation: trials that differ in them cannot be ranked.
-SAME_IMAGES = {"val", "test", "val_fraction", "test_fraction", "split_seed", "limit"}
+SAME_IMAGES = {"val", "test", "val_fraction", "test_fraction", "split_seed", "limit", "val_limit"}
 
 
 class Range(Component):
