@@ -12,7 +12,15 @@ from tests.helpers.real_runs import KINDS, real_run
 from tutelage.core.files import read_json
 from tutelage.core.recipe import SelectionRecipe
 from tutelage.distillation.checkpoint import State
-from tutelage.distillation.selection import Candidate, average, best_of, choose, interpolate
+from tutelage.distillation.selection import (
+    FINALISTS,
+    Candidate,
+    average,
+    best_of,
+    choose,
+    count,
+    interpolate,
+)
 from tutelage.evaluation.quality import merit
 
 FIGURE = st.floats(0, 100, allow_nan=False) | st.sampled_from([math.nan, math.inf])
@@ -145,6 +153,52 @@ def test_without_statistics_nothing_is_weighed_twice() -> None:
         SelectionRecipe(),
     )
     assert not any(c.recalibrated for c in choice.candidates)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), recipe=RECIPES)
+def test_after_a_screening_the_start_and_the_best_others_are_evaluated_exactly_and_one_of_them_is_kept(
+    data: st.DataObject, recipe: SelectionRecipe
+) -> None:
+    start = state(0.0)
+    trained = {"last": state(1.0), "best": state(3.0), "ema": state(0.5)}
+    exact: list[State] = []
+
+    def screen(_: State) -> dict[str, float]:
+        return {"top1": data.draw(FIGURE), "nll": data.draw(NLL)}
+
+    def evaluate(candidate: State) -> dict[str, float]:
+        exact.append(candidate)
+        first = candidate is start
+        return {"top1": data.draw(st.floats(0, 100) if first else FIGURE), "nll": 1.0}
+
+    choice = choose(start, trained, evaluate, lambda averaged: dict(averaged), recipe, screen=screen)
+    finalists = [c for c in choice.candidates if not c.screened]
+    others = len(choice.candidates) - 1
+    assert len(exact) == len(finalists) == 1 + min(FINALISTS, others)
+    assert exact[0] is start
+    assert finalists[0].name == "start"
+    assert any(choice.kept is finalist for finalist in finalists)
+    assert merit(choice.kept.val, recipe.metric) == max(merit(c.val, recipe.metric) for c in finalists)
+    flags = [c.get("screened", False) for c in choice.record()["candidates"]]
+    assert flags == [c.screened for c in choice.candidates]
+    again = count(3, recipe, batchnorm=True)[0]
+    assert count(3, recipe, batchnorm=True, screened=True)[0] == again + 1 + FINALISTS
+
+
+def test_a_screening_that_ranks_wrongly_among_the_best_does_not_decide() -> None:
+    trained = {"last": state(1.0), "best": state(2.0), "ema": state(3.0)}
+    recipe = SelectionRecipe(interpolate=False, soup=False)
+
+    def figures(shift: float, candidate: State) -> dict[str, float]:
+        value = candidate["weight"].item()
+        return {"top1": 50 + shift * value, "nll": 1.0}
+
+    choice = choose(
+        state(0.0), trained, lambda s: figures(-1.0, s), lambda s: s, recipe, screen=lambda s: figures(1.0, s)
+    )
+    assert choice.kept.name == "start"
+    assert [c.val["top1"] for c in choice.candidates] == [50.0, 49.0, 48.0, 47.0]
 
 
 def test_equal_top1_goes_to_the_lower_nll_and_then_to_the_start() -> None:

@@ -15,6 +15,7 @@ from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.core.runtime import Runtime
 from tutelage.data.splits import Splits, Subset
+from tutelage.distillation.selection import FINALISTS
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.evaluation.predict import Predictions
 from tutelage.models.batchnorm import decode_sample
@@ -268,3 +269,28 @@ def test_an_image_is_decoded_once_for_all_models_of_the_final_evaluation(
     for one, wanted in zip(together, apart, strict=True):
         assert one.logits.equal(wanted.logits)
         assert one.index.equal(wanted.index)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_candidates_are_screened_in_the_precision_of_the_training_and_the_finalists_are_in_fp32(
+    tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    tiny["train"] |= {"precision": precision, "epochs": 1}
+    tiny["teacher"]["fit"] = "no"
+    checked = checked_run(tiny, tmp_path)
+    low = []
+
+    def evaluated(*_: object) -> dict[str, float]:
+        low.append(torch.is_autocast_enabled("cpu"))
+        return {"top1": 1.0, "nll": float(len(low))}
+
+    monkeypatch.setattr("tutelage.pipeline.stages.train.evaluate_state", evaluated)
+    candidates = train_student(checked).choice.candidates
+    if precision == "fp32":
+        assert not any(low)
+        assert not any(c.screened for c in candidates)
+    else:
+        exact = min(1 + FINALISTS, len(candidates))
+        assert low == [True] * (len(low) - exact) + [False] * exact
+        assert len(low) >= len(candidates) + exact
+        assert sum(not c.screened for c in candidates) == exact

@@ -31,7 +31,7 @@ class Runtime:
 
     Attributes:
         accelerator: device and processes, as the launcher set them up.
-        precision: of the student's training; evaluation is always in fp32.
+        precision: of the student's training. Figures are in fp32, except those by which candidates are screened.
     """
 
     accelerator: Accelerator

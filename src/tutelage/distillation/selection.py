@@ -19,6 +19,7 @@ from tutelage.evaluation.quality import merit
 
 COARSE = (0.25, 0.5, 0.75)
 FINE_STEP = 0.125
+FINALISTS = 5  # beside the start, evaluated in full precision where all are screened in a faster one
 
 SHARE = "share"
 
@@ -38,6 +39,7 @@ class Candidate:
         state: the weights.
         recalibrated: whether the BatchNorm statistics were measured again.
         share: of the teacher's head in the mixture with the labels' head, the best on val; None with one head.
+        screened: whether its figures are those of the screening alone, so that it cannot be kept.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Candidate:
     state: State
     recalibrated: bool = False
     share: float | None = None
+    screened: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Choice:
                     "alpha": c.alpha,
                     "recalibrated": c.recalibrated,
                     **({} if c.share is None else {SHARE: c.share}),
+                    **({"screened": True} if c.screened else {}),
                     "val": {"top1": None, "nll": None}
                     | {name: _jsonable(value) for name, value in c.val.items()},
                     "kept": c is self.kept,
@@ -85,11 +89,15 @@ def choose(
     recalibrate: Recalibrate,
     recipe: SelectionRecipe,
     two_heads: TwoHeads | None = None,
+    screen: Evaluate | None = None,
 ) -> Choice:
     """Evaluate the start, the trained states, interpolations between them, and their soup; keep the best.
 
     All but the start are evaluated as they are and with recalibrated BatchNorm statistics: averages may need new ones,
     while near a start that was pretrained on more images the old ones are better.
+
+    With `screen`, all candidates are made and ranked by its figures; `evaluate` then decides between the start and the
+    best of the others, so that what holds of the kept candidate's figures against the start's holds as without it.
 
     Args:
         start: the weights before training.
@@ -100,33 +108,41 @@ def choose(
         recipe: the metric, and which candidates are made.
         two_heads: of the trained states, but not of the start. Interpolations and averages are made of both heads, and
             each candidate is then folded into a state with one head.
+        screen: as `evaluate`, but faster and less exact; None: all candidates are evaluated by `evaluate`.
     """
     before = two_heads.doubled(start) if two_heads else start
-    candidates = [Candidate("start", "start", 0.0, evaluate(start), before)]
+    figures = screen or evaluate
+    candidates = [Candidate("start", "start", 0.0, figures(start), before)]
     for name, state in distinct(trained).items():
-        ends = _evaluated(name, name, 1.0, state, evaluate, recalibrate)
+        ends = _evaluated(name, name, 1.0, state, figures, recalibrate)
         candidates += ends
         if recipe.interpolate:
-            candidates += _between(candidates[0], ends, evaluate, recalibrate, recipe.metric)
+            candidates += _between(candidates[0], ends, figures, recalibrate, recipe.metric)
     if recipe.soup:
         whole = [c for c in candidates if c.alpha in (0.0, 1.0) and not c.recalibrated]
-        candidates += _soup(whole, evaluate, recalibrate, recipe.metric)
+        candidates += _soup(whole, figures, recalibrate, recipe.metric)
+    if screen:
+        exact = replace(candidates[0], val=evaluate(start))
+        candidates = [exact, *_with_finalists(candidates[1:], evaluate, recipe.metric)]
     if two_heads:
         candidates = [replace(c, state=two_heads.folded(c.state, c.share or 0.0)) for c in candidates]
-    return Choice(recipe.metric, best_of(candidates, recipe.metric), candidates)
+    kept = best_of([c for c in candidates if not c.screened], recipe.metric)
+    return Choice(recipe.metric, kept, candidates)
 
 
-def count(states: int, recipe: SelectionRecipe, batchnorm: bool) -> tuple[int, int]:
+def count(states: int, recipe: SelectionRecipe, batchnorm: bool, screened: bool = False) -> tuple[int, int]:
     """Count how often `choose` evaluates and recalibrates at most.
 
     Args:
         states: number of different trained states.
         recipe: which candidates are made.
         batchnorm: whether the network has BatchNorm statistics that are measured again.
+        screened: whether there is a screening before the finalists are evaluated.
     """
     points = len(COARSE) + 2 if recipe.interpolate else 0
     made = states * (1 + points + recipe.soup)
-    return 1 + made * (1 + batchnorm), made * batchnorm
+    again = 1 + FINALISTS if screened else 0
+    return 1 + made * (1 + batchnorm) + again, made * batchnorm
 
 
 def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
@@ -169,14 +185,26 @@ def _evaluated(
     """Make the candidates of a state: as it is and, where it has BatchNorm statistics, with these measured again."""
 
     def made(name: str, state: State, recalibrated: bool) -> Candidate:
-        val = dict(evaluate(state))
-        share = val.pop(SHARE, None)
-        return Candidate(name, source, alpha, val, state, recalibrated, share)
+        return _with_figures(Candidate(name, source, alpha, {}, state, recalibrated), evaluate)
 
     candidates = [made(name, state, False)]
     if (again := recalibrate(state)) is not state:
         candidates.append(made(f"{name}-recalibrated", again, True))
     return candidates
+
+
+def _with_figures(candidate: Candidate, evaluate: Evaluate) -> Candidate:
+    val = dict(evaluate(candidate.state))
+    return replace(candidate, share=val.pop(SHARE, None), val=val)
+
+
+def _with_finalists(candidates: Sequence[Candidate], evaluate: Evaluate, metric: str) -> list[Candidate]:
+    """Evaluate the best candidates of a screening again; the others are marked as screened."""
+    ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
+    finalists = {id(candidate) for candidate in ranked[:FINALISTS]}
+    return [
+        _with_figures(c, evaluate) if id(c) in finalists else replace(c, screened=True) for c in candidates
+    ]
 
 
 def _between(

@@ -115,7 +115,7 @@ def candidates(options: Sequence[Mapping[str, Any]]) -> Sheet:
     val = _val_columns(options[0]["val"])
     lines = [
         [
-            Cell(option["name"], option["name"], "kept" if option.get("kept") else ""),
+            Cell(option["name"], option["name"], _standing(option)),
             number(option.get("alpha"), 3),
             *([number(option.get("share"), 2)] if shared else []),
             *(number(option["val"][key], digits) for key, digits in zip(val, (2, 4), strict=True)),
@@ -125,6 +125,12 @@ def candidates(options: Sequence[Mapping[str, Any]]) -> Sheet:
     strong = frozenset(i for i, option in enumerate(options) if option.get("kept"))
     heads = ["Share of the teacher's head"] if shared else []
     return Sheet(["Candidate", "Trained share", *heads, *val.values()], lines, strong=strong)
+
+
+def _standing(candidate: Mapping[str, Any]) -> str:
+    if candidate.get("kept"):
+        return "kept"
+    return "screened in the training's precision" if candidate.get("screened") else ""
 
 
 def _val_columns(val: Mapping[str, Any]) -> dict[str, str]:

@@ -202,7 +202,7 @@ def _selecting(
     prepared = checked.prepared
     recipe = _selection_recipe(checked)
     again = _has_new_statistics(prepared, model)
-    evaluations, recalibrations = count(len(distinct(trained.states)), recipe, again)
+    evaluations, recalibrations = count(len(distinct(trained.states)), recipe, again, _is_screened(prepared))
     steps = (evaluations + evidence) * batches(prepared, prepared.splits.val)
     images = min(len(prepared.splits.train), batchnorm.IMAGES)
     steps += recalibrations * math.ceil(images / batchnorm.BATCH)
@@ -229,6 +229,10 @@ def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = Non
             return evaluate_two_heads(prepared, model, state)
         return evaluate_state(prepared, student, state)
 
+    def screen(state: State) -> dict[str, float]:
+        with prepared.context.runtime.autocast():
+            return evaluate(state)
+
     return choose(
         checked.start,
         trained.states,
@@ -236,7 +240,13 @@ def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = Non
         recalibrate=lambda state: _recalibrated(checked, model, state),
         recipe=_selection_recipe(checked),
         two_heads=two_heads,
+        screen=screen if _is_screened(prepared) else None,
     )
+
+
+def _is_screened(prepared: Prepared) -> bool:
+    """Whether candidates are compared in the precision of the training first, which is faster than full precision."""
+    return prepared.context.runtime.precision != "fp32"
 
 
 def _metric(prepared: Prepared) -> str:

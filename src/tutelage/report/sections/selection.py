@@ -28,6 +28,8 @@ def selection_section(records: RunRecords) -> Section:
         metric={"top1": "top-1", "nll": "NLL", "fidelity": "fidelity to the teacher (lowest KL)"}.get(
             metric, metric
         ),
+        screened=any(c.get("screened") for c in options),
+        finalists=sum(not c.get("screened") for c in options) - 1,
         choice=((records.candidates or {}).get("training") or {}).get("kept_against_start"),
         measured=accuracy_name(options[0]["val"]),
         key=accuracy_key(options[0]["val"]),
