@@ -51,6 +51,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.whole
 
 clean:
 	rm -rf .venv runs site dist

@@ -1,6 +1,7 @@
 """The benchmarks run, and their arithmetic is right; what they measure is not tested here."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 from benchmarks.scene import Clock, alternate, summary
@@ -55,3 +56,52 @@ def test_a_loss_costs_more_than_labels_only_and_the_table_adds_the_teacher() -> 
     result["highest"] = {"kl": 1.5, "crd": 2.0}
     lines = table(result).splitlines()[2:]
     assert lines == ["| `crd` | 1.12 | 1.00 to 2.00 | 1.62 |", "| `kl` | 1.25 | 1.00 to 1.50 | 1.75 |"]
+
+
+def test_each_station_of_a_run_gets_its_seconds_and_the_rest_is_everything_else() -> None:
+    from benchmarks.whole import Stations, selection_share, table
+
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    def after(seconds: float, call: Callable[..., None], *arguments: object) -> None:
+        nonlocal now
+        now += seconds
+        call(*arguments)
+
+    stations = Stations(clock)
+    after(1, stations.begin, "preflight", 1)
+    after(2, stations.step, {}, 8)
+    after(3, stations.end)
+    for stage in ("control", "distill"):
+        after(4, stations.begin, stage, 2)
+        after(5, stations.step, {"loss": 1.0}, 8)
+        after(6, stations.epoch, {})
+        after(7, stations.step, {"loss": 1.0}, 8)
+        after(8, stations.epoch, {})
+        after(9, stations.end)
+        after(10, stations.begin, "selection", 1)
+        after(11, stations.step, {}, 8)
+        after(12, stations.end)
+    after(13, stations.finish)
+    trained = {"steps": 21.0, "val after each epoch": 14.0, "selection": 23.0}
+    assert stations.seconds == {
+        "everything else": 1.0 + 2 * (4 + 10) + 13,
+        "preflight": 5.0,
+        **{f"{stage}: {name}": value for stage in ("control", "distill") for name, value in trained.items()},
+    }
+    assert selection_share(stations.seconds) == pytest.approx(46 / now)
+    assert table(stations.seconds).row_count == len(stations.seconds) + 1
+
+
+@pytest.mark.slow
+def test_a_small_run_shows_all_stations() -> None:
+    from benchmarks.whole import measure
+
+    seconds = measure(200, 1, 32, ("test_efficientnet", "test_resnet"))
+    parts = ("steps", "val after each epoch", "selection")
+    stages = {f"{stage}: {part}" for stage in ("control", "distill") for part in parts}
+    assert {"preflight", "evaluation", "everything else", *stages} <= set(seconds)
+    assert all(value > 0 for value in seconds.values())
