@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.scene import ALPHA, CLASSES, CROP_SCALE, LR, TEMPERATURE, WEIGHT_DECAY, Clock, Pair
+from benchmarks.scene import ALPHA, CLASSES, CROP_SCALE, LR, TEMPERATURE, WEIGHT_DECAY, Clock, Pair, Setting
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import LossRecipe, Recipe, TargetsRecipe, TrainRecipe, ViewRecipe
 from tutelage.core.run_dir import Run
-from tutelage.core.runtime import Runtime
+from tutelage.core.runtime import Runtime, autocast
 from tutelage.data.imagecache import cache_side, cached
 from tutelage.data.loading import Loading
 from tutelage.data.sources.base import open_source
@@ -28,16 +28,16 @@ from tutelage.models import precision
 from tutelage.models.depthwise import quick_depthwise
 from tutelage.pipeline.context import Context
 
-CPU = torch.device("cpu")
-
 
 class Watch(Silent):
     """Progress that reports each step of a stage to a clock."""
 
-    clock = Clock()
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.clock = setting.clock()
 
     def begin(self, stage: str, steps: int) -> None:
-        self.clock = Clock()
+        self.clock = self.setting.clock()
 
     def step(self, losses: dict[str, float], images: int) -> None:
         self.clock.tick(images)
@@ -50,9 +50,12 @@ class Ours:
     pair: Pair
     photographs: Path
     place: Path
+    setting: Setting = field(default_factory=Setting)
+    images: Path | None = None  # keeps decoded images; None: `place`
 
     def __post_init__(self) -> None:
-        self.student, self.teacher = self.pair.load("student"), self.pair.load("teacher")
+        device = self.setting.device
+        self.student, self.teacher = self.pair.load("student", device), self.pair.load("teacher", device)
         self.recipe = Recipe(
             view=ViewRecipe(crop_scale=CROP_SCALE),
             loss=LossRecipe(temperature=TEMPERATURE, weight=1 - ALPHA, label_weight=ALPHA),
@@ -62,23 +65,22 @@ class Ours:
             targets=TargetsRecipe(mode="cached"),
         )
         size = self.pair.batch
-        student_rates = precision.probe_training(self.student.module, self.student.input_spec, size, CPU)
-        teacher_rates = precision.probe_inference(self.teacher.module, self.teacher.input_spec, size, CPU)
-        self.precision = {
-            "student": precision.faster(student_rates),
-            "teacher": precision.faster(teacher_rates),
+        self.probed = {
+            "student": precision.probe_training(self.student.module, self.student.input_spec, size, device),
+            "teacher": precision.probe_inference(self.teacher.module, self.teacher.input_spec, size, device),
         }
-        self.watch = Watch()
+        self.precision = {role: precision.faster(rates) for role, rates in self.probed.items()}
+        self.watch = Watch(self.setting)
         self.context = Context(
             Run(self.place),
-            Runtime(Runtime.start().accelerator, self.precision["student"]),
+            Runtime(Runtime.start(str(device)).accelerator, self.precision["student"]),
             self.watch,
-            Loading(0),
+            Loading(self.setting.workers),
         )
         started = time.perf_counter()
         self.subset = self._decoded()
         self.seconds = {"decoding": time.perf_counter() - started}
-        self.live = Teacher([self.teacher], CPU, self.precision["teacher"])
+        self.live = Teacher([self.teacher], device, self.precision["teacher"])
         started = time.perf_counter()
         self.kept = cached_teacher(
             self.live,
@@ -93,7 +95,7 @@ class Ours:
     def _decoded(self) -> Subset:
         files = whole(open_source(f"folder:{self.photographs}"))
         side = cache_side([self.student.input_spec, self.teacher.input_spec], self.recipe.view)
-        return cached(files, side, self.place / "images", 20_000)
+        return cached(files, side, self.images or self.place / "images", 20_000)
 
     def block(self, teacher: TargetSource | None) -> Callable[[], float]:
         """Return a function that runs an epoch and returns images/s; without a teacher, with labels only."""
@@ -122,19 +124,19 @@ class Ours:
 
     def bare(self) -> Callable[[], float]:
         """Return a function that trains on labels with images in memory, and returns images/s."""
-        student = self.pair.load("student")
+        device = self.setting.device
+        student = self.pair.load("student", device)
         optimizer = torch.optim.AdamW(student.module.parameters(), LR, weight_decay=WEIGHT_DECAY)
         size = self.pair.batch
-        images = torch.randn(size, 3, student.input_spec.height, student.input_spec.width)
+        images = torch.randn(size, 3, student.input_spec.height, student.input_spec.width, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
-        labels, steps = torch.arange(size) % CLASSES, max(1, len(self.subset) // size)
+        labels, steps = torch.arange(size, device=device) % CLASSES, len(self.subset) // size
         student.module.train()
 
         def run() -> float:
-            clock = Clock()
+            clock = Clock(device, 1, steps)
             for _ in range(steps):
-                bf16 = self.precision["student"] == "bf16"
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16), quick_depthwise(CPU):
+                with autocast(device, self.precision["student"]), quick_depthwise(device):
                     output = student.module(images)
                 F.cross_entropy(output.float(), labels).backward()
                 optimizer.step()

@@ -1,7 +1,7 @@
 """The same distillation in a plain loop, in timm and in torchdistill, each with its own loader and loop.
 
-All use AdamW, half cross-entropy and half KL at T = 2, a live teacher, random resized crops and flips, and no
-worker processes. `block()` trains on all images once and returns images/s after the first step.
+All use AdamW, half cross-entropy and half KL at T = 2, a live teacher, random resized crops and flips, and the
+setting's device and worker processes. `block()` trains on all images once and returns images/s after the first steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks.scene import ALPHA, CROP_SCALE, LR, TEMPERATURE, WEIGHT_DECAY, Clock, Pair, mean_std
+from benchmarks.scene import ALPHA, CROP_SCALE, LR, TEMPERATURE, WEIGHT_DECAY, Pair, Setting, mean_std
 
 
 def _folder(pair: Pair, place: Path) -> ImageFolder:
@@ -33,15 +33,25 @@ def _folder(pair: Pair, place: Path) -> ImageFolder:
 class Plain:
     """A plain loop as in a notebook: fp32, contiguous, DataLoader and torchvision."""
 
-    def __init__(self, pair: Pair, place: Path) -> None:
-        self.teacher = pair.load("teacher").module.to(memory_format=torch.contiguous_format).eval()
-        self.student = pair.load("student").module.to(memory_format=torch.contiguous_format).train()
+    def __init__(self, pair: Pair, place: Path, setting: Setting) -> None:
+        layout = torch.contiguous_format
+        self.setting = setting
+        self.teacher = pair.load("teacher", setting.device).module.to(memory_format=layout).eval()
+        self.student = pair.load("student", setting.device).module.to(memory_format=layout).train()
         self.optimizer = torch.optim.AdamW(self.student.parameters(), LR, weight_decay=WEIGHT_DECAY)
-        self.loader = DataLoader(_folder(pair, place), pair.batch, shuffle=True, drop_last=True)
+        self.loader = DataLoader(
+            _folder(pair, place),
+            pair.batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=setting.workers,
+            pin_memory=setting.device.type == "cuda",
+        )
 
     def block(self) -> float:
-        clock = Clock()
+        clock, device = self.setting.clock(), self.setting.device
         for batch, labels in self.loader:
+            batch, labels = batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with torch.no_grad():
                 wanted = self.teacher(batch)
             output = self.student(batch)
@@ -64,15 +74,20 @@ class Timm:
     Args:
         pair: of networks.
         place: the images.
+        setting: where it runs.
         tuned: with the script's --channels-last and --amp --amp-dtype bfloat16.
+        compiled: with the script's --torchcompile, which compiles student and teacher.
     """
 
-    def __init__(self, pair: Pair, place: Path, tuned: bool = False) -> None:
+    def __init__(
+        self, pair: Pair, place: Path, setting: Setting, tuned: bool = False, compiled: bool = False
+    ) -> None:
         from timm.data import create_dataset, create_loader
         from timm.optim import create_optimizer_v2
         from timm.task import LogitDistillationTask
 
-        student, teacher = pair.load("student"), pair.load("teacher").module
+        student, teacher = pair.load("student", setting.device), pair.load("teacher", setting.device).module
+        self.setting = setting
         layout = torch.channels_last if tuned else torch.contiguous_format
         self.layout, self.tuned = layout, tuned
         self.task = LogitDistillationTask(
@@ -82,7 +97,9 @@ class Timm:
             task_loss_weight=ALPHA,
             temperature=TEMPERATURE,
             verbose=False,
-        )
+        ).to(setting.device)  # its own buffers; the networks are there
+        if compiled:
+            self.task.compile()
         self.optimizer = create_optimizer_v2(student.module, opt="adamw", lr=LR, weight_decay=WEIGHT_DECAY)
         mean, std = mean_std(student.input_spec)
         self.loader: Any = create_loader(
@@ -95,17 +112,18 @@ class Timm:
             interpolation="bilinear",
             mean=tuple(mean),
             std=tuple(std),
-            num_workers=0,
+            num_workers=setting.workers,
             persistent_workers=False,
-            device=torch.device("cpu"),
+            pin_memory=setting.device.type == "cuda",
+            device=setting.device,
         )
 
     def block(self) -> float:
         self.task.train()
-        clock = Clock()
+        clock, device = self.setting.clock(), self.setting.device
         for batch, labels in self.loader:
             batch = batch.contiguous(memory_format=self.layout)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.tuned):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.tuned):
                 loss = self.task(batch, labels)["loss"]
             loss.backward()
             self.optimizer.step()
@@ -117,14 +135,15 @@ class Timm:
 class Torchdistill:
     """torchdistill's DistillationBox with its KDLoss, and the loop of its image classification example."""
 
-    def __init__(self, pair: Pair, place: Path) -> None:
+    def __init__(self, pair: Pair, place: Path, setting: Setting) -> None:
+        self.setting = setting
         logging.disable(logging.INFO)
         from torchdistill.core.distillation import get_distillation_box
 
         loader = {
             "dataset_id": "train",
             "sampler": {"class_or_func": RandomSampler},
-            "kwargs": {"batch_size": pair.batch, "num_workers": 0, "drop_last": True},
+            "kwargs": {"batch_size": pair.batch, "num_workers": setting.workers, "drop_last": True},
         }
         kd = {
             "key": "KDLoss",
@@ -152,20 +171,21 @@ class Torchdistill:
         }
         layout = torch.contiguous_format
         self.box = get_distillation_box(
-            pair.load("teacher").module.to(memory_format=layout),
-            pair.load("student").module.to(memory_format=layout),
+            pair.load("teacher", setting.device).module.to(memory_format=layout),
+            pair.load("student", setting.device).module.to(memory_format=layout),
             {"train": _folder(pair, place)},
             config,
-            torch.device("cpu"),
+            setting.device,
             None,
             False,
             1,
         )
 
     def block(self) -> float:
-        clock = Clock()
+        clock, device = self.setting.clock(), self.setting.device
         self.box.pre_epoch_process(epoch=0)
         for batch, labels, supplement in self.box.train_data_loader:
+            batch, labels = batch.to(device), labels.to(device)
             self.box.pre_forward_process()
             loss = self.box.forward_process(batch, targets=labels, supp_dict=supplement)
             self.box.post_forward_process(loss=loss)

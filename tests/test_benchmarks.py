@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from benchmarks.scene import Clock, alternate, summary
+from benchmarks.scene import Clock, Setting, alternate, photographs, summary
 
 
 def test_contenders_take_turns_and_the_first_round_is_not_counted() -> None:
@@ -29,11 +30,39 @@ def test_the_clock_leaves_out_the_first_step() -> None:
     assert 200 < clock.rate < 1100
 
 
+def test_the_first_batches_of_all_workers_are_not_timed() -> None:
+    clock = Setting(workers=3, steps=5).clock()
+    for images in (1, 2, 4, 8, 16):
+        clock.tick(images)
+    assert clock.images == 24
+
+
+def test_no_block_begins_after_the_end_and_contenders_without_a_rate_are_left_out() -> None:
+    assert alternate({"a": lambda: 1.0}, rounds=3, until=time.monotonic() - 1) == {"a": []}
+    seen: list[dict[str, list[float]]] = []
+    blocks = {"a": lambda: 1.0, "b": lambda: float("nan")}
+    rates = alternate(blocks, rounds=1, on_rates=lambda rates: seen.append(dict(rates)))
+    assert (rates, seen) == ({"a": [1.0], "b": []}, [rates])
+    assert summary(rates, "b") == {"a": {"median": 1.0, "low": 1.0, "high": 1.0, "ratio": 0.0}}
+
+
+def test_photographs_are_all_there_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.scene.PHOTOGRAPHS", tmp_path / "none")
+    monkeypatch.setattr("benchmarks.scene.DIFFERENT", 2)
+    place = photographs(tmp_path / "made", 5)
+    assert [file.name for file in sorted(place.rglob("*.jpg"))] == [
+        f"{number:06d}.jpg" for number in range(5)
+    ]
+    assert len({file.read_bytes() for file in place.rglob("*.jpg")}) == 2
+
+
 @pytest.mark.slow
-def test_all_contenders_run() -> None:
+def test_all_contenders_run(tmp_path: Path) -> None:
+    from benchmarks.scene import PAIRS, Setting
     from benchmarks.speed import measure, table
 
-    result = measure("small", steps=3, rounds=1)
+    result = measure(PAIRS["small"], Setting(steps=3, rounds=1), tmp_path)
+    assert (result["errors"], result["left_out"]) == ({}, {})
     assert len(result["summary"]) == 8
     assert all(row["median"] > 0 for row in result["summary"].values())
     assert table(result).row_count == 8
