@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 TESTS := .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 RUN_STAMP := .venv/.installed-run
 
-.PHONY: setup run test test-slow lint format docs dist bench clean
+.PHONY: setup run test test-slow lint format docs dist bench gpu gpu-wheels clean
 
 setup: $(STAMP)
 
@@ -53,5 +53,20 @@ bench: setup
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.whole
 
+# Needs a CUDA GPU, and no network: it runs with .venv where there is one, else with $(PYTHON) and the wheels that
+# `make gpu-wheels` has put into .wheels/ elsewhere. See docs/performance.md.
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	if test ! -x $(BIN)/python && ls .wheels/*.whl >/dev/null 2>&1; then $(PYTHON) -m pip install --quiet --no-index \
+	  --no-deps --upgrade --target .wheels/site .wheels/*.whl; fi
+	PYTHONPATH=src:.wheels/site $(GPU_PYTHON) -m benchmarks.gpu
+
+WHEELS ?= annotated-types filelock plotly pydantic pydantic-core torchdistill typing-extensions typing-inspection
+WHEELS_PYTHON ?= 3.12
+gpu-wheels:
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -c constraints.txt \
+	  --python-version $(WHEELS_PYTHON) --implementation cp --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
+	  --platform manylinux_2_28_x86_64 -d .wheels $(WHEELS)
+
 clean:
-	rm -rf .venv runs site dist
+	rm -rf .venv .wheels runs site dist
