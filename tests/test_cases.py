@@ -371,7 +371,7 @@ CASES = {
         + these(BATCHNORM, "test_images_that_cannot_be_decoded_are_left_out_and_counted")
         + these(
             "tests/pipeline/test_stages.py",
-            "test_an_unreadable_training_image_is_counted_and_batchnorm_images_are_decoded_once",
+            "test_an_unreadable_training_image_is_counted_and_no_image_is_decoded_again_for_the_selection",
         ),
     ),
     "04-batch-of-one": Case(

@@ -196,7 +196,11 @@ def test_a_file_that_fails_is_put_aside_and_the_command_says_so(
     assert code == 1
     assert "rejected/model.onnx: logits differ from PyTorch's by up to" in err
     assert names(out / "rejected") == {"model.onnx", "model.xml", "model.bin"}
-    assert names(out) == {"rejected", "labels.txt", "preprocess.json", "deploy.json"}  # no stale file either
+    described = {"labels.txt", "preprocess.json", "deploy.json", "README.md"}
+    assert names(out) == {"rejected"} | described  # no stale file either
+    card = (out / "README.md").read_text()
+    assert "No file passed the checks" in card
+    assert "How to run it" not in card
     assert "logits differ" in json.loads((out / "deploy.json").read_text())["rejected"]["model.onnx"]
     assert run(capsys, "predict", str(out), "x.png")[::2] == (
         2,
@@ -630,7 +634,13 @@ def test_an_export_does_not_look_for_copies_again(
     write_json(run_.splits, exported.splits.record())
     monkeypatch.setattr(Copies, "find", lambda *_: pytest.fail("it looked for copies"))
     given: dict[str, Any] = {}
-    monkeypatch.setattr("tutelage.deploy.command.export_model", lambda *_, **named: given.update(named))
+    report = export.DeployReport(run_.deploy, Table([]), (), "digits")
+
+    def exported_as(*_: Any, **named: Any) -> export.DeployReport:
+        given.update(named)
+        return report
+
+    monkeypatch.setattr("tutelage.deploy.command.export_model", exported_as)
     export_run(run_)
     assert given["calibration"].digest() == exported.splits.train.digest()
 

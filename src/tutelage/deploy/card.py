@@ -53,7 +53,7 @@ def card(manifest: Manifest, record: Mapping[str, Any]) -> ModelCard:
     default = _default_row(record)
     parts = [
         _introduction(manifest),
-        _how_to_run(manifest),
+        _how_to_run() if default else [],
         _files(record),
         _evaluation(record),
         _calibration(manifest, record),
@@ -112,7 +112,7 @@ def _introduction(manifest: Manifest) -> list[str]:
     return lines
 
 
-def _how_to_run(manifest: Manifest) -> list[str]:
+def _how_to_run() -> list[str]:
     return [
         "## How to run it",
         "",
