@@ -31,7 +31,15 @@ PLACEHOLDERS = {
     "SMALL": "test_efficientnet@none", "STUDY.yaml": "recipes/digits-study.yaml", "[PATTERN]": "test_resnet*",
     "[KEY]": "train", "SOURCE": "photos", "MODEL": "tf_efficientnet_lite2",
 }  # fmt: skip
-DATA = ("photos", "clothing", "clothes", "imagenet-sample", "tiny-imagenet-200", "data/tiny-imagenet-mini")
+DATA = (
+    "photos",
+    "clothing",
+    "clothes",
+    "imagenet-sample",
+    "tiny-imagenet-200",
+    "tiny-10",
+    "data/tiny-imagenet-mini",
+)
 HERE = {
     "runs/NAME",
     "runs/pets",
