@@ -159,7 +159,8 @@ def shortened(command: tuple[str, ...], weights: str = "models") -> list[str]:
         return words
     known = settled(words)
     left: set[str] = set()
-    if any(word.startswith(("onnx:", "tflite:", "zero-shot:", "predictions:")) for word in words):
+    given = [word.removeprefix("teacher.model=").strip("'") for word in words]
+    if any(word.startswith(("onnx:", "tflite:", "zero-shot:", "predictions:")) for word in given):
         left = {"teacher.fit"}
     if any(word.startswith("predictions:") for word in words):
         left |= {"teacher.resolution"}
