@@ -118,7 +118,7 @@ def photographs(place: Path, count: int) -> Path:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     sources = sorted(PHOTOGRAPHS.rglob("*.JPEG")) or [
-        _noise(place / f"noise-{number}.jpg", number) for number in range(min(count, DIFFERENT))
+        noise_photograph(place / f"noise-{number}.jpg", number) for number in range(min(count, DIFFERENT))
     ]
     for number, source in enumerate(islice(cycle(sources), count)):
         target = place / f"class-{number % CLASSES}" / f"{number:06d}.jpg"
@@ -129,9 +129,10 @@ def photographs(place: Path, count: int) -> Path:
     return place
 
 
-def _noise(path: Path, seed: int) -> Path:
+def noise_photograph(path: Path, seed: int, size: tuple[int, int] = (500, 375)) -> Path:
+    """Write a JPEG of smooth noise, another one for each seed; the size is (width, height) in pixels."""
     noise = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
     return path
 
 

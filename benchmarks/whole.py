@@ -17,13 +17,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.scene import CLASSES
+from benchmarks.scene import CLASSES, noise_photograph
 from tutelage.core.files import write_json
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import Recipe, parse_recipe
@@ -76,12 +74,10 @@ class Stations(Silent):
 
 def pictures(place: Path, count: int) -> Path:
     """Write JPEGs of noise in ten classes, all of them different."""
-    rng = np.random.default_rng(0)
     for number in range(count):
         target = place / f"class-{number % CLASSES}" / f"{number:06d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        noise = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
-        noise.resize(SIZE, Image.Resampling.BICUBIC).save(target, quality=90)
+        noise_photograph(target, number, SIZE)
     return place
 
 
