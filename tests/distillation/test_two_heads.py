@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers.stages import STEPS, same, small_context, small_stage, train
+from tests.helpers.stages import STEPS, StopAt, same, small_context, small_stage, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -225,23 +223,11 @@ def two_headed(**settings: object) -> Stage:
     return replace(stage, model=TwoHeads(stage.model).model)
 
 
-class At(Silent):
-    """Asks to stop at one step, counted from 1 over all epochs."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def step(self, losses: dict[str, float], images: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 @pytest.mark.parametrize("step", [2, STEPS + 3])
 def test_a_stopped_stage_ends_with_the_same_two_heads(tmp_path: Path, step: int) -> None:
     whole = train(two_headed(), small_context(tmp_path / "whole"))
     with pytest.raises(Interrupted):
-        train(two_headed(), small_context(tmp_path / "stopped", At(step)))
+        train(two_headed(), small_context(tmp_path / "stopped", StopAt(step)))
     after = train(two_headed(), small_context(tmp_path / "stopped"))
     assert after.states.keys() == {"last", "best", "ema"}
     assert all(same(after.states[name], whole.states[name]) for name in after.states)
