@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tutelage.cli.options import DeviceOption, option
+from tutelage.cli.options import DeferOption, DeviceOption, option
 from tutelage.core.errors import TutelageError
 
 if TYPE_CHECKING:
@@ -129,14 +129,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders to search for them.")],
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of classes shown per image.")] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
-    defer_to: Annotated[
-        Path | None,
-        option(
-            "Exported teacher that answers where the confidence is below the threshold of `tutelage cascade`.",
-            "nobody",
-            metavar="DIRECTORY",
-        ),
-    ] = None,
+    defer_to: DeferOption = None,
     threshold: Annotated[
         float | None,
         option("Threshold to defer by.", "that of `tutelage cascade`", min=0, max=1, metavar="CONFIDENCE"),

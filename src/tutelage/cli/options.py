@@ -29,3 +29,11 @@ DeviceOption = Annotated[
         "Device to compute on: cpu, mps, cuda, or one GPU of several such as cuda:1.", "the fastest there is"
     ),
 ]
+DeferOption = Annotated[
+    Path | None,
+    option(
+        "Exported teacher that answers where the confidence is below the threshold of `tutelage cascade`.",
+        "nobody",
+        metavar="DIRECTORY",
+    ),
+]

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tutelage.cli.interrupts import interrupts_raise
-from tutelage.cli.options import option
+from tutelage.cli.options import DeferOption
 from tutelage.core.errors import TutelageError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -33,14 +33,7 @@ def serve(
         int,
         typer.Option(min=1, metavar="N", help="Most requests that wait; further ones are answered with 503."),
     ] = 64,
-    defer_to: Annotated[
-        Path | None,
-        option(
-            "Exported teacher that answers where the confidence is below the threshold of `tutelage cascade`.",
-            "nobody",
-            metavar="DIRECTORY",
-        ),
-    ] = None,
+    defer_to: DeferOption = None,
     dockerfile: Annotated[
         bool, typer.Option("--dockerfile", help="Write a Dockerfile for the server into DIRECTORY, and exit.")
     ] = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,7 @@ def export_run(
     student = kept_student(run, recipe)
     splits = make_splits(recipe.data, recorded_copies(run.splits))
     wants_teacher = recipe.export.teacher if teacher is None else teacher
+    found = _evaluation(run)
     report = export_model(
         student,
         out or run.deploy,
@@ -126,9 +127,9 @@ def export_run(
         int8=recipe.export.int8 if int8 is None else int8,
         max_drop=recipe.export.max_drop if max_drop is None else max_drop,
         provenance=_provenance(run, recipe, splits),
-        temperature=_temperature(run),
+        temperature=_temperature(found),
         say=say,
-        run=_evaluation(run),
+        run=found,
     )
     add_threshold(run, report.directory)
     if not run.comparison.exists():  # the evaluation failed; the files are good without it
@@ -182,9 +183,9 @@ def _teacher(run: Run, recipe: Recipe, say: Say) -> Model | None:
         return None
 
 
-def _temperature(run: Run) -> float:
+def _temperature(evaluation: Mapping[str, Any]) -> float:
     """At which the student was calibrated on val; 1 where val has no labels, or the evaluation failed."""
-    return float((_evaluation(run).get("calibration") or {}).get("temperature", 1.0))
+    return float(evaluation.get("calibration", {}).get("temperature", 1.0))
 
 
 def _evaluation(run: Run) -> dict[str, Any]:

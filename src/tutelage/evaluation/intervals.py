@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scipy.stats import binomtest
 
-LEVEL = 0.95
+LEVEL = 0.95  # of all intervals
 
 
 def exact_interval(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:

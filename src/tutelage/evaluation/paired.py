@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-LEVEL = 0.95
+from tutelage.evaluation.intervals import LEVEL
 
 
 @dataclass(frozen=True)

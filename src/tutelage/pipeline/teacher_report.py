@@ -26,7 +26,7 @@ from tutelage.distillation.probe import can_be_probed, fit_probe
 from tutelage.evaluation import resolution
 from tutelage.evaluation.calibration import best_temperature, confidence
 from tutelage.evaluation.class_order import name_classes
-from tutelage.evaluation.paired import LEVEL
+from tutelage.evaluation.intervals import LEVEL
 from tutelage.evaluation.predict import predict_logits
 from tutelage.evaluation.quality import Quality, over_classes, quality
 from tutelage.models.class_mapping import align_heads, own_classes

@@ -16,8 +16,9 @@ from tutelage.core.recipe import DataRecipe, parse_recipe
 from tutelage.core.runtime import Runtime, device_name
 from tutelage.data.loading import BadImages, Loading
 from tutelage.data.splits import Splits, make_splits
+from tutelage.evaluation.intervals import LEVEL
 from tutelage.evaluation.latency import alternating_latency, forward_call
-from tutelage.evaluation.paired import LEVEL, paired
+from tutelage.evaluation.paired import paired
 from tutelage.evaluation.size import params_m, size_mb
 from tutelage.models import precision
 from tutelage.pipeline.advise.advice import Advice, Candidate, judged, recommended, sentences, warnings_of
