@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import InputSpec
 from tutelage.deploy import convert, quantise
-from tutelage.deploy.build import files_of
+from tutelage.deploy.formats.making import require
 from tutelage.deploy.manifest import Manifest
-from tutelage.deploy.runtime import open_session
+from tutelage.deploy.runtimes.registry import RUNTIMES, files_of, open_session
 from tutelage.models.registry import load_model
 
 pytest.importorskip("nncf", reason="needs the extra `deploy`")
-convert.require_deploy()
+require(RUNTIMES[:2])
 
 
 def saved(module: nn.Module, spec: InputSpec, path: Path) -> Path:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnxruntime
@@ -15,7 +15,7 @@ from torch import nn
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_json, write_text
-from tutelage.core.recipe import Recipe, dump_recipe
+from tutelage.core.recipe import ExportRecipe, Recipe, dump_recipe
 from tutelage.core.run_dir import Run
 from tutelage.data.duplicates import Copies
 from tutelage.data.input_spec import InputSpec, normalised
@@ -28,14 +28,16 @@ from tutelage.deploy.bench import images_of
 from tutelage.deploy.build import Deployed, head_labels
 from tutelage.deploy.command import export_run, with_files
 from tutelage.deploy.compare import compare_deployed
-from tutelage.deploy.convert import require_deploy, save_onnx, save_openvino, to_onnx, to_openvino
+from tutelage.deploy.convert import save_onnx, save_openvino, to_onnx, to_openvino
 from tutelage.deploy.export import export_model
+from tutelage.deploy.formats.making import require
+from tutelage.deploy.formats.registry import MAKERS
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.parity import Parity, complaint
 from tutelage.deploy.predictor import Predictor
 from tutelage.deploy.quantise import Pictures, Quantiser
-from tutelage.deploy.runtime import open_session, openvino_core
-from tutelage.deploy.variants import VARIANTS
+from tutelage.deploy.runtimes.openvino import openvino_core
+from tutelage.deploy.runtimes.registry import RUNTIMES, VARIANTS, open_session
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
@@ -162,7 +164,7 @@ def test_synthetic_pictures_are_the_same_each_time() -> None:
 # --- what fails
 
 
-EXACT, INT8 = VARIANTS[0], VARIANTS[-1]
+EXACT, INT8 = (next(v for v in VARIANTS if v.role == role) for role in ("onnx", "int8"))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_a_missing_package_is_named_with_the_remedy(
     )  # fmt: skip
     assert code == 2
     assert err.strip().splitlines()[-1] == (
-        "error: exporting needs nncf, which is not installed: run `pip install tutelage[deploy]`"
+        "error: exporting to ONNX needs nncf, which is not installed: run `pip install tutelage[deploy]`"
     )
     assert names(tmp_path) == set()
 
@@ -289,7 +291,7 @@ class Fragile(torch.nn.Module):
 
 
 def test_layers_go_back_to_float_where_plain_int8_loses_too_much(tmp_path: Path) -> None:
-    require_deploy()
+    require(RUNTIMES[:2])
     spec = InputSpec(8, 8, mean=(0.0,) * 3, std=(1.0,) * 3)
     manifest = Manifest("fragile", spec, tuple("abcd"), tuple("abcd"))
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
@@ -313,7 +315,7 @@ def digits_and_answers(
     net: torch.nn.Module, spec: InputSpec, tmp_path: Path
 ) -> tuple[object, object, Pictures]:
     """The ONNX and OpenVINO forms of a network, and images that it classifies without an error."""
-    require_deploy()
+    require(RUNTIMES[:2])
     pixels = np.random.default_rng(0).integers(0, 256, (40, spec.height, spec.width, 3), dtype=np.uint8)
     onnx = to_onnx(net.eval(), spec)
     save_onnx(onnx, tmp_path / "model.onnx", Manifest("net", spec, tuple("abcd"), tuple("abcd")))
@@ -443,9 +445,9 @@ def test_a_teacher_that_cannot_be_exported_keeps_no_file_from_the_student(
 @pytest.mark.parametrize(
     ("station", "missing"),
     [
-        ("Quantiser.openvino", ["model-int8.xml"]),
-        ("Quantiser.onnx", ["model-int8.onnx"]),
-        ("to_openvino", ["model.xml", "model-int8.xml"]),
+        ("quantise.Quantiser.openvino", ["model-int8.xml"]),
+        ("quantise.Quantiser.onnx", ["model-int8.onnx"]),
+        ("formats.openvino.to_openvino", ["model.xml", "model-int8.xml"]),
     ],
 )
 def test_a_file_that_cannot_be_made_costs_no_other(
@@ -459,7 +461,7 @@ def test_a_file_that_cannot_be_made_costs_no_other(
     def fails(*_: object) -> object:
         raise RuntimeError("not\nimplemented")
 
-    monkeypatch.setattr(f"tutelage.deploy.build.{station}", fails)
+    monkeypatch.setattr(f"tutelage.deploy.{station}", fails)
     out = tmp_path / "out"
     code, _, err = run(capsys, "export", exported.spec, "--data", "digits", "--out", str(out))
     assert code == 1
@@ -468,6 +470,41 @@ def test_a_file_that_cannot_be_made_costs_no_other(
     told = [line for line in err.splitlines() if line.startswith(str(out))]
     assert told == [f"{out / missing[0]}: cannot be made (RuntimeError: not implemented)"]
     assert missing[0] in json.loads((out / "deploy.json").read_text())["missing"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "files"),
+    [
+        (["openvino"], {"model.xml", "model.bin"}),  # although it is made from an ONNX file
+        (["onnx"], {"model.onnx"}),
+        (["onnx", "openvino"], {"model.onnx", "model.xml", "model.bin"}),
+    ],
+)
+def test_only_files_of_the_chosen_formats_are_written(
+    chosen: list[str], files: set[str], exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [word for name in chosen for word in ("--format", name)]
+    code, _, err = run(capsys, "export", exported.spec, "--out", str(out), "--no-int8", *words)
+    assert code == 0, err
+    assert names(out) == {*files, "labels.txt", "preprocess.json", "deploy.json", "README.md"}
+
+
+def test_a_recipe_knows_the_formats_that_there_are() -> None:
+    known = [runtime.format for runtime in RUNTIMES]
+    assert list(get_args(get_args(ExportRecipe.model_fields["formats"].annotation)[0])) == known
+    assert set(MAKERS) == set(known)
+
+
+def test_an_unknown_format_is_refused_with_those_that_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(
+        capsys, "export", "test_resnet@none", "--format", "tflight", "--out", str(tmp_path / "out")
+    )
+    assert code == 2
+    assert "format tflight: there is no such format; choose from onnx, openvino" in err
+    assert not (tmp_path / "out").exists()
 
 
 class Depthwise(torch.nn.Module):
@@ -514,7 +551,7 @@ class Attention(torch.nn.Module):
 
 def test_products_of_activations_stay_in_float(tmp_path: Path) -> None:
     """In int8 OpenVINO computes them from memory that it never wrote."""
-    require_deploy()
+    require(RUNTIMES[:2])
     spec = InputSpec(8, 8, mean=(0.5,) * 3, std=(0.5,) * 3)
     manifest = Manifest("attention", spec, tuple("abcd"), tuple("abcd"))
     pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)

@@ -23,9 +23,9 @@ import tutelage
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError
 from tutelage.data.sources.base import open_source
-from tutelage.deploy import predictor as predictor_module
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.predictor import Predictor, find_images
+from tutelage.deploy.runtimes.base import Runtime
 from tutelage.models.source import Model
 
 
@@ -141,10 +141,10 @@ def test_int8_is_chosen_first_and_what_is_installed(
 ) -> None:
     assert Predictor(exported.path).file.name == "model-int8.xml"
     assert Predictor(exported.path, precision="fp32").file.name == "model.xml"
-    monkeypatch.setattr(predictor_module, "has_runtime", lambda suffix: suffix == ".onnx")
+    monkeypatch.setattr(Runtime, "is_installed", property(lambda self: self.name == "onnxruntime"))
     assert Predictor(exported.path).file.name == "model.onnx"
     assert Predictor(exported.path, precision="int8").file.name == "model-int8.onnx"
-    monkeypatch.setattr(predictor_module, "has_runtime", lambda suffix: False)
+    monkeypatch.setattr(Runtime, "is_installed", property(lambda self: False))
     with pytest.raises(
         TutelageError, match=r"openvino is not installed; run `pip install tutelage\[deploy\]`"
     ):

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import openvino
 from openvino import opset13
-from tutelage.deploy.runtime import open_session, signal_stack_kept
+from tutelage.deploy.runtimes.openvino import signal_stack_kept
+from tutelage.deploy.runtimes.registry import open_session
 
 def sessions_of_the_package():
     sessions = [open_session(Path({path!r})) for _ in range(2)]

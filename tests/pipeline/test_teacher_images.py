@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from tutelage.core.recipe import parse_recipe
 from tutelage.core.run_dir import Run
 from tutelage.data.sources.base import open_source
 from tutelage.data.splits import whole
-from tutelage.pipeline import early
 from tutelage.pipeline.quickstart import quickstart_recipe
 from tutelage.pipeline.run import begin, distill
 
@@ -79,7 +79,7 @@ def test_a_teacher_that_knows_the_classes_is_not_fitted(tmp_path: Path) -> None:
 
 def test_the_quickstart_exports_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quickstart_recipe().export.enabled
-    monkeypatch.setattr(early, "DEPLOY", ("no_such_package",))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert not quickstart_recipe().export.enabled
 
 

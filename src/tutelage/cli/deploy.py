@@ -40,6 +40,15 @@ def export(
             name="--teacher/--no-teacher",
         ),
     ] = None,
+    formats: Annotated[
+        list[str] | None,
+        option(
+            "Format of the files; can be given several times.",
+            "onnx and openvino, or as in RUN",
+            name="--format",
+            metavar="FORMAT",
+        ),
+    ] = None,
     max_drop: Annotated[
         float | None,
         option(
@@ -50,7 +59,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a model as ONNX and OpenVINO files, and verify them; the exit code is 1 if one fails or cannot be made."""
+    """Write a model as files to deploy, and verify them; the exit code is 1 if one fails or cannot be made."""
     from rich.console import Console
 
     from tutelage.core.begun import where_it_began
@@ -72,6 +81,7 @@ def export(
             int8=int8,
             max_drop=max_drop,
             teacher=teacher,
+            formats=formats,
             say=say,
         )
     console = Console()

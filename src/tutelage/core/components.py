@@ -332,7 +332,9 @@ class ExportRecipe(Component):
     """The deployed files."""
 
     enabled: bool = False
-    """Write the student as ONNX and OpenVINO files, and verify them."""
+    """Write the student in the formats below, and verify the files."""
+    formats: Annotated[tuple[Literal["onnx", "openvino"], ...], Field(min_length=1)] = ("onnx", "openvino")
+    """Of the files."""
     int8: bool = True
     """Also write files quantised to 8-bit integers."""
     teacher: bool = False

@@ -16,9 +16,10 @@ from tutelage.data.loading import BadImages, dead_workers_named, eval_loader, no
 from tutelage.data.sources.base import open_for_evaluation, open_source, parts_of
 from tutelage.data.sources.synthetic import Synthetic
 from tutelage.data.splits import Subset, stratified, whole
-from tutelage.deploy.build import CALIBRATION, Deployed, Material, Say, as_model, build
+from tutelage.deploy.build import CALIBRATION, Deployed, Material, as_model, build
+from tutelage.deploy.formats.making import Say
 from tutelage.deploy.parity import Checked, complaint, parity
-from tutelage.deploy.variants import Variant
+from tutelage.deploy.runtimes.base import Variant
 from tutelage.evaluation.predict import Predictions
 from tutelage.evaluation.rows import sized
 from tutelage.evaluation.table import Row, Table, factors

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tutelage.core.errors import one_line
+from tutelage.core.errors import TutelageError
+from tutelage.core.recipe import ExportRecipe
 from tutelage.data.loading import BadImages, eval_loader
 from tutelage.data.splits import Subset
-from tutelage.deploy.convert import (
-    external_data,
-    require_deploy,
-    save_onnx,
-    save_openvino,
-    to_onnx,
-    to_openvino,
-)
+from tutelage.deploy.formats.making import Making, Say, reason, require
+from tutelage.deploy.formats.registry import MAKERS
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.manifest import one_line as as_label
-from tutelage.deploy.quantise import Pictures, Quantiser
-from tutelage.deploy.runtime import Arithmetic, Session, has_bf16, open_session
-from tutelage.deploy.variants import VARIANTS, Variant
+from tutelage.deploy.quantise import Pictures
+from tutelage.deploy.runtimes.base import Arithmetic, Session, Variant
+from tutelage.deploy.runtimes.registry import files_of, open_session, runtimes_of
 from tutelage.models.class_mapping import head_labels
 from tutelage.models.source import Model
 
@@ -35,8 +29,7 @@ CALIBRATION = 300  # images: NNCF's default; ranges of activations hardly change
 VALIDATION_IMAGES = 500  # images on which the accuracy of int8 is measured
 READ = 64  # images per batch
 MIB = 2**20
-Say = Callable[[str], object]
-T = TypeVar("T")
+FORMATS = ExportRecipe().formats
 
 
 @dataclass(frozen=True)
@@ -79,10 +72,11 @@ def build(
     provenance: Mapping[str, str] | None = None,
     say: Say = lambda line: None,
     temperature: float = 1.0,
+    formats: Sequence[str] = FORMATS,
 ) -> Deployed:
-    """Write ``model.onnx`` and ``model.xml``, and, with `material`, the same in int8.
+    """Write the files of these formats, and, with `material`, the same in int8.
 
-    Where one of the files that are made from ``model.onnx`` cannot be made, the others are.
+    Where one of the files cannot be made, the others are.
 
     Args:
         model: on any device; it is not changed.
@@ -91,56 +85,41 @@ def build(
         provenance: notes on the origin to be stored in the files, besides versions and weights.
         say: called with a line before each step.
         temperature: at which the model is calibrated.
+        formats: as in the recipe's ``export.formats``.
 
     Raises:
-        TutelageError: the extra ``deploy`` is not installed, or the model cannot be exported.
+        TutelageError: there is no such format, its extra is not installed, or none of the files can be made.
     """
-    require_deploy()
+    runtimes = runtimes_of(formats)
+    require(runtimes)
     manifest = replace(_manifest(model, material, provenance or {}), temperature=temperature)
-    missing: dict[str, str] = {}
-
-    def attempt(name: str, make: Callable[[Path], T]) -> T | None:
-        try:
-            return make(directory / name)
-        except Exception as error:  # of OpenVINO or NNCF, without a common base
-            missing[name] = f"{type(error).__name__}: {one_line(error)}"[:300]
-            say(f"{model.spec}: {name} cannot be made ({missing[name]})")
-            for file in files_of(directory / name):
-                file.unlink(missing_ok=True)
-            return None
-
-    def float_openvino(path: Path) -> Any:
-        made = to_openvino(directory / "model.onnx")
-        save_openvino(made, path, manifest)
-        return made
-
-    say(f"{model.spec}: ONNX and OpenVINO")
-    onnx = to_onnx(model.module, model.input_spec)
-    save_onnx(onnx, directory / "model.onnx", manifest)
-    openvino = attempt("model.xml", float_openvino)
+    calibration = validation = None
     if material:
         calibration = _pictures(model, material.calibration, CALIBRATION)
         validation = _labelled(
             _pictures(model, material.validation or material.calibration, VALIDATION_IMAGES)
         )
-        quantiser = Quantiser(
-            calibration,
-            model.input_spec,
-            validation,
-            material.max_drop,
-            lambda line: say(f"{model.spec}: {line}"),
-        )
-        if openvino is not None:
-            attempt(
-                "model-int8.xml", lambda path: save_openvino(quantiser.openvino(openvino), path, manifest)
-            )
-        attempt("model-int8.onnx", lambda path: save_onnx(quantiser.onnx(onnx), path, manifest))
-    return Deployed(model, directory, manifest, _present(directory), missing)
-
-
-def files_of(file: Path) -> tuple[Path, ...]:
-    """A model file and the files that belong to it, of which the weights of an ONNX file may not be there."""
-    return file, file.with_suffix(".bin") if file.suffix == ".xml" else external_data(file)
+    making = Making(
+        model,
+        directory,
+        manifest,
+        say,
+        calibration,
+        validation,
+        material.max_drop if material else 0.0,
+    )
+    for name, make in MAKERS.items():
+        runtime = next((one for one in runtimes if one.format == name), None)
+        if runtime is not None:
+            say(f"{model.spec}: {runtime.title}")
+            make(making)
+    wanted = [variant for runtime in runtimes for variant in runtime.variants if runtime.supports(variant)]
+    variants = tuple(variant for variant in wanted if (directory / variant.file).exists())
+    if not variants:
+        first = next(iter(making.failures.values()))
+        raise first if isinstance(first, TutelageError) else TutelageError(f"{model.spec}: {reason(first)}")
+    missing = {file: reason(error) for file, error in making.failures.items()}
+    return Deployed(model, directory, manifest, variants, missing)
 
 
 def as_model(deployed: Deployed, variant: Variant, batch_size: int) -> Model:
@@ -185,15 +164,6 @@ class _FileModule(nn.Module):
         if len(given) < size:
             given = np.concatenate([given, np.zeros((size - len(given), *given.shape[1:]), given.dtype)])
         return torch.from_numpy(self._sessions[size](given)[: len(images)])
-
-
-def _present(directory: Path) -> tuple[Variant, ...]:
-    bf16 = has_bf16()
-    return tuple(
-        variant
-        for variant in VARIANTS
-        if (directory / variant.file).is_file() and (bf16 or variant.arithmetic == "f32")
-    )
 
 
 def _manifest(model: Model, material: Material | None, provenance: Mapping[str, str]) -> Manifest:

@@ -11,8 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tutelage.core.files import write_text
 from tutelage.deploy.manifest import LABELS, PREPROCESS, Manifest
-from tutelage.deploy.predictor import FILES
-from tutelage.deploy.variants import VARIANTS
+from tutelage.deploy.runtimes.registry import VARIANTS, preferred
 from tutelage.evaluation.intervals import exact_interval
 
 CARD = "README.md"
@@ -269,7 +268,7 @@ def _origin(manifest: Manifest) -> list[str]:
 def _good_rows(record: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Yield the check and the row of each file that is not rejected, in the order in which `Predictor` prefers them."""
     rows = {row["role"]: row for row in record["rows"]}
-    names = [name for name, _, _ in FILES]
+    names = [variant.file for variant in preferred()]
     checks = [check for check in record["checks"] if check["file"] not in record["rejected"]]
     for check in sorted(checks, key=lambda one: names.index(one["file"])):
         yield check, rows[check["role"]]

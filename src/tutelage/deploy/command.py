@@ -15,10 +15,10 @@ from tutelage.core.run_dir import Run, write_digests
 from tutelage.data.sources.base import open_for_evaluation
 from tutelage.data.splits import Splits, Subset, make_splits, recorded_copies, whole
 from tutelage.deploy.bench import images_of
-from tutelage.deploy.build import Say
 from tutelage.deploy.cascade import add_threshold
 from tutelage.deploy.export import DeployReport, export_model
-from tutelage.deploy.variants import VARIANTS
+from tutelage.deploy.formats.making import Say
+from tutelage.deploy.runtimes.registry import VARIANTS
 from tutelage.evaluation.compare import with_classes
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.kept import kept_student, kept_teacher
@@ -38,6 +38,7 @@ def export_named(
     int8: bool | None = None,
     max_drop: float | None = None,
     teacher: bool | None = None,
+    formats: Sequence[str] | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export a run's student or any model.
@@ -49,6 +50,7 @@ def export_named(
         int8: write quantised files too; None: as the run's recipe says, and for a model yes.
         max_drop: points of top-1 that a file may lose; None: as the run's recipe says, and for a model 1.
         teacher: of a run, export the teacher too, to compare files of the same kind; None: as the run's recipe says.
+        formats: of the files; None: as the run's recipe says, and for a model ONNX and OpenVINO.
         say: called with a line before each step.
 
     Raises:
@@ -59,7 +61,9 @@ def export_named(
             raise TutelageError(f"--data {data}: {what} is a run, which has its own images; leave --data out")
         run = Run.open(Path(what))
         with run.held():
-            report = export_run(run, out, int8=int8, max_drop=max_drop, teacher=teacher, say=say)
+            report = export_run(
+                run, out, int8=int8, max_drop=max_drop, teacher=teacher, formats=formats, say=say
+            )
             if run.comparison.exists():  # else `tutelage resume` has something left to do
                 write_digests(run)
         return report
@@ -80,6 +84,7 @@ def export_named(
         out or Path(re.sub(r"[^\w.-]+", "-", name).strip("-") + "-deploy"),
         calibration=material,
         test=test,
+        formats=formats or default.formats,
         int8=int8,
         max_drop=drop,
         say=say,
@@ -94,6 +99,7 @@ def export_run(
     int8: bool | None = None,
     max_drop: float | None = None,
     teacher: bool | None = None,
+    formats: Sequence[str] | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export the student that a run selected, and add its files to ``comparison.json``.
@@ -107,6 +113,7 @@ def export_run(
         int8: write quantised files too; None: as the recipe says.
         max_drop: points of top-1 that a file may lose; None: as the recipe says.
         teacher: export the teacher too, to compare files of the same kind; None: as the recipe says.
+        formats: of the files; None: as the recipe says.
         say: called with a line before each step.
 
     Raises:
@@ -124,6 +131,7 @@ def export_run(
         validation=splits.val,
         test=splits.test,
         teacher=_teacher(run, recipe, say) if wants_teacher else None,
+        formats=formats or recipe.export.formats,
         int8=recipe.export.int8 if int8 is None else int8,
         max_drop=recipe.export.max_drop if max_drop is None else max_drop,
         provenance=_provenance(run, recipe, splits),

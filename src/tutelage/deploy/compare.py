@@ -10,7 +10,7 @@ import torch
 
 from tutelage.core.errors import TutelageError
 from tutelage.deploy.bench import Bench, build_all, images_of
-from tutelage.deploy.build import Say
+from tutelage.deploy.formats.making import Say
 from tutelage.evaluation.compare import evaluate, with_classes
 from tutelage.evaluation.table import Table
 from tutelage.models.registry import load_model

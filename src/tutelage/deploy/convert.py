@@ -19,27 +19,11 @@ from torch import nn
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.input_spec import InputSpec
 from tutelage.deploy.manifest import Manifest
-from tutelage.deploy.runtime import REMEDY
+from tutelage.deploy.runtimes.onnxruntime import external_data
 
 INPUT, OUTPUT = "image", "logits"
 NAMESPACE = "tutelage"  # of the manifest's entries in an IR
 EMBEDDED = 2**31 - 2**27  # bytes of weights in an ONNX file, which leaves 128 MiB to the graph
-
-
-def require_deploy() -> None:
-    """Import the packages that exporting needs.
-
-    Raises:
-        TutelageError: a package of the extra ``deploy`` is not installed.
-    """
-    os.environ.setdefault("NNCF_CI", "1")  # else NNCF reports its use to Intel
-    for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
-        try:
-            with quiet():
-                importlib.import_module(name)
-        except ImportError:
-            raise TutelageError(f"exporting needs {name}, which is not installed: {REMEDY}") from None
-    logging.getLogger("nncf").setLevel(logging.ERROR)
 
 
 def to_onnx(module: nn.Module, spec: InputSpec) -> Any:
@@ -123,11 +107,6 @@ def write_onnx(proto: Any, path: Path) -> None:
     data.unlink(missing_ok=True)  # else it would be appended to
     onnx.save(proto, path, save_as_external_data=True, location=data.name)
     onnx.load_external_data_for_model(proto, str(path.parent))  # saving has taken the weights out
-
-
-def external_data(onnx_file: Path) -> Path:
-    """The file that holds the weights of an ONNX file, where they are too large for it."""
-    return onnx_file.with_name(f"{onnx_file.name}.data")
 
 
 def to_openvino(onnx_file: Path) -> Any:

@@ -18,11 +18,12 @@ from tutelage.core.files import write_json
 from tutelage.data.sources.synthetic import Synthetic
 from tutelage.data.splits import Subset, whole
 from tutelage.deploy.bench import MADE_UP, Bench, calibrated
-from tutelage.deploy.build import Deployed, Material, Say, build, files_of
+from tutelage.deploy.build import FORMATS, Deployed, Material, build
 from tutelage.deploy.card import CARD, is_foreign, write_card
+from tutelage.deploy.formats.making import Say
 from tutelage.deploy.manifest import LABELS, PREPROCESS, REPORT
 from tutelage.deploy.parity import Checked
-from tutelage.deploy.variants import VARIANTS
+from tutelage.deploy.runtimes.registry import VARIANTS, files_of
 from tutelage.evaluation.compare import evaluate
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.source import Model
@@ -112,6 +113,7 @@ def export_model(
     validation: Subset | None = None,
     test: Subset | None = None,
     teacher: Model | None = None,
+    formats: Sequence[str] = FORMATS,
     int8: bool = True,
     max_drop: float = 1.0,
     provenance: Mapping[str, str] | None = None,
@@ -133,6 +135,7 @@ def export_model(
         validation: labelled images, none of them in `test`, for accuracy-aware quantisation; None: `calibration`.
         test: images to evaluate on; None: synthetic images, and no accuracy.
         teacher: exported to a temporary directory, so that files are compared with files of the same kind.
+        formats: of the files, as in the recipe's ``export.formats``.
         int8: write quantised files too.
         max_drop: points of top-1 that a file may lose against PyTorch on `test`.
         provenance: notes on the origin to be stored in the files, besides versions and weights.
@@ -142,7 +145,7 @@ def export_model(
         run: what the evaluation of the model's run found, for ``deploy.json`` and the model card.
 
     Raises:
-        TutelageError: the extra ``deploy`` is not installed, the model cannot be exported, there are no images to
+        TutelageError: the extra of a format is not installed, the model cannot be exported, there are no images to
             quantise pretrained weights with, or the directory cannot be written.
     """
     if out.exists() and not out.is_dir():
@@ -151,9 +154,9 @@ def export_model(
         )
     material = _material(model, calibration, validation, max_drop) if int8 else None
     with _aside(out) as stage:
-        deployed = build(model, stage, material, provenance, say, temperature)
+        deployed = build(model, stage, material, provenance, say, temperature, formats)
         with TemporaryDirectory() as elsewhere:
-            first, missing = _teachers_files(teacher, Path(elsewhere), material, say)
+            first, missing = _teachers_files(teacher, Path(elsewhere), material, say, formats)
             roles = ["teacher", ""] if first else [""]
             bench = Bench([*first, deployed], test, BATCH, roles, say)
             table = evaluate(
@@ -181,13 +184,13 @@ def export_model(
 
 
 def _teachers_files(
-    teacher: Model | None, directory: Path, material: Material | None, say: Say
+    teacher: Model | None, directory: Path, material: Material | None, say: Say, formats: Sequence[str]
 ) -> tuple[list[Deployed], list[str]]:
     """Export the teacher; where that fails, return a note in its place, so that the student keeps its files."""
     if teacher is None:
         return [], []
     try:
-        return [build(teacher, directory, material, say=say)], []
+        return [build(teacher, directory, material, say=say, formats=formats)], []
     except Exception as error:  # also of OpenVINO or NNCF, without a common base
         note = f"compared without the teacher's files: {one_line(error)}"
         say(note)
@@ -199,8 +202,8 @@ def _figure(value: float | None, digits: str, unit: str) -> str:
 
 
 def _rejects(one: Checked) -> bool:
-    """A file is rejected by its results in its default precision; bfloat16 is an option of the user."""
-    return bool(one.complaint) and one.variant.arithmetic == "f32"
+    """A file is rejected by its results as it is run by default; other ways to run it are options of the user."""
+    return bool(one.complaint) and not one.variant.is_option
 
 
 def _unnamed(model: Model) -> list[str]:
@@ -246,11 +249,12 @@ def _publish(stage: Path, deployed: Deployed, report: DeployReport) -> None:
     for name in (PREPROCESS, REPORT, LABELS):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / REJECTED, ignore_errors=True)
+    made = {variant.file for variant in deployed.variants}
     for name in dict.fromkeys(variant.file for variant in VARIANTS):
         for file in files_of(out / name):
-            file.unlink(missing_ok=True)
+            _remove(file)
         for file in files_of(stage / name):
-            if file.exists():
+            if name in made and file.exists():
                 folder = out / REJECTED if name in rejected else out
                 folder.mkdir(exist_ok=True)
                 _flush(file)
@@ -260,6 +264,16 @@ def _publish(stage: Path, deployed: Deployed, report: DeployReport) -> None:
     deployed.manifest.write(out)
 
 
-def _flush(file: Path) -> None:
-    with open(file, "rb") as stream:
-        os.fsync(stream.fileno())
+def _remove(path: Path) -> None:
+    """Remove a model file, or a folder that is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())

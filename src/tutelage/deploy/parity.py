@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tutelage.deploy.variants import Variant
+from tutelage.deploy.runtimes.base import Variant
 from tutelage.evaluation.table import Row
 
 TOLERANCE = 1e-3  # largest allowed difference of a logit in float32

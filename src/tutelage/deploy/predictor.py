@@ -19,24 +19,15 @@ from tutelage.data.decode import SUFFIXES, decode, upright_rgb
 from tutelage.data.input_spec import eval_pixels, normalised
 from tutelage.data.sources.tree import walk
 from tutelage.deploy.manifest import PREPROCESS, Manifest
-from tutelage.deploy.runtime import REMEDY, has_runtime, open_session
+from tutelage.deploy.runtimes.base import Precision
+from tutelage.deploy.runtimes.registry import RUNTIMES, open_session, preferred, runtime_of
 
-Runtime = Literal["openvino", "onnxruntime"]
-Precision = Literal["int8", "fp32"]
 Picture: TypeAlias = str | Path | np.ndarray | Image.Image
 Errors = Literal["raise", "skip"]
 Teacher: TypeAlias = Callable[[Picture], "Prediction | np.ndarray | Sequence[float]"]
 
 GIVE = "give a path, a PIL image, or an array of uint8 pixels, (height, width, 3) or (height, width)"
 _LOADING = Lock()  # PIL decodes an opened file at its first use, which two threads must not do at once
-
-# In order of preference. An int8 file is there only if it passed the checks, but ONNX Runtime is often slower with it.
-FILES: tuple[tuple[str, Runtime, Precision], ...] = (
-    ("model-int8.xml", "openvino", "int8"),
-    ("model.xml", "openvino", "fp32"),
-    ("model.onnx", "onnxruntime", "fp32"),
-    ("model-int8.onnx", "onnxruntime", "int8"),
-)
 
 
 @dataclass(frozen=True)
@@ -103,8 +94,8 @@ class Predictor:
 
     Args:
         directory: a directory that ``tutelage export`` wrote, or a run that has one in ``deploy``.
-        runtime: ``openvino`` or ``onnxruntime``; None: the installed one, OpenVINO if both are.
-        precision: ``int8`` or ``fp32``; None: int8 with OpenVINO, fp32 with ONNX Runtime, if there are both files.
+        runtime: such as ``openvino`` or ``onnxruntime``; None: the first that is installed, OpenVINO if it is.
+        precision: ``int8``, ``fp32`` or ``fp16``; None: int8 with OpenVINO, fp32 with ONNX Runtime, if both are there.
         defer_to: who answers where the model's confidence is below the threshold: another `Predictor` of the same
             classes, or a function that takes the picture and returns the logits (C,) of the classes in their order, or
             a `Prediction`. None: the model answers always.
@@ -118,7 +109,7 @@ class Predictor:
         self,
         directory: str | Path,
         *,
-        runtime: Runtime | None = None,
+        runtime: str | None = None,
         precision: Precision | None = None,
         defer_to: Predictor | Teacher | None = None,
         threshold: float | None = None,
@@ -271,17 +262,30 @@ def _threshold(
     return float(manifest.cascade["threshold"])
 
 
-def _choose(folder: Path, runtime: Runtime | None, precision: Precision | None) -> Path:
-    present = [entry for entry in FILES if (folder / entry[0]).is_file()]
-    wanted = [e for e in present if runtime in (None, e[1]) and precision in (None, e[2])]
+def _choose(folder: Path, runtime: str | None, precision: Precision | None) -> Path:
+    """The preferred one of the files that are there and can be run.
+
+    Raises:
+        TutelageError: there is none.
+    """
+    if runtime not in (None, *(one.name for one in RUNTIMES)):
+        raise TutelageError(f"runtime {runtime}: choose from {', '.join(one.name for one in RUNTIMES)}")
+    present = [(one, runtime_of(one.file)) for one in preferred() if (folder / one.file).exists()]
+    wanted = [
+        (variant, its)
+        for variant, its in present
+        if runtime in (None, its.name) and precision in (None, variant.precision)
+    ]
     if not wanted:
-        names = ", ".join(name for name, _, _ in present) or "no model file"
+        names = ", ".join(variant.file for variant, _ in present) or "no model file"
         asked = " ".join(filter(None, (runtime, precision))) or "any runtime"
         raise TutelageError(f"{folder}: has {names}, and none for {asked}; export again")
-    for name, _, _ in wanted:
-        if has_runtime(Path(name).suffix):
-            return folder / name
-    raise TutelageError(f"{folder}: {' or '.join(sorted({e[1] for e in wanted}))} is not installed; {REMEDY}")
+    for variant, its in wanted:
+        if its.is_installed:
+            return folder / variant.file
+    names = " or ".join(sorted({its.name for _, its in wanted}))
+    remedies = " or ".join(dict.fromkeys(its.remedy for _, its in wanted))
+    raise TutelageError(f"{folder}: {names} is not installed; {remedies}")
 
 
 def _each(pictures: Any) -> Iterator[Picture | TutelageError]:

@@ -19,7 +19,7 @@ import numpy as np
 from tutelage.core.progress import Often
 from tutelage.data.input_spec import InputSpec, normalised
 from tutelage.deploy.convert import INPUT, quiet, write_onnx
-from tutelage.deploy.runtime import openvino_core, signal_stack_kept
+from tutelage.deploy.runtimes.openvino import openvino_core, signal_stack_kept
 
 SHARES = (0.1, 0.3, 0.6)  # of the layers that stay in float32, tried in turn until int8 loses little enough
 SECONDS = 60.0  # for all attempts after plain quantisation; none begins that would take longer, as the one before did

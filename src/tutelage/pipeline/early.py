@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 from tutelage.core.errors import TutelageError
-from tutelage.core.recipe import Recipe
+from tutelage.core.recipe import ExportRecipe, Recipe
 from tutelage.core.run_dir import check_name
 from tutelage.data.splits import make_splits
+from tutelage.deploy.runtimes.base import is_installed
+from tutelage.deploy.runtimes.registry import runtimes_of
 
 SMALLEST_MB = 50  # a disk with less free space takes no run
-DEPLOY = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")  # packages of the extra `deploy`
 
 
 def check_early(recipe: Recipe, root: Path) -> None:
@@ -29,7 +29,8 @@ def check_early(recipe: Recipe, root: Path) -> None:
     for name in recipe.track:
         _require(f"track=[{name}]", (name,), name)
     if recipe.export.enabled:
-        _require("--export", DEPLOY, "deploy")
+        for runtime in runtimes_of(recipe.export.formats):
+            _require(f"--export (format {runtime.format})", runtime.makers, runtime.extra)
     if recipe.name is not None:
         check_name(root, recipe.name)
     check_place(root)
@@ -44,8 +45,8 @@ def check_early(recipe: Recipe, root: Path) -> None:
 
 
 def can_export() -> bool:
-    """Whether the packages that exporting needs are installed."""
-    return all(map(_is_installed, DEPLOY))
+    """Whether the packages that exporting needs by default are installed."""
+    return not any(runtime.missing for runtime in runtimes_of(ExportRecipe().formats))
 
 
 def check_place(place: Path) -> None:
@@ -77,14 +78,7 @@ def nearest_there(place: Path) -> Path:
 
 def _require(what: str, packages: tuple[str, ...], extra: str) -> None:
     for name in packages:
-        if not _is_installed(name):
+        if not is_installed(name):
             raise TutelageError(
                 f"{what}: needs {name}, which is not installed; run `pip install 'tutelage[{extra}]'`"
             )
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ValueError:  # a module without a spec, or one that was set to None
-        return False

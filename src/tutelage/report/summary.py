@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.deploy.variants import VARIANTS
+from tutelage.deploy.runtimes.registry import VARIANTS
 from tutelage.evaluation.roles import Role
 from tutelage.report.headline import outcome_of_pair
 from tutelage.report.run_records import RunRecords

@@ -1,0 +1,1 @@
+"""How the files of each format are made from a PyTorch module."""

@@ -1,0 +1,1 @@
+"""The runtimes that run deployed files. Nothing here imports torch, and a runtime is imported when it opens a file."""
