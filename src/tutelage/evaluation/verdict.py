@@ -71,10 +71,16 @@ def verdict(pairs: Mapping[str, Paired], kept: str, random_start: bool = False) 
     }
 
 
-def _against(role: str, pair: Paired) -> str:
-    interval = f"95% interval {pair.low:+.2f} to {pair.high:+.2f}"
+def interval_text(pair: Paired) -> str:
+    """The interval in points, with McNemar's p where it is the reason that the interval does not decide."""
+    text = f"{pair.low:+.2f} to {pair.high:+.2f}"
     if not pair.low <= 0 <= pair.high and pair.mcnemar_p >= ALPHA:
-        interval += f", McNemar p = {pair.mcnemar_p:.3f}"  # the reader sees why the interval does not decide
+        text += f", McNemar p = {pair.mcnemar_p:.3f}"
+    return text
+
+
+def _against(role: str, pair: Paired) -> str:
+    interval = f"95% interval {interval_text(pair)}"
     result = outcome(pair)
     if result == "not significantly different":
         return f"{result} from {OPPONENTS[role]} ({pair.difference:+.2f} points top-1, {interval})"

@@ -71,7 +71,12 @@ def _comparisons(records: RunRecords) -> list[Comparison]:
 
 def outcome_of_pair(pair: Mapping[str, Any]) -> str:
     """Derive the outcome of a recorded pair by the rule of the verdict."""
-    return paired_outcome(Paired(**{key: pair[key] for key in Paired.__dataclass_fields__}))
+    return paired_outcome(pair_of(pair))
+
+
+def pair_of(record: Mapping[str, Any]) -> Paired:
+    """A recorded pair as it was measured."""
+    return Paired(**{key: record[key] for key in Paired.__dataclass_fields__})
 
 
 def sentence(records: RunRecords) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from tutelage.deploy.runtimes.registry import VARIANTS
 from tutelage.evaluation.roles import Role
-from tutelage.report.headline import outcome_of_pair
+from tutelage.evaluation.verdict import interval_text
+from tutelage.report.headline import outcome_of_pair, pair_of
 from tutelage.report.run_records import RunRecords
 
 COLUMNS = 80  # of a terminal
@@ -163,8 +164,7 @@ def _badges(records: RunRecords) -> tuple[Badge, ...]:
         if pair is None or (role == Role.START and records.random_start):
             continue
         outcome = outcome_of_pair(pair)
-        interval = f"{pair['low']:+.2f} to {pair['high']:+.2f}"
-        figures = f"{pair['difference']:+.2f} ({interval}) points against {other}"
+        figures = f"{pair['difference']:+.2f} ({interval_text(pair_of(pair))}) points against {other}"
         answer, css_class = ANSWERS[outcome], {"better": "better", "worse": "worse"}.get(outcome, "same")
         if outcome == "better" and reasons and not any(badge.css_class == "same" for badge in badges):
             answer, css_class = f"Yes, but {reasons[0]}", "same"
