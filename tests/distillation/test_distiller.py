@@ -260,5 +260,7 @@ def test_features_cannot_come_from_a_cache(tmp_path: Path) -> None:
     from tutelage.distillation.teacher import CachedTeacher
 
     cached = CachedTeacher(Cache(tmp_path, {}, Layout(4, 10)), 1, torch.device("cpu"))
-    with pytest.raises(TutelageError, match=r"targets.mode=cached: a cache holds logits only, not layer -1"):
+    with pytest.raises(
+        TutelageError, match=r"targets.mode=cached: the cache holds logits only, not layer -1"
+    ):
         Distiller(network("test_resnet", 0), cached, [FeatureMSE(-1, -1)])

@@ -155,8 +155,15 @@ def test_numbers_are_numbers_though_yaml_reads_them_as_text() -> None:
 def test_layers_are_refused_with_a_cache_before_any_work() -> None:
     terms = [{"feature_mse": {"student": -1, "teacher": -1}}]
     check_losses(parse_recipe({"loss": {"terms": terms}}))
-    with pytest.raises(TutelageError, match=r"targets.mode=cached: a cache holds logits only.*layer -1"):
+    with pytest.raises(
+        TutelageError, match=r"targets.mode=cached: a cache holds logits and pooled features.*layer -1"
+    ):
         check_losses(parse_recipe({"loss": {"terms": terms}, "targets": {"mode": "cached"}}))
+
+
+def test_pooled_features_are_taken_from_a_cache() -> None:
+    terms = [{"kl": {}}, {"vkd": {}}]
+    check_losses(parse_recipe({"loss": {"terms": terms}, "targets": {"mode": "cached"}}))
 
 
 def test_only_logits_can_be_cached_and_only_kl_from_the_largest() -> None:

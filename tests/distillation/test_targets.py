@@ -23,6 +23,7 @@ from tutelage.distillation.targets.cache import Cache
 from tutelage.distillation.targets.fill import fill_from, identity_of_data
 from tutelage.distillation.targets.layout import BATCH, Layout, TopK
 from tutelage.distillation.teacher import Teacher
+from tutelage.models.features import POOLED
 from tutelage.models.registry import load_model
 from tutelage.models.source import Model
 
@@ -53,7 +54,7 @@ def cache_in(directory: Path, subset: Subset, model: Model, **layout: object) ->
 
 def fill(cache: Cache, subset: Subset, model: Model, die_after: int | None = None, bad: int = 0) -> int:
     """Fill, and count the batches that the teacher was asked for."""
-    teacher = Teacher([model], torch.device("cpu"))
+    teacher = Teacher([model], torch.device("cpu"), layers=[POOLED] if cache.layout.pooled else ())
     batches = 0
 
     def check() -> None:
@@ -63,7 +64,7 @@ def fill(cache: Cache, subset: Subset, model: Model, die_after: int | None = Non
             raise Killed
 
     fill_from(
-        cache, teacher.logits, teacher.input_specs, subset, POLICY,
+        cache, teacher.answers, teacher.input_specs, subset, POLICY,
         seed=0, views=VIEWS, loading=Loading(0, BadImages(bad)), progress=Silent(), on_batch=check,
     )  # fmt: skip
     return batches
@@ -231,6 +232,7 @@ def test_whatever_decides_the_targets_is_in_the_key(subset: Subset, model: Model
         place(seed=1),
         place(top_k=3),
         place(top_k=3, temperature=4.0),
+        place(pooled=64),
     ]
     assert len(set(places)) == len(places)
     assert place() == place(temperature=4.0)  # full logits serve any temperature
@@ -248,6 +250,29 @@ def test_top_k_gives_the_loss_of_the_largest_classes(subset: Subset, model: Mode
     assert kl_top_k(student, kept.indices, kept.log_probs, 2.0) == pytest.approx(wanted.item(), rel=2e-3)
     assert wanted <= kl(student, full, 2.0)
     assert cache.layout.dtype.itemsize == 3 * 4
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_pooled_features_are_those_of_the_view(
+    top_k: int | None, filled: Cache, subset: Subset, model: Model, tmp_path: Path
+) -> None:
+    width = model.module.get_classifier().in_features
+    cache = cache_in(tmp_path, subset, model, top_k=top_k, temperature=2.0, pooled=width)
+    fill(cache, subset, model)
+    positions = np.array([1500, 3, 70, 1023, 1024])
+    found = cache.outputs(1, positions)
+    with torch.no_grad():
+        logits = model.module.get_classifier()(found.features[POOLED])
+    assert found.features[POOLED].shape == (5, width)
+    assert torch.allclose(logits, filled.read(1, positions), rtol=5e-3, atol=5e-3)
+    if top_k is None:
+        assert torch.allclose(found.logits, filled.read(1, positions), rtol=2e-3, atol=1e-3)
+    assert cache.layout.dtype.itemsize == (3 * 4 if top_k else 20) + 2 * width
+
+
+def test_features_beyond_fp16_are_refused() -> None:
+    with pytest.raises(TutelageError, match="pooled features are not finite in fp16"):
+        Layout(4, 2, pooled=1).encode(torch.zeros(1, 2), torch.tensor([[1e6]]))
 
 
 def test_an_image_that_cannot_be_decoded_has_no_target(subset: Subset, model: Model, tmp_path: Path) -> None:

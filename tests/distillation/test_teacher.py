@@ -126,6 +126,21 @@ def test_cached_and_live_training_have_the_same_losses(tiny: dict, tmp_path: Pat
     assert len(kept) == (views or 2)
 
 
+def test_cached_pooled_features_train_as_those_of_a_live_teacher(tiny: dict, tmp_path: Path) -> None:
+    tiny["targets"] = {"views": 1}
+    tiny["loss"] = {"terms": [{"kl": {"temperature": 2}}, {"vkd": {"weight": 3}}]}
+    live = trained(tiny, tmp_path, "live")
+    tiny["targets"]["mode"] = "cached"
+    cached = trained(tiny, tmp_path, "cached")
+    ours, theirs = (
+        [row["loss"]["vkd"] for row in read_jsonl(run.metrics) if row["stage"] == "distill"]
+        for run in (cached, live)
+    )
+    assert ours == pytest.approx(theirs, rel=5e-3)
+    assert ours[-1] < ours[0]
+    assert losses_of(cached)[-1] == pytest.approx(losses_of(live)[-1], rel=5e-3)
+
+
 def test_other_students_and_losses_share_the_cache_and_other_views_do_not(tiny: dict, tmp_path: Path) -> None:
     tiny["targets"] = {"mode": "cached", "directory": str(tmp_path / "shared")}
 

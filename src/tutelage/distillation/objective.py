@@ -15,7 +15,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import LossRecipe, Recipe
 from tutelage.distillation.losses import CrossEntropy, LogitTerm, Term, TermBatch, make_term
 from tutelage.distillation.two_heads import by_head, mixed
-from tutelage.models.features import Layer, NetworkInfo, network_info
+from tutelage.models.features import POOLED, Layer, NetworkInfo, network_info
 from tutelage.models.heads import device_of
 from tutelage.models.source import Model
 
@@ -177,8 +177,8 @@ def check_losses(recipe: Recipe) -> None:
     """Refuse losses that cannot be made or that lack what they need, before anything is computed.
 
     Raises:
-        TutelageError: a term or one of its settings is unknown, a term on layers is combined with cached targets, or
-            two heads have one source only.
+        TutelageError: a term or one of its settings is unknown, a term on layers other than the pooled one is combined
+            with cached targets, or two heads have one source only.
     """
     terms = terms_of(recipe.loss)
     if recipe.loss.two_heads and len({term.needs.teacher for term in terms}) < 2:
@@ -187,11 +187,11 @@ def check_losses(recipe: Recipe) -> None:
             f"loss.two_heads: one head learns from the labels and one from the teacher, and no term of the loss needs "
             f"{missing}; add one, such as loss.label_weight=0.5, or use loss.two_heads=false"
         )
-    layers = Objective(terms).teacher_layers
+    layers = [layer for layer in Objective(terms).teacher_layers if layer != POOLED]
     if layers and recipe.targets.mode == "cached":
         raise TutelageError(
-            f"targets.mode=cached: a cache holds logits only, and a term needs layer {layers[0]!r} of the teacher; "
-            "use targets.mode=live"
+            f"targets.mode=cached: a cache holds logits and pooled features, and a term needs layer {layers[0]!r} of "
+            "the teacher; use targets.mode=live, or the layer pooled"
         )
 
 

@@ -20,13 +20,13 @@ from tutelage.data.views import ViewPolicy
 from tutelage.distillation.folds import Folds
 from tutelage.distillation.looks import Looks
 from tutelage.distillation.losses import mean_teacher_logits
-from tutelage.distillation.objective import soft_temperature
+from tutelage.distillation.objective import Objective, soft_temperature, terms_of
 from tutelage.distillation.outputs import Outputs
 from tutelage.distillation.targets.cache import Cache
 from tutelage.distillation.targets.fill import fill_from, identity_of_data
 from tutelage.distillation.targets.layout import Layout
 from tutelage.models.digest import state_digest
-from tutelage.models.features import Layer, NetworkInfo, network_info, run_with_features
+from tutelage.models.features import POOLED, Layer, NetworkInfo, network_info, run_with_features
 from tutelage.models.fold import for_inference
 from tutelage.models.heads import device_of
 from tutelage.models.registry import load_model
@@ -181,10 +181,14 @@ class Teacher:
             views: one tensor for each of `input_specs`.
             index: as for `outputs`.
         """
-        images = [normalise(x, spec, self.device) for x, spec in zip(views, self.input_specs, strict=True)]
-        logits = self.outputs(images, index).logits
+        logits = self.answers(views, index).logits
         assert isinstance(logits, Tensor)
         return logits
+
+    def answers(self, views: Sequence[Tensor], index: Tensor | None = None) -> Outputs:
+        """As `logits`, with the tapped layers."""
+        images = [normalise(x, spec, self.device) for x, spec in zip(views, self.input_specs, strict=True)]
+        return self.outputs(images, index)
 
 
 def _mean(logits: list[Tensor]) -> Tensor:
@@ -212,22 +216,47 @@ class CachedTeacher:
         return []
 
     def info(self, layers: Sequence[Layer]) -> NetworkInfo:
-        """Refuse any layer, since a cache holds logits only."""
-        if layers:
-            raise TutelageError(
-                f"targets.mode=cached: a cache holds logits only, not layer {layers[0]!r}; use targets.mode=live"
-            )
-        return NetworkInfo()
+        """Return the number of the pooled features, and refuse any other layer, which a cache does not hold."""
+        pooled = self.cache.layout.pooled
+        for layer in layers:
+            if layer != POOLED or not pooled:
+                held = "logits and pooled features" if pooled else "logits"
+                raise TutelageError(
+                    f"targets.mode=cached: the cache holds {held} only, not layer {layer!r}; use targets.mode=live"
+                )
+        return NetworkInfo({POOLED: (pooled,)} if pooled else {})
 
     def outputs(self, images: Sequence[Tensor], index: Tensor, views: Tensor) -> Outputs:
         """Read the targets of the images at `index` (B,), each in its view (B,)."""
-        return Outputs(self.cache.read(views.numpy() % self.views, index.numpy()).to(self.device))
+        found = self.cache.outputs(views.numpy() % self.views, index.numpy())
+        assert found.logits is not None
+        features = {layer: feature.to(self.device) for layer, feature in found.features.items()}
+        return Outputs(found.logits.to(self.device), features)
 
 
 def passes(recipe: Recipe) -> int:
     """Return how often the teacher of a run computes targets for each image."""
     epochs = recipe.train.epochs
     return min(recipe.targets.views or epochs, epochs) if recipe.targets.mode == "cached" else epochs
+
+
+def pooled_width(recipe: Recipe, teacher: Model) -> int:
+    """Return how many pooled features of the first teacher a cache of a run's targets holds; 0: none.
+
+    Raises:
+        TutelageError: a term needs them, and they are not one vector for each image.
+    """
+    if recipe.targets.mode != "cached" or not Objective(terms_of(recipe.loss)).teacher_layers:
+        return 0
+    spec = teacher.input_spec
+    info = network_info(teacher.module, [POOLED], spec.height, spec.width, device_of(teacher.module))
+    shape = info.shapes[POOLED]
+    if len(shape) != 1:
+        raise TutelageError(
+            f"targets.mode=cached: what goes into the head of {teacher.spec} is of shape {shape}, and a cache takes "
+            "one vector for each image; use targets.mode=live"
+        )
+    return shape[0]
 
 
 def cached_teacher(
@@ -254,18 +283,22 @@ def cached_teacher(
         on_batch: called after each batch; may raise to stop, and the targets so far are kept.
 
     Raises:
-        TutelageError: the disk is too small, or a logit is not finite in fp16.
+        TutelageError: the disk is too small, or a logit or a feature is not finite in fp16.
     """
     settings, seed, views = recipe.targets, recipe.train.seed, passes(recipe)
     policy = ViewPolicy(recipe.view)
-    layout = Layout(len(subset), teacher.num_classes, settings.top_k, soft_temperature(recipe.loss))
+    pooled = pooled_width(recipe, teacher.models[0])
+    if pooled:
+        teacher.tap([POOLED])
+    temperature = soft_temperature(recipe.loss)
+    layout = Layout(len(subset), teacher.num_classes, settings.top_k, temperature, pooled)
     identity: dict[str, Any] = {"teachers": teacher.identity(), "precision": teacher.precision}
     if teacher.temperature != 1:
         identity["temperature"] = teacher.temperature
     cache = Cache(directory, identity | identity_of_data(subset, policy, seed), layout)
     fill_from(
         cache,
-        teacher.logits,
+        teacher.answers,
         teacher.input_specs,
         subset,
         policy,

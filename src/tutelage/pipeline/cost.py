@@ -22,6 +22,7 @@ from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.lr_range import STEPS as RANGE_STEPS
 from tutelage.distillation.probe import IMAGES as PROBED
 from tutelage.distillation.probe import can_be_probed
+from tutelage.distillation.teacher import pooled_width
 from tutelage.evaluation.robustness import CORRUPTIONS
 from tutelage.models import precision
 from tutelage.models.source import Model
@@ -163,7 +164,8 @@ def cost_of(
         "student": speeds.student_training,
         "student_inference": speeds.student,
     }
-    ahead = estimate(recipe, Amounts.of(splits), rates, student, place)
+    pooled = pooled_width(recipe, teachers[0])
+    ahead = estimate(recipe, Amounts.of(splits), rates, student, place, pooled=pooled)
     seconds = {}
     if not splits.train.images.decoded and recipe.data.cache:
         others = 0 if splits.teacher is None else len(splits.teacher)

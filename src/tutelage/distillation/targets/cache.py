@@ -26,7 +26,8 @@ import numpy as np
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_json
-from tutelage.distillation.targets.layout import BATCH, Layout, Targets
+from tutelage.distillation.outputs import Outputs, Targets
+from tutelage.distillation.targets.layout import BATCH, Layout
 
 FORMAT = 2  # of the files and of how views are drawn; another number is another cache
 WAIT = 0.5  # seconds between two looks at what other processes are filling
@@ -53,6 +54,7 @@ class Cache:
             "classes": layout.classes,
             "top_k": layout.top_k,
             "temperature": layout.temperature if layout.top_k else None,
+            **({"pooled": layout.pooled} if layout.pooled else {}),
         }
         text = json.dumps(self.identity, sort_keys=True)
         self.place = directory / f"targets-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
@@ -62,7 +64,13 @@ class Cache:
     # --- reading
 
     def read(self, views: int | np.ndarray, positions: np.ndarray) -> Targets:
-        """Read the targets of some images.
+        """Read the targets of some images, as `outputs` without features."""
+        logits = self.outputs(views, positions).logits
+        assert logits is not None
+        return logits
+
+    def outputs(self, views: int | np.ndarray, positions: np.ndarray) -> Outputs:
+        """Read the targets of some images, and their pooled features where the layout has them.
 
         Args:
             views: number of the view, of all images or (B,) of each.

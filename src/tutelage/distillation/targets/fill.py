@@ -13,11 +13,13 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import Loading, dead_workers_named, view_loader
 from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy
+from tutelage.distillation.outputs import Outputs
 from tutelage.distillation.targets.cache import Cache
 from tutelage.distillation.targets.layout import BATCH
+from tutelage.models.features import POOLED
 
-# uint8 views, one tensor for each input, and the images' positions (B,), to (B, C) logits
-Logits = Callable[[Sequence[Tensor], Tensor], Tensor]
+# uint8 views, one tensor for each input, and the images' positions (B,), to the teacher's outputs
+Answers = Callable[[Sequence[Tensor], Tensor], Outputs]
 
 
 def identity_of_data(subset: Subset, policy: ViewPolicy, seed: int) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def identity_of_data(subset: Subset, policy: ViewPolicy, seed: int) -> dict[str,
 @dead_workers_named()
 def fill_from(
     cache: Cache,
-    logits: Logits,
+    answers: Answers,
     specs: Sequence[InputSpec],
     subset: Subset,
     policy: ViewPolicy,
@@ -49,7 +51,7 @@ def fill_from(
 
     Args:
         cache: made for the subset, the policy and the seed.
-        logits: computes the outputs.
+        answers: computes the outputs, with the pooled features where the cache has them.
         specs: inputs of the networks.
         subset: the images.
         policy: of their views.
@@ -62,8 +64,9 @@ def fill_from(
     cache.prepare(views)
     missing = cache.missing(views)
     megabytes = views * cache.layout.view_bytes / 1e6
+    pooled = f" with {cache.layout.pooled:,} pooled features" if cache.layout.pooled else ""
     progress.say(
-        f"targets: {views} views of {len(subset):,} images, {megabytes:.1f} MB in {cache.place}, "
+        f"targets{pooled}: {views} views of {len(subset):,} images, {megabytes:.1f} MB in {cache.place}, "
         + (f"{missing:,} to compute" if missing else "all present")
     )
     if not missing:
@@ -74,7 +77,9 @@ def fill_from(
             subset, policy, specs, batches, seed=seed, view=view, workers=loading.workers, bad=loading.bad
         ):
             positions = batch["index"].numpy()
-            yield positions, cache.layout.encode(logits(batch["images"], batch["index"]))
+            found = answers(batch["images"], batch["index"])
+            assert isinstance(found.logits, Tensor)
+            yield positions, cache.layout.encode(found.logits, found.features.get(POOLED))
             progress.step({}, len(positions))
             on_batch()
 

@@ -19,6 +19,7 @@ from tutelage.data.order import check_share, labelled_in_batch
 from tutelage.data.splits import Splits, Subset, make_splits
 from tutelage.distillation.looks import Looks
 from tutelage.distillation.objective import check_layers
+from tutelage.distillation.teacher import pooled_width
 from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation.class_order import name_classes
 from tutelage.models.class_mapping import ClassMapping, align_heads, own_classes
@@ -123,6 +124,7 @@ def assemble(
     teachers = [_with_input(t, recipe.teacher) for t in teachers]
     student = _with_input(student, recipe.student)
     check_layers(recipe.loss, student, teachers[0], splits.images)
+    pooled_width(recipe, teachers[0])  # likewise, where a cache cannot hold the teacher's features
     for teacher in teachers:
         Looks(resolutions=recipe.targets.resolutions).check(teacher)
     return Assembled(recipe, splits, class_mapping, tuple(teachers), student, heads)

@@ -52,6 +52,7 @@ def estimate(
     student: Model,
     place: Path,
     spent: float = 0.0,
+    pooled: int = 0,
 ) -> dict[str, Any]:
     """Estimate the steps, the seconds and the disk space (MB of 10^6 bytes) that a run needs from its pre-flight on.
 
@@ -63,6 +64,7 @@ def estimate(
         student: decides the size of the checkpoints, and whether candidates have new BatchNorm statistics.
         place: directory of the run.
         spent: seconds that the pre-flight has taken.
+        pooled: number of the teacher's pooled features that its cached targets hold for each image.
 
     Returns:
         `steps`, `disk_mb`, `estimated_seconds`, and the `seconds` of each part: ``preflight``, ``training`` (with the
@@ -90,7 +92,7 @@ def estimate(
     size = sum(t.numel() * t.element_size() for t in student.module.state_dict().values())
     disk = size * (CHECKPOINT_COPIES * trainings + 3) / 1e6
     if recipe.targets.mode == "cached":
-        layout = Layout(images.train, student.num_classes, recipe.targets.top_k)
+        layout = Layout(images.train, student.num_classes, recipe.targets.top_k, pooled=pooled)
         disk += teacher_passes * layout.view_bytes / 1e6
     free = shutil.disk_usage(place).free / 1e6
     if disk > free:

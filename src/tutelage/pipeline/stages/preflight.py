@@ -17,7 +17,7 @@ from tutelage.core.runtime import Precision
 from tutelage.data.splits import sample
 from tutelage.distillation.checkpoint import State, state_of
 from tutelage.distillation.objective import soft_temperature
-from tutelage.distillation.teacher import Teacher
+from tutelage.distillation.teacher import Teacher, pooled_width
 from tutelage.evaluation import calibration, resolution
 from tutelage.evaluation.fidelity import FIDELITY, fidelity
 from tutelage.evaluation.input_variants import DESCRIPTIONS
@@ -270,6 +270,7 @@ def _ahead(checked: Checked, rates: dict[str, dict[Precision, float]], spent: fl
         checked.student,
         prepared.run.path,
         spent,
+        pooled_width(prepared.recipe, checked.teachers[0]),
     )
     parts = [f"{name} {seconds / 60:.1f}" for name, seconds in ahead["seconds"].items()]
     prepared.context.progress.say(
