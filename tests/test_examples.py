@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.killing import free_port, together, tutelage
 from tests.helpers.packages import EXAMPLES, install_example
 
 from tutelage.core.files import read_jsonl
@@ -63,31 +61,16 @@ def losses(run: Path) -> list[list[float]]:
     return [[*row["loss"].values(), row["val"]["nll"]] for row in rows]
 
 
-def test_a_term_of_a_package_trains_its_projector_in_one_and_in_two_processes(tmp_path: Path) -> None:
+def test_a_term_of_a_package_trains_its_projector_in_one_and_in_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On layers, from outside, in one file: DistributedDataParallel sees its projector."""
-    from tests.pipeline.test_processes import free_port
-
     install_example("loss_package", tmp_path)
-    path = os.pathsep.join([str(tmp_path), *sys.path])
-    environment = os.environ | {"PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    for name, prefix in (("one", []), ("two", launcher)):
-        command = [
-            sys.executable,
-            *prefix,
-            "-m",
-            "tutelage",
-            *TINY,
-            TERMS,
-            "--name",
-            name,
-            "--runs",
-            str(tmp_path),
-        ]
-        ended = subprocess.run(
-            [*command, "--progress", "none"], env=environment, capture_output=True, text=True, check=False
-        )
-        assert ended.returncode == 0, ended.stderr
+    monkeypatch.syspath_prepend(str(tmp_path))  # the processes have the path of this one
+    begun = (*TINY, TERMS, "--runs", tmp_path, "--progress", "none", "--name")
+    one = tutelage(*begun, "one", log=tmp_path / "log")
+    two = together(*begun, "two", log=tmp_path / "log", port=free_port())
+    assert [ended.code for ended in (one, *two)] == [0, 0, 0], (one, *two)
     for alone, shared in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert shared == pytest.approx(alone, abs=ROUNDING, rel=1e-4)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.distillation.test_distiller import IMAGES, StopAt, tiny
+from tests.helpers.killing import free_port, in_ranks
 from tests.helpers.stages import network, same, small_context, small_stage, train
-from tests.helpers.terms_in_two import AS_ONE, every
-from tests.pipeline.test_processes import free_port
+from tests.helpers.terms_in_two import AS_ONE, every, keep_every
 
 from tutelage.core.errors import TutelageError
 from tutelage.distillation.checkpoint import load_checkpoint, state_of
@@ -23,8 +21,6 @@ from tutelage.distillation.losses.contrastive import Bank
 from tutelage.distillation.objective import Objective
 from tutelage.distillation.stop import Interrupted
 from tutelage.models.features import POOLED, network_info, run_with_features
-
-ROOT = Path(__file__).parents[2]
 
 
 def stage(**settings: Any) -> Any:
@@ -110,21 +106,11 @@ def test_default_layers_suit_a_cnn_and_a_transformer() -> None:
 
 def test_two_processes_are_as_one(tmp_path: Path) -> None:
     """ReviewKD is left out: its BatchNorm has the statistics of each process's part of a batch."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.helpers.terms_in_two", str(tmp_path)]
-    begun = [
-        subprocess.Popen(
-            command, env=environment | {"RANK": rank}, cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-        for rank in ("0", "1")
-    ]
+    begun = in_ranks([partial(keep_every, tmp_path)] * 2, log=tmp_path / "log", port=free_port())
     alone = every()
-    for process in begun:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    for log, process in begun:
+        process.join(300)
+        assert process.exitcode == 0, log.read_text()
     for rank in (0, 1):
         shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name in AS_ONE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +15,14 @@ GPU = torch.OutOfMemoryError(
 CPU = RuntimeError(
     "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 )
+
+
+def fits_in_each(images: Sequence[int], rank: int) -> None:
+    """Let `auto` find that no more than so many images of a batch fit, in the process of a rank."""
+    from tutelage.pipeline.stages import batch_size
+
+    found = batch_size.largest_batch
+    batch_size.largest_batch = lambda *given: min(found(*given), images[rank])
 
 
 def takes(

@@ -1,9 +1,8 @@
-"""Two steps with each term, in one process or in each of several: python -m tests.helpers.terms_in_two FILE."""
+"""Two steps with each term, in one process or in each of several."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -66,9 +65,10 @@ def every(rank: int = 0, processes: int = 1) -> dict[str, dict[str, Tensor]]:
     return {name: trained(make_term(name, SETTINGS.get(name, {})), rank, processes) for name in AS_ONE}
 
 
-if __name__ == "__main__":
+def keep_every(place: Path) -> None:
+    """Write what `every` gives in this process, one of several, to ``RANK.pt`` in a folder."""
     distributed.init_process_group("gloo")
     own = int(os.environ["RANK"])
     found = every(own, distributed.get_world_size())
-    torch.save(found, Path(sys.argv[1]) / f"{own}.pt")
+    torch.save(found, place / f"{own}.pt")
     distributed.destroy_process_group()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.conftest import TINY
 from tests.helpers.command_line import call
-from tests.helpers.killing import ONE_THREAD
-from tests.helpers.small_memory import takes
-from tests.pipeline.test_processes import free_port, processes
+from tests.helpers.killing import free_port, together
+from tests.helpers.small_memory import fits_in_each, takes
+from tests.pipeline.test_processes import processes
 from timm.models import EfficientNet, ResNet
 
 from tutelage.core.errors import TutelageError
@@ -192,17 +190,6 @@ def test_trials_of_a_study_have_one_batch(
     assert sorted(sizes.values()) == [16, 16, 32]
 
 
-PROGRAM = """
-import os, sys
-from tutelage.cli import main
-from tutelage.pipeline.stages import batch_size
-
-found = batch_size.largest_batch
-batch_size.largest_batch = lambda *given: min(found(*given), (24, 8)[int(os.environ["RANK"])])
-main(sys.argv[1:])
-"""
-
-
 def test_all_processes_take_the_smallest(tmp_path: Path) -> None:
     tree = copy.deepcopy(TINY)
     tree["teacher"]["fit"] = "no"
@@ -210,13 +197,9 @@ def test_all_processes_take_the_smallest(tmp_path: Path) -> None:
     tree["train"] |= {"batch_size": "auto", "epochs": 1}
     tree |= {"control": False}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(free_port()), str(tmp_path / "program.py"), "distill"]
-    command += [str(tmp_path / "recipe.yaml"), "--name", "run", "--runs", str(tmp_path)]
-    environment = os.environ | ONE_THREAD | {"ACCELERATE_USE_CPU": "true"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
+    begun = ("distill", tmp_path / "recipe.yaml", "--name", "run", "--runs", tmp_path)
+    ended = together(*begun, log=tmp_path / "log", port=free_port(), before=partial(fits_in_each, (24, 8)))
+    assert [one.code for one in ended] == [0, 0], ended
     run = Run(tmp_path / "run")
     assert processes(run) == 2
     assert choices_of(run)[KEY]["value"] == 16

@@ -6,7 +6,6 @@ import copy
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 from tests.conftest import TINY
-from tests.helpers.killing import ONE_THREAD, Moment, together, tutelage
+from tests.helpers.killing import ONE_THREAD, Moment, free_port, together, tutelage
 
 from tutelage.core.files import entry, read_json, read_jsonl
 from tutelage.core.recipe import load_recipe
@@ -27,12 +26,6 @@ from tutelage.models.registry import load_model
 from tutelage.pipeline.run import begin
 
 ROUNDING = 2e-4  # sums of float32 in another order, over two epochs of AdamW
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +61,21 @@ def two(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, st
 def launched(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """`tutelage ...` in two processes, as a user starts them.
 
-    With torchrun, since `accelerate launch --cpu` starts one process only, whatever --num_processes is.
+    With torchrun, since `accelerate launch --cpu` starts one process only, whatever --num_processes is. It takes
+    many seconds, since three processes import PyTorch: other tests have `together`.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_port", str(free_port()), "-m", "tutelage", *map(str, arguments)]
     environment = os.environ | ONE_THREAD | {"ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def in_both(*arguments: str | Path, log: Path) -> str:
+    """`tutelage ...` in two processes that succeed; return what they wrote."""
+    ended = together(*arguments, log=log, port=free_port())
+    written = "".join(one.output for one in ended)
+    assert [one.code for one in ended] == [0, 0], written
+    return written
 
 
 def processes(run: Run) -> int:
@@ -137,8 +139,7 @@ def test_two_processes_killed_and_resumed_end_as_two_that_were_not(recipe: Path,
             assert (first.code, second.code) == (0, 0), first.output + second.output
     assert first.code == -signal.SIGKILL
     assert second.code != 0
-    ended = together("resume", tmp_path / "killed", log=tmp_path / "killed.log", port=free_port())
-    assert [one.code for one in ended] == [0, 0], ended
+    in_both("resume", tmp_path / "killed", log=tmp_path / "killed.log")
     unbroken, killed = Run(tmp_path / "unbroken"), Run(tmp_path / "killed")
     assert killed.student.read_bytes() == unbroken.student.read_bytes()
     assert read_json(killed.candidates) == read_json(unbroken.candidates)
@@ -156,8 +157,7 @@ def test_two_heads_learn_the_same_in_one_and_two_processes(recipe: Path, tmp_pat
     path.write_text(yaml.safe_dump(tree))
     alone = tutelage("distill", path, "--name", "one", "--runs", tmp_path, log=tmp_path / "log")
     assert alone.code == 0, alone.output
-    shared = launched("distill", path, "--name", "two", "--runs", tmp_path)
-    assert shared.returncode == 0, shared.stderr
+    in_both("distill", path, "--name", "two", "--runs", tmp_path, log=tmp_path / "log")
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
     for row_alone, row_shared in zip(losses(one), losses(two), strict=True):
         assert row_shared[2:] == pytest.approx(row_alone[2:], abs=ROUNDING)
@@ -187,19 +187,17 @@ def quick(recipe: Path, tmp_path: Path) -> Path:
 
 def test_several_seeds_end_in_two_processes(quick: Path, tmp_path: Path) -> None:
     """What the seeds share is locked by the first process only: locked by both, they waited for each other."""
-    ended = launched(
-        "distill", quick, "--seeds", "2", "--name", "run", "--runs", tmp_path, "--progress", "json"
-    )
-    assert ended.returncode == 0, ended.stderr
+    begun = ("distill", quick, "--seeds", "2", "--name", "run", "--runs", tmp_path, "--progress", "json")
+    written = in_both(*begun, log=tmp_path / "log")
     run = Run(tmp_path / "run")
     seeds = [Run(run.path / f"seed-{seed}") for seed in (0, 1)]
     assert [processes(each) for each in (run, *seeds)] == [2, 2, 2]
     assert read_json(run.seeds)["runs"] == ["seed-0", "seed-1"]
     assert read_json(seeds[0].speed) == read_json(seeds[1].speed)  # measured once
     assert seeds[0].student.read_bytes() != seeds[1].student.read_bytes()
-    assert ended.stdout.count('"text": "Over 2 seeds') == 1
+    assert written.count('"text": "Over 2 seeds') == 1
     assert not run.cache.exists()
-    assert launched("resume", run.path).returncode == 0  # nothing is left to do
+    in_both("resume", run.path, log=tmp_path / "log")  # nothing is left to do
 
 
 @pytest.mark.parametrize(
@@ -254,8 +252,7 @@ def test_a_list_with_parts_and_left_out_images_is_read_by_both_processes_alike(t
 
     ended = tutelage("distill", recipe, "--name", "one", "--runs", tmp_path, log=tmp_path / "log")
     assert ended.code == 0, ended.output
-    both = launched("distill", recipe, "--name", "two", "--runs", tmp_path)
-    assert both.returncode == 0, both.stderr
+    in_both("distill", recipe, "--name", "two", "--runs", tmp_path, log=tmp_path / "log")
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
     splits = read_json(two.splits)
     assert splits == read_json(one.splits)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from tests.conftest import TINY
-from tests.helpers.killing import ONE_THREAD, STATIONS, Ended, Moment, tutelage
+from tests.helpers.killing import ONE_THREAD, STATIONS, Ended, Moment, command, started, tutelage
 
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.run_dir import Run
@@ -49,25 +49,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, int]]:
     """What a run that nobody stops ends as, and the calls of each station."""
     root = tmp_path_factory.mktemp("unbroken")
-    ended = begin(recipe, root)
+    ended = begin(recipe, root, count=True)
     assert ended.code == 0, ended.output
     assert tuple(ended.calls) == STATIONS
     return outcome(Run(root / "run")), ended.calls
 
 
-def begin(recipe: Path, root: Path, moment: Moment | None = None) -> Ended:
-    return tutelage(
-        "distill",
-        recipe,
-        "--name",
-        "run",
-        "--runs",
-        root,
-        "--progress",
-        "json",
-        log=root / "log",
-        moment=moment,
-    )
+def begin(recipe: Path, root: Path, moment: Moment | None = None, count: bool = False) -> Ended:
+    words = ("distill", recipe, "--name", "run", "--runs", root, "--progress", "json")
+    return tutelage(*words, log=root / "log", moment=moment, count=count)
 
 
 def go_on(root: Path, moment: Moment | None = None, file_bytes: int | None = None) -> Ended:
@@ -169,17 +159,17 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
 def test_a_process_killed_from_outside_goes_on_from_the_command_line(
     recipe: Path, unbroken: tuple[dict[str, Any], dict[str, int]], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "tutelage"]
-    environment = os.environ | ONE_THREAD
-    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    started = subprocess.Popen([*command, "distill", recipe, "--name", "run", "--runs", tmp_path], **quietly)
+    words = [sys.executable, "-m", "tutelage", "distill", recipe, "--name", "run", "--runs", tmp_path]
+    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | ONE_THREAD}
+    process = subprocess.Popen(words, **quietly)
     run = Run(tmp_path / "run")
     deadline = time.monotonic() + 300
     while not (run.checkpoints / "control.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    started.kill()
-    assert started.wait() == -signal.SIGKILL
-    assert subprocess.run([*command, "resume", run.path], **quietly, check=False).returncode == 0
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    ended = go_on(tmp_path)
+    assert ended.code == 0, ended.output
     assert differing(unbroken[0], outcome(run)) == []
 
 
@@ -220,27 +210,26 @@ def state_of_process(pid: int) -> str:
 
 def test_a_run_whose_loader_processes_outlive_it_can_be_resumed_at_once(recipe: Path, tmp_path: Path) -> None:
     """They are forked and see some seconds later that their parent is gone; until then they held its lock."""
-    command = [sys.executable, "-m", "tutelage"]
-    quietly = {"stdout": subprocess.DEVNULL, "env": os.environ | ONE_THREAD}
     quick = ["data.workers=2", "teacher.fit=no", "control=false", "train.epochs=1"]
-    begun = ["distill", recipe, *quick, "--name", "run", "--runs", tmp_path]
-    started = subprocess.Popen([*command, *begun], **quietly)
+    words = ["distill", recipe, *quick, "--name", "run", "--runs", tmp_path]
+    begun = started(command(*words), log=tmp_path / "log")
     run = Run(tmp_path / "run")
     deadline = time.monotonic() + 300
     workers: list[int] = []
     while not (workers and run.lock.exists()):
         assert time.monotonic() < deadline
-        assert started.poll() is None
-        for pid in (*children_of(started.pid), started.pid):
+        assert begun.is_alive()
+        for pid in (*children_of(begun.pid), begun.pid):
             os.kill(pid, signal.SIGCONT)
         time.sleep(0.3)  # so that the process comes on between two looks
-        workers = halted_workers(started.pid, run.lock)
-    started.kill()
-    assert started.wait() == -signal.SIGKILL
+        workers = halted_workers(begun.pid, run.lock)
+    begun.kill()
+    begun.join()
+    assert begun.exitcode == -signal.SIGKILL
     try:
-        again = subprocess.run([*command, "resume", run.path], **quietly, check=False)
+        again = go_on(tmp_path)
         assert [state_of_process(pid) for pid in workers] == ["T"] * len(workers)  # they did live on
     finally:
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
-    assert again.returncode == 0
+    assert again.code == 0, again.output

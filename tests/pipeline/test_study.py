@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from PIL import Image
 from safetensors.torch import load_file
-from tests.helpers.killing import Moment, tutelage
+from tests.helpers.killing import Moment, command, started, tutelage
 
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError, WeakTeacher
@@ -63,34 +62,27 @@ def trials_of(files: StudyFiles) -> list[optuna.trial.FrozenTrial]:
 # --- several processes, one of them killed
 
 
-def start(root: Path, log: Path) -> subprocess.Popen:
-    command = ["study", str(DIGITS), *QUICK, "--name", "killed", "--studies", str(root), "--progress", "json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    with open(log, "wb") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tutelage", *command],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
+def start(root: Path, log: Path) -> BaseProcess:
+    words = ("study", DIGITS, *QUICK, "--name", "killed", "--studies", root, "--progress", "json")
+    return started(command(*words), log=log)
 
 
-def kill_in_the_middle(process: subprocess.Popen, files: StudyFiles) -> int:
+def kill_in_the_middle(process: BaseProcess, files: StudyFiles) -> int:
     """Kill a process while it is at a trial, once a few are done, and return that trial's number."""
     until = time.monotonic() + 600
     while time.monotonic() < until:
-        assert process.poll() is None, "the process ended before it could be killed"
+        assert process.exitcode is None, "the process ended before it could be killed"
         time.sleep(0.2)
         if len(list(files.trials.glob("*/comparison.json"))) < 3:
             continue
-        process.send_signal(signal.SIGSTOP)  # so that it cannot end its trial while it is looked at
+        os.kill(process.pid, signal.SIGSTOP)  # so that it cannot end its trial while it is looked at
         for trial in trials_of(files):
             mine = trial.user_attrs.get("claims", [{"pid": 0}])[-1]["pid"] == process.pid
             if trial.state == TrialState.RUNNING and mine:
                 process.kill()
-                process.wait()
+                process.join()
                 return trial.number
-        process.send_signal(signal.SIGCONT)
+        os.kill(process.pid, signal.SIGCONT)
     raise AssertionError("the trials did not get anywhere")
 
 
@@ -100,8 +92,9 @@ def test_two_processes_share_the_trials_and_one_that_is_killed_loses_none(tmp_pa
     try:
         left = kill_in_the_middle(first, files)
         again = start(tmp_path, tmp_path / "again.log")
-        assert again.wait(600) == 0, (tmp_path / "again.log").read_text()
-        assert second.wait(600) == 0, (tmp_path / "second.log").read_text()
+        for name, process in (("again", again), ("second", second)):
+            process.join(600)
+            assert process.exitcode == 0, (tmp_path / f"{name}.log").read_text()
     finally:
         for process in (first, second):
             process.kill()
@@ -197,9 +190,9 @@ def test_a_trial_that_is_stopped_politely_goes_on_later(
 
 @pytest.mark.parametrize("station", ["prepare", "train_student"])  # in the loop, and elsewhere
 def test_a_terminated_study_says_how_to_go_on(station: str, tmp_path: Path) -> None:
-    command = ["study", DIGITS, *QUICK, "--trials", "1", "--studies", tmp_path, "--progress", "json"]
+    words = ["study", DIGITS, *QUICK, "--trials", "1", "--studies", tmp_path, "--progress", "json"]
     moment = Moment(station, 300, signal.SIGTERM)
-    ended = tutelage(*command, log=tmp_path / "log", moment=moment)
+    ended = tutelage(*words, log=tmp_path / "log", moment=moment)
     assert ended.code == 130, ended.output
     assert "continue with the same command" in ended.output.splitlines()[-1]
     assert "Traceback" not in ended.output
