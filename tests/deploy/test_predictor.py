@@ -24,7 +24,8 @@ from tutelage.cli import main
 from tutelage.core.errors import TutelageError
 from tutelage.data.sources.base import open_source
 from tutelage.deploy.manifest import Manifest
-from tutelage.deploy.predictor import Predictor, find_images
+from tutelage.deploy.pictures import find_images
+from tutelage.deploy.predictor import Predictor
 from tutelage.deploy.runtimes.base import Runtime
 from tutelage.models.source import Model
 

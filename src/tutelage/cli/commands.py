@@ -16,6 +16,7 @@ from tutelage.cli.distill import carry_out, distill
 from tutelage.cli.group import Commands
 from tutelage.cli.interrupts import INTERRUPTED, exit_now, interrupts_exit, interrupts_raise
 from tutelage.cli.options import DeviceOption, ProgressOption, Runs, option
+from tutelage.cli.predict import predict
 from tutelage.cli.recipe import recipe as show_recipe
 from tutelage.cli.serve import serve
 from tutelage.cli.teacher import teacher
@@ -165,7 +166,7 @@ app.command("check", hidden=True)(look.verify)  # the name of `verify` in earlie
 
 
 app.command(rich_help_panel=DEPLOY)(deploy.export)
-app.command(rich_help_panel=DEPLOY)(deploy.predict)
+app.command(rich_help_panel=DEPLOY)(predict)
 app.command(rich_help_panel=DEPLOY, no_args_is_help=True)(deploy.cascade)
 app.command(rich_help_panel=DEPLOY, no_args_is_help=True)(serve)
 

@@ -1,4 +1,4 @@
-"""The commands that make deployment files and use them."""
+"""The commands that make deployment files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tutelage.cli.options import DeferOption, DeviceOption, option
-from tutelage.core.errors import TutelageError
+from tutelage.cli.options import DeviceOption, option
 
 if TYPE_CHECKING:
     from tutelage.core.run_dir import Run
@@ -132,39 +131,3 @@ def cascade(
     print(f"all figures are in {opened.cascade}; the curve is in {opened.report}")
     if json:
         write_json(json, found.content)
-
-
-def predict(
-    directory: Annotated[Path, typer.Argument(help="Directory that `tutelage export` wrote, or of a run.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders to search for them.")],
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="Number of classes shown per image.")] = 5,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
-    defer_to: DeferOption = None,
-    threshold: Annotated[
-        float | None,
-        option("Threshold to defer by.", "that of `tutelage cascade`", min=0, max=1, metavar="CONFIDENCE"),
-    ] = None,
-) -> None:
-    """Classify images with exported files, without PyTorch; the exit code is 2 if an image cannot be read."""
-    from tutelage.deploy.predictor import Predictor, find_images
-
-    teacher = Predictor(defer_to) if defer_to else None
-    predictor, errors = Predictor(directory, defer_to=teacher, threshold=threshold), 0
-
-    def tell(error: TutelageError) -> None:
-        nonlocal errors
-        errors += 1
-        print(f"error: {error}", file=sys.stderr)
-
-    for place in images:
-        try:
-            for image in find_images([place]):
-                try:
-                    (found,) = predictor(image, top)
-                    print(found.json() if json else found.line(), flush=True)
-                except TutelageError as error:
-                    tell(error)
-        except TutelageError as error:  # the place has no images; the others are not lost
-            tell(error)
-    if errors:
-        raise SystemExit(2)

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tutelage.core.errors import TutelageError
 
@@ -30,6 +31,29 @@ def write_bytes(path: Path, content: bytes) -> None:
         try:
             with open(temporary, "wb") as stream:
                 stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Open a UTF-8 file for writing, which gets its name when the block ends; where it fails, nothing is left.
+
+    Raises:
+        TutelageError: the disk is full or the directory cannot be written.
+    """
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # a name that is no UTF-8 ends no command
+            with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
