@@ -13,6 +13,7 @@ from torch import nn
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json
+from tutelage.core.processes import end_together
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe, load_recipe, parse_recipe
 from tutelage.core.recipe_tree import read_yaml, set_keys
@@ -130,11 +131,14 @@ def distill(
     reporter = open_progress(progress) if isinstance(progress, str) else progress
     check_early(parsed, Path(runs))
     with given(objects):
-        run = begin(parsed, Path(runs), shlex.join(["python", *sys.argv]), seeds)
-        with refusals_leave_nothing(run):
-            summary = distill_seeds(parsed, run, seeds, reporter) if seeds > 1 else None
-            if seeds == 1:
-                run_stages(parsed, run, reporter)
+        try:
+            run = begin(parsed, Path(runs), shlex.join(["python", *sys.argv]), seeds)
+            with refusals_leave_nothing(run):
+                summary = distill_seeds(parsed, run, seeds, reporter) if seeds > 1 else None
+                if seeds == 1:
+                    run_stages(parsed, run, reporter)
+        except Exception as error:
+            raise end_together(error) from None
         if seeds > 1:
             run = Run(run.path / f"seed-{parsed.train.seed}")
         return _result(run, summary)

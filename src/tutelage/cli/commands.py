@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -237,7 +237,7 @@ def study(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a `TutelageError` becomes one line on stderr and exit code 2.
+    """Run the command line; a `TutelageError` becomes one line on stderr and its exit code.
 
     Args:
         arguments: those after the program's name; None takes them from `sys.argv`.
@@ -250,17 +250,28 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with only_named(words):
             app([word for word in words if word != FLAG])
-    except TutelageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except (RuntimeError, MemoryError) as error:
-        from tutelage.core.out_of_memory import is_out_of_memory  # PyTorch is imported here
-
-        if not is_out_of_memory(error):
-            raise
-        print(f"error: out of memory ({one_line(error)}); use smaller models or resolutions", file=sys.stderr)
-        raise SystemExit(2) from None
+    except Exception as error:
+        _end(error)
     except SystemExit as ended:
         if arguments is None and ended.code == INTERRUPTED:
             exit_now()
         raise
+
+
+def _end(error: Exception) -> NoReturn:
+    """End this process and the others of its run with an error: in one line where it means something to the user."""
+    if processes := sys.modules.get("tutelage.core.processes"):  # not imported: there are no others
+        error = processes.end_together(error)
+    if isinstance(error, TutelageError):
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    if isinstance(error, RuntimeError | MemoryError):
+        from tutelage.core.out_of_memory import is_out_of_memory  # PyTorch is imported here
+
+        if is_out_of_memory(error):
+            print(
+                f"error: out of memory ({one_line(error)}); use smaller models or resolutions",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
+    raise error

@@ -184,6 +184,7 @@ def _look_ahead(
 def carry_out(recipe: Recipe, run: Run, progress: str) -> None:
     """Do all stages of a run that are not done yet, show its results, and exit with the code that they mean."""
     from tutelage.core.files import entry
+    from tutelage.core.processes import end_together
     from tutelage.core.runtime import Runtime
     from tutelage.distillation.stop import Interrupted
     from tutelage.pipeline.console import open_progress
@@ -205,10 +206,12 @@ def carry_out(recipe: Recipe, run: Run, progress: str) -> None:
         reporter.say(f"stopped; all results are kept: continue with `tutelage resume {run.path}`")
         raise SystemExit(INTERRUPTED) from None
     except WeakTeacher as stopped:
+        end_together(stopped)
         if Runtime.start().is_main:
             print(f"{stopped} (`tutelage resume {run.path} --allow-weak-teacher`)", file=sys.stderr)
         raise SystemExit(1) from None
     except Incomplete as error:
+        end_together(error)
         if Runtime.start().is_main:
             print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None

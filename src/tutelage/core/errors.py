@@ -4,8 +4,10 @@
 class TutelageError(Exception):
     """Bad input, or a machine that lacks something: one line that names the file or the key, and what to do.
 
-    The command line prints the message without a traceback and exits with code 2.
+    The command line prints the message without a traceback and exits with `exit_code`.
     """
+
+    exit_code = 2
 
 
 class WeakTeacher(TutelageError):  # noqa: N818 - the run is stopped and kept, it has not failed
@@ -15,12 +17,16 @@ class WeakTeacher(TutelageError):  # noqa: N818 - the run is stopped and kept, i
     line prints the message and exits with code 1.
     """
 
+    exit_code = 1
+
 
 class Incomplete(TutelageError):  # noqa: N818 - the student is kept
     """The student is kept, but a station after its training failed, such as the page; the others were made.
 
     ``tutelage resume`` makes what is missing. The command line prints the message and exits with code 1.
     """
+
+    exit_code = 1
 
 
 def one_line(error: BaseException) -> str:

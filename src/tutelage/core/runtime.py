@@ -16,8 +16,9 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_gather
 
-from tutelage.core.errors import TutelageError
+from tutelage.core.errors import Incomplete, TutelageError, WeakTeacher, one_line
 from tutelage.core.memory import keep_freed_memory
+from tutelage.core.processes import OtherFailed, peers
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
@@ -57,6 +58,7 @@ class Runtime:
         runtime = cls(Accelerator(mixed_precision="no", cpu=device == "cpu"))
         if runtime.device.type == "cpu":
             keep_freed_memory()
+        peers()  # from here on, this process ends where another one fails
         return runtime
 
     @property
@@ -84,26 +86,34 @@ class Runtime:
         return autocast(self.device, precision or self.precision)
 
     def wait(self) -> None:
-        """Wait until every process has called this."""
-        self.accelerator.wait_for_everyone()
+        """Wait until every process has called this, for hours if one of them needs them."""
+        if others := peers():
+            others.meet()
+            self.accelerator.wait_for_everyone()  # none ends the store while another one still asks it
 
     def from_main(self, values: Sequence[Any]) -> list[Any]:
-        """Return the first process's values in every process; they have to be picklable."""
+        """Return the first process's values in every process; they have to be picklable.
+
+        The others wait for the first process, for hours if it needs them.
+        """
         shared = list(values)
-        broadcast_object_list(shared)
+        if others := peers():
+            others.follow_main()
+            broadcast_object_list(shared)
         return shared
 
     def on_main(self, call: Callable[[], T]) -> T:
         """Call a function in the first process while the others wait, and return its result in every process.
 
-        Where it raises an error, every process raises one, so that none waits for a process that has ended.
+        Where it raises an error, every process raises one, so that none waits for a process that has ended. The others
+        wait without a collective operation, so that the call may take hours.
 
         Args:
             call: returns a picklable value; it must not call anything that all processes have to call together.
 
         Raises:
-            TutelageError: in the processes that did not call it, with the first one's message, whatever was raised
-                there; in the first process, the error itself.
+            TutelageError: in the processes that did not call it, with the first one's message; `WeakTeacher` and
+                `Incomplete` are those in all processes. In the first process, the error itself.
         """
         if self.world_size == 1:
             return call()
@@ -114,11 +124,12 @@ class Runtime:
                 result = call()
             except Exception as error:
                 raised = error
-        result, reason = self.from_main([result, None if raised is None else str(raised) or repr(raised)])
+        result, failed = self.from_main([result, None if raised is None else _transferable(raised)])
         if raised is not None:
             raise raised
-        if reason is not None:
-            raise TutelageError(reason)
+        if failed is not None:
+            kind, arguments = failed
+            raise kind(*arguments)
         return cast(T, result)
 
     def any(self, *flags: bool) -> list[bool]:
@@ -193,6 +204,18 @@ def device_name(device: torch.device) -> str:
 def gpu_name() -> str | None:
     """Return the product name of the GPU that is used; None without one."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _transferable(error: Exception) -> tuple[type[TutelageError], tuple[Any, ...]]:
+    """Return the class and the arguments of the error that other processes raise in place of one of the first."""
+    if isinstance(error, OtherFailed):
+        return OtherFailed, (str(error), error.exit_code)
+    if not isinstance(
+        error, TutelageError
+    ):  # a fault of the program, whose traceback the first process shows
+        return OtherFailed, (f"{type(error).__name__}: {one_line(error)}", 1)
+    kind = next((one for one in (WeakTeacher, Incomplete) if isinstance(error, one)), TutelageError)
+    return kind, (str(error),)
 
 
 def _checked(device: str) -> torch.device:

@@ -131,8 +131,7 @@ def distill(
             check_teacher(checked, control)
         except WeakTeacher:
             if stop_at_weak_teacher:
-                if runtime.is_main:
-                    write_report(run)
+                runtime.on_main(lambda: write_report(run))
                 raise
         distilled = train_student(checked)
         if runtime.is_main:
@@ -141,7 +140,9 @@ def distill(
         result = after.attempt("the evaluation on test", lambda: measure(checked, control, distilled))
         if prepared.recipe.measure.robustness:
             after.attempt("the robustness", lambda: measure_robustness(checked, control, distilled))
-        if runtime.is_main:
+
+        def finish() -> None:
+            after.alone = True
             after.attempt("the diagnosis", lambda: explain(run))
             if recipe.export.enabled:
                 after.attempt("the deployed files", lambda: deploy(run, progress))
@@ -152,8 +153,9 @@ def distill(
             tracker.on_end([file for file in files if file.exists()], distilled.model)
             if not after.failed:
                 shutil.rmtree(run.cache, ignore_errors=True)  # only training needs it
-        runtime.wait()
-        after.finish()
+            after.finish()
+
+        runtime.on_main(finish)
     assert result is not None
     return result
 
@@ -179,7 +181,7 @@ class Stations:
     """
 
     def __init__(self, run: Run, alone: bool) -> None:
-        """Begin; with several processes (not `alone`) errors are raised at once, since the others would wait."""
+        """Begin; while several processes work together (not `alone`), errors are raised at once: the others wait."""
         self.run = run
         self.alone = alone
         self.failed: dict[str, str] = {}

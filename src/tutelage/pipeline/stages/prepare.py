@@ -173,17 +173,18 @@ def _inputs(recipe: Recipe, teachers: Sequence[Model], student: Model) -> list[I
 
 def _decoded(recipe: Recipe, splits: Splits, specs: list[InputSpec], context: Context) -> Splits:
     """Decode the images once, as far as they fit on the disk; a resumed run makes the same choice again."""
-    path = context.run.splits
-    with context.runtime.accelerator.main_process_first():
+    path, directory = context.run.splits, context.cache_directory(recipe) / "images"
+    found: Splits | None = None
+
+    def decode(before: dict[str, int | None] | None) -> tuple[Splits, dict[str, int | None]]:
+        return decode_once(splits, specs, recipe, directory, context.progress, before)
+
+    def fill() -> dict[str, int | None]:
+        nonlocal found
         record = read_json(path)
-        splits, decoded = decode_once(
-            splits,
-            specs,
-            recipe,
-            context.cache_directory(recipe) / "images",
-            context.progress,
-            record.get("decoded"),
-        )
-        if context.runtime.is_main:
-            write_json(path, record | {"decoded": decoded})
-    return splits
+        found, decided = decode(record.get("decoded"))
+        write_json(path, record | {"decoded": decided})
+        return decided
+
+    decided = context.runtime.on_main(fill)  # the first process makes the copies, the others open them
+    return decode(decided)[0] if found is None else found
