@@ -36,12 +36,14 @@ DATA = (
     "clothing",
     "clothes",
     "imagenet-sample",
+    "imagenet-sample-mirrored",
     "tiny-imagenet-200",
     "tiny-10",
     "data/tiny-imagenet-mini",
 )
 HERE = {
     "runs/NAME",
+    "runs/sample",
     "runs/pets",
     "runs/lift",
     "runs/pets/deploy",
@@ -148,6 +150,15 @@ def _write_list(file: Path, root: str) -> None:
     file.write_text("path,photo,label,species\n" + "".join(lines), encoding="utf-8")
 
 
+def _write_part(folder: Path, part: str) -> None:
+    """Write a list of the images of one part of a folder into it."""
+    if folder.is_symlink():  # the stock is of all commands
+        folder.unlink()
+        shutil.copytree("photos", folder)
+    lines = [f"{path.relative_to(folder)},{path.parent.name}\n" for path in folder.glob(f"{part}/*/*.png")]
+    (folder / f"{part}.csv").write_text("path,label\n" + "".join(lines), encoding="utf-8")
+
+
 def prepared(command: tuple[str, ...]) -> list[str]:
     """The words of a command to run in the working directory; files that it reads are made."""
     words = list(command)
@@ -163,6 +174,8 @@ def prepared(command: tuple[str, ...]) -> list[str]:
     for word in words:
         if found := re.search(r"(\S+)\.csv\?(?:.*root=(\w+))?", word):
             _write_list(Path(f"{found[1]}.csv"), found[2] or ".")
+        if found := re.search(r"csv:([\w-]+)/(val|test)\.csv$", word):
+            _write_part(Path(found[1]), found[2])
     if "--help" in words:
         return words
     return words + SHORT.get(words[0], [])
