@@ -1,7 +1,7 @@
 """Divide imagenet-sample, which has one image a class, for a cascade: lists for val and test, and copies to train on.
 
-The mirrored copies let a run begin that needs images of all classes. At a learning rate near zero its student stays as it
-was pretrained, so that the cascade is of two published networks.
+The mirrored copies let a run begin that needs images of all classes. At a learning rate near zero its student stays as
+it was pretrained, so that the cascade is of two published networks.
 """
 
 from __future__ import annotations
