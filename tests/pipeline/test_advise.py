@@ -33,6 +33,7 @@ from tutelage.models.weights import save_weights
 from tutelage.pipeline.advise import Candidate, candidates, command
 from tutelage.pipeline.advise.advice import judged, recommended, sentences, warnings_of
 from tutelage.pipeline.advise.probing import _probed, parts
+from tutelage.pipeline.cost import Cost
 
 
 @pytest.fixture(autouse=True)
@@ -271,6 +272,23 @@ def test_without_resolutions_a_student_is_tried_at_three() -> None:
         64,
         32,
     ]
+
+
+def test_the_fit_of_a_teacher_whose_head_is_cut_is_in_the_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = make_splits(DataRecipe(train="digits"))
+    student, found = weights(tmp_path, "test_efficientnet"), []
+    monkeypatch.setattr(command, "cost_of", lambda *given: found.append(given[-1]) or Cost({}, 0, 1))
+    monkeypatch.setattr(command, "measure_speeds", lambda *_, fits: found.append(fits))
+    for number, more in enumerate(((), ("ten", "eleven"))):
+        model = load_model("test_resnet@none").at(32).with_head([*splits.classes, *more])
+        file = tmp_path / f"{number}.safetensors"
+        save_weights(model.module, file, model.metadata())
+        pair = candidates.contenders(f"test_resnet@{file}", [student], splits.classes, 32, [32])
+        command._cost("digits", splits, pair[0], pair[1], Runtime.start("cpu"))
+        assert pair[0].own_head is not None
+    assert found == [False, frozenset(), True, frozenset({pair[0].model.spec})]
 
 
 # --- the command

@@ -12,7 +12,7 @@ from tutelage.core.recipe import Recipe
 from tutelage.distillation.probe import can_be_probed
 from tutelage.evaluation import resolution
 from tutelage.models import timm
-from tutelage.models.class_mapping import align_heads
+from tutelage.models.class_mapping import ClassMapping, align_heads
 from tutelage.models.dry_run import check_resolution, problem
 from tutelage.models.registry import architecture, load_model, timm_name
 from tutelage.models.source import Model
@@ -35,12 +35,14 @@ class Contender:
         own_head: (data classes,) places of the classes in its own fitted head; None where that head is new.
         why: it cannot be probed; "" where it can.
         native: its own resolution, in pixels.
+        is_cut: its own head was cut to the data's classes from a larger one, so that a run fits it to them.
     """
 
     model: Model
     own_head: np.ndarray | None
     why: str
     native: int
+    is_cut: bool = False
 
 
 def contenders(
@@ -79,11 +81,10 @@ def contenders(
         model = _loaded(student)
         (aligned,), model, mapping = align_heads([first], model, classes)
         if not found:
-            found.append(_contender(aligned, mapping.index, first.spec in mapping.new, native))
-        new = model.spec in mapping.new
+            found.append(_contender(aligned, mapping, first.spec, native))
         native = model.input_spec.height
         at = _at(model, _timm_name(student), student_resolutions)
-        found += [_contender(one, mapping.index, new, native) for one in at]
+        found += [_contender(one, mapping, model.spec, native) for one in at]
     return found
 
 
@@ -91,13 +92,13 @@ def _loaded(model: AnyModel) -> Model:
     return load_model(model) if isinstance(model, str) else model
 
 
-def _contender(model: Model, index: np.ndarray, new: bool, native: int) -> Contender:
-    why = ""
+def _contender(model: Model, mapping: ClassMapping, spec: str, native: int) -> Contender:
+    why, new = "", spec in mapping.new
     if not model.pretrained:
         why = RANDOM
     elif new and not can_be_probed(model):
         why = "its head is not one linear layer, so that it cannot be probed"
-    return Contender(model, None if new else index, why, native)
+    return Contender(model, None if new else mapping.index, why, native, spec in mapping.cut)
 
 
 def _timm_name(model: AnyModel) -> str | None:

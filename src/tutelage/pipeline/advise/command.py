@@ -201,10 +201,11 @@ def _cost(data: str, splits: Splits, teacher: Contender, student: Contender, run
     }
     recipe = parse_recipe({**keys, "data": {"train": data}}, "advise")
     new = frozenset(one.model.spec for one in (teacher, student) if one.own_head is None)
-    fits = bool(fitted_teachers(recipe, [teacher.model], new))
+    cut = frozenset(one.model.spec for one in (teacher, student) if one.is_cut)
+    fits = bool(fitted_teachers(recipe, [teacher.model], new | cut))
     speeds = measure_speeds(recipe, splits, [teacher.model], student.model, runtime, fits=fits)
     try:
-        cost = cost_of(recipe, splits, [teacher.model], student.model, new, speeds, Path.cwd())
+        cost = cost_of(recipe, splits, [teacher.model], student.model, new, speeds, Path.cwd(), cut)
     except TutelageError as error:  # the disk is too small: the run would refuse it too
         return _Cost(None, None, f"The run cannot be made here: {error}.")
     sentence = (
