@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from small_run import make_run
+from tests.helpers.chromium import chromium, until
 
 from tutelage.core.run_dir import Run
 from tutelage.report.build import write_report
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is not installed (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Visits:
@@ -64,14 +51,6 @@ class Visits:
     def _fetched(self, url: str, address: str) -> None:
         if not url.startswith((address, "data:")):
             self.complaints.append(f"fetched {url}")
-
-
-def until(page: Any, condition: str, seconds: float = 10) -> None:
-    """Wait for an expression to hold (the pages' policy forbids Playwright's own way, which is eval)."""
-    deadline = time.monotonic() + seconds
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, f"waited {seconds} s for: {condition}"
-        page.wait_for_timeout(30)
 
 
 @pytest.fixture

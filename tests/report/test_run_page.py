@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from small_run import STAGES, make_folder, make_run, random_start
-from tests.report.conftest import Visits, until
+from tests.helpers.chromium import until
+from tests.report.conftest import Visits
 
 from tutelage.core.files import read_json, read_jsonl, write_json
 from tutelage.core.records import RunPredictions, TopClasses, write_predictions

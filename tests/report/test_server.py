@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from small_run import make_run
-from tests.report.conftest import Visits, until
+from tests.helpers.chromium import until
+from tests.report.conftest import Visits
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import append_jsonl, read_jsonl, write_json, write_text

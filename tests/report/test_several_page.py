@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from small_run import make_run, random_start
-from tests.report.conftest import Visits, until
+from tests.helpers.chromium import until
+from tests.report.conftest import Visits
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, write_json

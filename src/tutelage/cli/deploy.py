@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,6 +58,22 @@ def export(
             metavar="POINTS",
         ),
     ] = None,
+    web: Annotated[
+        bool | None,
+        option(
+            "Also write a page that classifies photographs in a browser.",
+            "--no-web, or as in RUN",
+            name="--web/--no-web",
+        ),
+    ] = None,
+    web_runtime: Annotated[
+        Path | None,
+        option(
+            "The page's runtime as `npm pack` downloads it, where npm's registry is out of reach.",
+            "from npm, once",
+            metavar="FILE",
+        ),
+    ] = None,
 ) -> None:
     """Write a model as files to deploy, and verify them; the exit code is 1 if one fails or cannot be made."""
     from rich.console import Console
@@ -65,12 +82,14 @@ def export(
     from tutelage.core.run_dir import Run as RunDirectory
     from tutelage.deploy.command import export_named
     from tutelage.deploy.export import REPORT
+    from tutelage.deploy.web.folder import FOLDER
     from tutelage.pipeline.console import shown_steps
     from tutelage.pipeline.early import check_place
 
     where: AbstractContextManager[Run | None] = nullcontext()
     if Path(what).is_dir():
         where, out = where_it_began(RunDirectory.open(Path(what))), out and out.absolute()
+        web_runtime = web_runtime and web_runtime.absolute()
     check_place(out or Path(what if Path(what).is_dir() else "."))
     with where as run, shown_steps() as say:
         report = export_named(
@@ -81,6 +100,8 @@ def export(
             max_drop=max_drop,
             teacher=teacher,
             formats=formats,
+            web=web,
+            web_tarball=web_runtime,
             say=say,
         )
     console = Console()
@@ -88,6 +109,10 @@ def export(
     for remark in report.remarks:
         console.print(remark, highlight=False, markup=False)
     print(f"written to {report.directory}; all figures are in {report.directory / REPORT}")
+    if (page := report.directory / FOLDER).exists():
+        print(
+            f"{page} is a page for any web server; try it with `python -m http.server -d {quote(str(page))}`"
+        )
     for name, reason in report.rejected.items():
         print(f"{report.directory / 'rejected' / name}: {reason}", file=sys.stderr)
     for name, reason in report.missing.items():

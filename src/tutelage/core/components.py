@@ -341,3 +341,5 @@ class ExportRecipe(Component):
     """Export the teacher too, so that files are compared with files of the same kind."""
     max_drop: NonNegative = 1.0
     """Largest accepted loss of top-1 of a file against PyTorch on test, in percentage points."""
+    web: bool = False
+    """Also write a page that classifies photographs in a browser. Its runtime is downloaded from npm (33 MB, once)."""

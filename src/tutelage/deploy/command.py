@@ -19,6 +19,7 @@ from tutelage.deploy.cascade import add_threshold
 from tutelage.deploy.export import DeployReport, export_model
 from tutelage.deploy.formats.making import Say
 from tutelage.deploy.runtimes.registry import VARIANTS
+from tutelage.deploy.web.runtime import web_runtime
 from tutelage.evaluation.compare import with_classes
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.kept import kept_student, kept_teacher
@@ -39,6 +40,8 @@ def export_named(
     max_drop: float | None = None,
     teacher: bool | None = None,
     formats: Sequence[str] | None = None,
+    web: bool | None = None,
+    web_tarball: Path | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export a run's student or any model.
@@ -51,6 +54,8 @@ def export_named(
         max_drop: points of top-1 that a file may lose; None: as the run's recipe says, and for a model 1.
         teacher: of a run, export the teacher too, to compare files of the same kind; None: as the run's recipe says.
         formats: of the files; None: as the run's recipe says, and for a model ONNX and OpenVINO.
+        web: write the page for browsers too; None: as the run's recipe says, and for a model no.
+        web_tarball: the page's runtime, downloaded elsewhere; None: the cached one, or it is downloaded.
         say: called with a line before each step.
 
     Raises:
@@ -62,7 +67,15 @@ def export_named(
         run = Run.open(Path(what))
         with run.held():
             report = export_run(
-                run, out, int8=int8, max_drop=max_drop, teacher=teacher, formats=formats, say=say
+                run,
+                out,
+                int8=int8,
+                max_drop=max_drop,
+                teacher=teacher,
+                formats=formats,
+                web=web,
+                web_tarball=web_tarball,
+                say=say,
             )
             if run.comparison.exists():  # else `tutelage resume` has something left to do
                 write_digests(run)
@@ -75,6 +88,7 @@ def export_named(
     default = ExportRecipe()
     drop = default.max_drop if max_drop is None else max_drop
     int8 = default.int8 if int8 is None else int8
+    runtime = _web_runtime(bool(web), formats or default.formats, web_tarball, say)
     material, test = _images(data, int8)
     (model,), notes = with_classes([load_model(what)], test, "cpu")
     for note in notes:
@@ -87,6 +101,7 @@ def export_named(
         formats=formats or default.formats,
         int8=int8,
         max_drop=drop,
+        web=runtime,
         say=say,
         notes=notes,
     )
@@ -100,6 +115,8 @@ def export_run(
     max_drop: float | None = None,
     teacher: bool | None = None,
     formats: Sequence[str] | None = None,
+    web: bool | None = None,
+    web_tarball: Path | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export the student that a run selected, and add its files to ``comparison.json``.
@@ -114,12 +131,16 @@ def export_run(
         max_drop: points of top-1 that a file may lose; None: as the recipe says.
         teacher: export the teacher too, to compare files of the same kind; None: as the recipe says.
         formats: of the files; None: as the recipe says.
+        web: write the page for browsers too; None: as the recipe says.
+        web_tarball: the page's runtime, downloaded elsewhere; None: the cached one, or it is downloaded.
         say: called with a line before each step.
 
     Raises:
         TutelageError: the run has no student yet, its images are gone, or `export_model` fails.
     """
     recipe = load_recipe(run.recipe)
+    wants_web = recipe.export.web if web is None else web
+    runtime = _web_runtime(wants_web, formats or recipe.export.formats, web_tarball, say)
     student = kept_student(run, recipe)
     splits = make_splits(recipe.data, recorded_copies(run.splits))
     wants_teacher = recipe.export.teacher if teacher is None else teacher
@@ -134,6 +155,7 @@ def export_run(
         formats=formats or recipe.export.formats,
         int8=recipe.export.int8 if int8 is None else int8,
         max_drop=recipe.export.max_drop if max_drop is None else max_drop,
+        web=runtime,
         provenance=_provenance(run, recipe, splits),
         temperature=_temperature(found),
         say=say,
@@ -146,6 +168,14 @@ def export_run(
     rows = [Row.from_dict(row) for row in entry(run.comparison, "rows")]
     write_json(run.comparison, content | {"rows": Table(with_files(rows, report)).records()})
     return report
+
+
+def _web_runtime(wanted: bool, formats: Sequence[str], given: Path | None, say: Say) -> Path | None:
+    if wanted:
+        return web_runtime(formats, given, say)
+    if given:
+        raise TutelageError(f"--web-runtime {given}: has no effect without --web; add --web")
+    return None
 
 
 def with_files(rows: Sequence[Row], report: DeployReport) -> list[Row]:

@@ -23,7 +23,9 @@ from tutelage.deploy.card import CARD, is_foreign, write_card
 from tutelage.deploy.formats.making import Say
 from tutelage.deploy.manifest import LABELS, PREPROCESS, REPORT
 from tutelage.deploy.parity import Checked
+from tutelage.deploy.runtimes.onnxruntime import external_data
 from tutelage.deploy.runtimes.registry import VARIANTS, files_of
+from tutelage.deploy.web import folder as web_folder
 from tutelage.evaluation.compare import evaluate
 from tutelage.evaluation.table import Row, Table
 from tutelage.models.source import Model
@@ -116,6 +118,7 @@ def export_model(
     formats: Sequence[str] = FORMATS,
     int8: bool = True,
     max_drop: float = 1.0,
+    web: Path | None = None,
     provenance: Mapping[str, str] | None = None,
     temperature: float = 1.0,
     say: Say = lambda line: None,
@@ -138,6 +141,7 @@ def export_model(
         formats: of the files, as in the recipe's ``export.formats``.
         int8: write quantised files too.
         max_drop: points of top-1 that a file may lose against PyTorch on `test`.
+        web: the runtime for browsers, see `web_runtime`, to write a page too; None: no page.
         provenance: notes on the origin to be stored in the files, besides versions and weights.
         temperature: at which the model is calibrated; the predictor divides the logits by it.
         say: called with a line before each step.
@@ -172,15 +176,30 @@ def export_model(
             table = bench.like_for_like(table)
             checks = tuple(bench.checked(table, deployed, max_drop))
         images = bench.subset.images.name
+        missing_files = dict(deployed.missing) | (_page(stage, deployed, checks, web) if web else {})
         remarks = [*([calibrated(material)] if material else []), *missing, *notes, *_unnamed(model)]
         lines = [*remarks, *(one.sentence(images) for one in checks)]
-        lines += [f"{name}: cannot be made ({reason})" for name, reason in deployed.missing.items()]
+        lines += [f"{name}: cannot be made ({reason})" for name, reason in missing_files.items()]
         everything = Table(table.rows, [*table.notes, *lines])
         if is_foreign(out / CARD):
             remarks.append(f"{out / CARD} is not of tutelage, so it is kept and no model card is written")
-        report = DeployReport(out, everything, checks, images, deployed.missing, tuple(remarks), run or {})
+        report = DeployReport(out, everything, checks, images, missing_files, tuple(remarks), run or {})
         _publish(stage, deployed, report)
     return report
+
+
+def _page(stage: Path, deployed: Deployed, checks: Sequence[Checked], runtime: Path) -> dict[str, str]:
+    """Write the folder of the page; where it cannot be written, return it with the reason."""
+    rejected = {one.variant.file for one in checks if _rejects(one)}
+    model = stage / web_folder.MODEL
+    if not model.exists() or model.name in rejected:
+        return {
+            web_folder.FOLDER: f"{model.name} {'failed its checks' if model.exists() else 'was not made'}"
+        }
+    if external_data(model).exists():
+        return {web_folder.FOLDER: f"{model.name} has more weights than a browser can load"}
+    web_folder.write_folder(stage / web_folder.FOLDER, model, deployed.manifest, runtime)
+    return {}
 
 
 def _teachers_files(
@@ -259,6 +278,9 @@ def _publish(stage: Path, deployed: Deployed, report: DeployReport) -> None:
                 folder.mkdir(exist_ok=True)
                 _flush(file)
                 os.replace(file, folder / file.name)
+    _remove(out / web_folder.FOLDER)
+    if (stage / web_folder.FOLDER).exists():
+        os.replace(stage / web_folder.FOLDER, out / web_folder.FOLDER)
     write_json(out / REPORT, report.record())
     write_card(out, deployed.manifest, report.record())
     deployed.manifest.write(out)

@@ -12,6 +12,7 @@ from tutelage.core.run_dir import check_name
 from tutelage.data.splits import make_splits
 from tutelage.deploy.runtimes.base import is_installed
 from tutelage.deploy.runtimes.registry import runtimes_of
+from tutelage.deploy.web.runtime import web_runtime
 
 SMALLEST_MB = 50  # a disk with less free space takes no run
 
@@ -31,6 +32,8 @@ def check_early(recipe: Recipe, root: Path) -> None:
     if recipe.export.enabled:
         for runtime in runtimes_of(recipe.export.formats):
             _require(f"--export (format {runtime.format})", runtime.makers, runtime.extra)
+        if recipe.export.web:
+            web_runtime(recipe.export.formats)
     if recipe.name is not None:
         check_name(root, recipe.name)
     check_place(root)
