@@ -1,6 +1,6 @@
 """Write docs/licences.md: the licence of each package that tutelage or one of its extras needs, as an SPDX expression.
 
-Run it in an environment with all extras (`make setup`): python docs/licences.py
+Run it in an environment with all extras (`make setup`, and `pip install -e '.[executorch]'`): python docs/licences.py
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ NAMES = {
     "Mozilla": "MPL-2.0",
     "NVIDIA": "LicenseRef-NVIDIA-Proprietary",
 }
+KNOWN = {
+    "antlr4-python3-runtime": "BSD-3-Clause"
+}  # which says "BSD" and brings no text; its repository has one
 
 
 def needed() -> dict[str, str]:
@@ -82,7 +85,8 @@ def licence(package: Distribution) -> str:
         third = NOT_TO_ENDORSE.search(text[first : first + CLAUSES])
         return TEXTS[places[first]].replace("BSD", "BSD-3-Clause" if third else "BSD-2-Clause")
     names = " ".join([metadata["License"] or "", *(metadata.get_all("Classifier") or [])])
-    return next((expression for word, expression in NAMES.items() if word in names), UNKNOWN)
+    named = next((expression for word, expression in NAMES.items() if word in names), UNKNOWN)
+    return KNOWN.get(canonicalize_name(package.name), named)
 
 
 def main() -> None:

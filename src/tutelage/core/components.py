@@ -333,7 +333,10 @@ class ExportRecipe(Component):
 
     enabled: bool = False
     """Write the student in the formats below, and verify the files."""
-    formats: Annotated[tuple[Literal["onnx", "openvino"], ...], Field(min_length=1)] = ("onnx", "openvino")
+    formats: Annotated[tuple[Literal["onnx", "openvino", "executorch"], ...], Field(min_length=1)] = (
+        "onnx",
+        "openvino",
+    )
     """Of the files."""
     int8: bool = True
     """Also write files quantised to 8-bit integers."""

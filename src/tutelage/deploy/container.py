@@ -50,6 +50,10 @@ def write_dockerfile(directory: Path, model: Path, python: str = "3.11") -> Path
     path = directory / DOCKERFILE
     if path.exists() and "Made by `tutelage serve" not in path.read_text(encoding="utf-8", errors="replace"):
         raise TutelageError(f"{path}: is not of tutelage, so it is kept; move it away to get one")
+    if model.suffix not in RUNTIME:
+        raise TutelageError(
+            f"{model}: a Dockerfile can be written for {' and '.join(RUNTIME)} files; export with --format onnx"
+        )
     names = [*SERVING, *EXTRA, RUNTIME[model.suffix]]
     packages = " ".join(f"{name}=={metadata.version(name)}" for name in names)
     version = metadata.version("tutelage")

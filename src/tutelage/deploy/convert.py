@@ -48,7 +48,7 @@ def to_onnx(module: nn.Module, spec: InputSpec) -> Any:
         return proto
     assert failure is not None
     raise TutelageError(
-        f"{type(module).__name__}: cannot be exported to ONNX ({_cause(failure)}); deploy another architecture"
+        f"{type(module).__name__}: cannot be exported to ONNX ({cause(failure)}); deploy another architecture"
     )
 
 
@@ -79,7 +79,7 @@ def _ways(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """The first cause of an exporter's error in one line, without the colours of its report."""
     while error.__cause__ is not None:
         error = error.__cause__
