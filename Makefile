@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# a process for each core; each takes up to 2 GB
-TESTS := .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# A process for each core; each takes up to 2 GB. A file is run by one process, in the order of tests/conftest.py.
+TESTS := .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 RUN_STAMP := .venv/.installed-run
 
 .PHONY: setup run test test-slow lint format docs dist bench gpu gpu-wheels clean

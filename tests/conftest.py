@@ -7,6 +7,8 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tiny models are faster on one thread, and sums keep their order
 
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
@@ -19,6 +21,38 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 torch.set_num_threads(1)
+
+
+# the files that take longest, longest first
+LONGEST = (
+    "test_docs_in_full.py",  # the first two are slow tests
+    "test_auto_values.py",
+    "test_resume.py",
+    "test_processes.py",
+    "test_export.py",
+    "test_teacher_kinds.py",
+    "test_lr_range.py",
+    "test_batch_size.py",
+    "test_notebooks.py",
+    "test_study.py",
+    "test_teacher.py",
+    "test_run.py",
+    "test_memory_runs_out.py",
+    "test_predictor.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first, so that no process is left with one of them when the others have ended."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of garbage collections: a run asks for several, which took 0.5 to 1 s each."""
+    gc.collect()
+    gc.freeze()
+
 
 TINY = {
     "teacher": {
@@ -42,6 +76,20 @@ def tiny() -> dict:
     import copy
 
     return copy.deepcopy(TINY)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_rounds() -> Iterator[None]:
+    """Rows are timed in one round instead of 15: how long a network takes is not what is tested."""
+    from tutelage.evaluation import rows
+    from tutelage.evaluation.latency import Latency, alternating_latency
+
+    def quick(calls: Mapping[str, Callable[[], object]], **_: object) -> dict[str, Latency]:
+        return alternating_latency(calls, rounds=1, warmup=1, settling=0, burst=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "alternating_latency", quick)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import grimp
 import pytest
+from tests.conftest import LONGEST
 
 ROOMS = ("cli", "api", "pipeline", "report", "deploy", "distillation", "evaluation", "models", "data", "core")
 SOURCE = Path(__file__).parents[1] / "src" / "tutelage"
+TESTS = Path(__file__).parent
 MOST_LINES = 400
 
 
@@ -38,3 +41,11 @@ def test_nothing_imports_in_a_circle(graph: grimp.ImportGraph) -> None:
 def test_no_file_is_long() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCE.rglob("*.py")}
     assert {str(path.relative_to(SOURCE)): n for path, n in lines.items() if n > MOST_LINES} == {}
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them by their names alone, since their folders are no packages, and the second one fails."""
+    names = Counter(path.name for path in TESTS.rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, number in names.items() if number > 1] == []
+    assert not list(TESTS.rglob("__init__.py"))
+    assert set(LONGEST) <= set(names)

@@ -18,9 +18,7 @@ from safetensors.torch import save_file
 
 from tutelage.cli import main
 from tutelage.core.errors import TutelageError
-from tutelage.evaluation import rows as measure_rows
 from tutelage.evaluation.compare import compare
-from tutelage.evaluation.latency import Latency
 from tutelage.models.registry import load_model
 from tutelage.models.weights import save_weights
 
@@ -35,21 +33,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         main(list(arguments))
     out, err = capsys.readouterr()
     return int(ended.value.code or 0), out, err
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times are not what is tested here."""
-
-    def quick(calls: dict, **_: object) -> dict[str, Latency]:
-        took: dict[str, Latency] = {}
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            took[name] = Latency(*[1000 * (time.perf_counter() - begin)] * 3, rounds=1)
-        return took
-
-    monkeypatch.setattr(measure_rows, "alternating_latency", quick)
 
 
 def photos(root: Path, classes: tuple[str, ...], each: int = 3) -> Path:
