@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.helpers.real_runs import KINDS, real_run
+from tests.helpers.shared import common_folder
 
 from tutelage.core.files import read_json
 from tutelage.core.recipe import SelectionRecipe
@@ -211,7 +212,7 @@ def test_equal_top1_goes_to_the_lower_nll_and_then_to_the_start() -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
+    return common_folder(tmp_path_factory)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers.real_runs import networks, quick
+from tests.helpers.shared import common_folder
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, write_json
@@ -148,7 +149,7 @@ def test_a_large_val_is_sampled_over_all_classes() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The teacher knows the digits at 32 px; it is offered at 28, so that one of its neighbours is better."""
     root = tmp_path_factory.getbasetemp()
-    models = networks(root)
+    models = networks(common_folder(tmp_path_factory))
     recipe = parse_recipe(
         {
             "name": "resolutions",

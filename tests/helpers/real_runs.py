@@ -1,4 +1,7 @@
-"""Small real runs on the digits, each made to have something wrong; made once a session, whoever asks first."""
+"""Small real runs on the digits, each made to have something wrong; made once a session, whoever asks first.
+
+Their folder is that of all processes: `tests.helpers.shared.common_folder`.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 from tests.helpers.fitted import fit
+from tests.helpers.shared import made_once
 
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import Recipe, parse_recipe
@@ -32,10 +36,12 @@ KINDS: dict[str, dict[str, str]] = {
 }
 
 
-@cache
 def real_run(kind: str, root: Path) -> Run:
     """One of `KINDS`, finished."""
-    models = networks(root)
+    return Run(made_once(root, f"run-{kind}", lambda place: _run(kind, networks(root), place).path))
+
+
+def _run(kind: str, models: dict[str, str], root: Path) -> Run:
     # the heads are what these runs are about, so that none is replaced by a linear probe that is better on val
     tree: dict[str, Any] = {
         "name": kind,
@@ -84,12 +90,13 @@ def quick() -> Iterator[None]:
         yield
 
 
-@cache
 def networks(root: Path) -> dict[str, str]:
     """NAME@WEIGHTS of what teaches and what starts."""
+    return made_once(root, "networks", _networks)
+
+
+def _networks(place: Path) -> dict[str, str]:
     splits = digits()
-    place = root / "networks"
-    place.mkdir()
     return {
         "teacher": fit("test_efficientnet", splits.train, place / "teacher.safetensors", epochs=6),
         "soft teacher": fit(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.helpers.real_runs import KINDS, real_run
+from tests.helpers.shared import common_folder
 
 from tutelage.core.files import read_json
 from tutelage.core.recipe import Recipe, load_recipe, parse_recipe
@@ -467,7 +468,7 @@ ABSENT = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
+    return common_folder(tmp_path_factory)
 
 
 @pytest.mark.parametrize("kind", KINDS)

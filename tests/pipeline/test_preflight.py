@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.helpers.real_runs import networks
+from tests.helpers.shared import common_folder
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.progress import Silent
@@ -137,7 +138,7 @@ def recipe_of(root: Path, tiny: dict, **change: object) -> Recipe:
 def test_a_run_with_a_teacher_at_chance_stops_before_training(
     tiny: dict, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    recipe = recipe_of(tmp_path_factory.getbasetemp(), tiny, preflight={})
+    recipe = recipe_of(common_folder(tmp_path_factory), tiny, preflight={})
     run = begin(recipe, tmp_path, "test")
     with pytest.raises(TutelageError, match="pre-flight: failed: teacher above chance"):
         distill(recipe, run, Silent())
