@@ -39,6 +39,7 @@ NAMES = {
     "ISC": "ISC",
     "Mozilla": "MPL-2.0",
     "NVIDIA": "LicenseRef-NVIDIA-Proprietary",
+    "BSD-3": "BSD-3-Clause",
 }
 KNOWN = {
     "antlr4-python3-runtime": "BSD-3-Clause"

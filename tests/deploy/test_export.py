@@ -164,7 +164,7 @@ def test_synthetic_pictures_are_the_same_each_time() -> None:
 # --- what fails
 
 
-EXACT, INT8 = (next(v for v in VARIANTS if v.role == role) for role in ("onnx", "int8"))
+EXACT, INT8, HALF = (next(v for v in VARIANTS if v.role == r) for r in ("onnx", "int8", "ncnn-fp16"))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,10 @@ EXACT, INT8 = (next(v for v in VARIANTS if v.role == role) for role in ("onnx", 
         (INT8, Parity(3, 5, 99, 10), 89.1, ""),
         (INT8, Parity(3, 5, 99, 10), 88.9, "loses 1.10 points of top-1 against PyTorch on 10 images"),
         (INT8, Parity(3, 5, 99, 10), None, ""),  # random weights have no accuracy to lose
+        (HALF, Parity(0.09, 5, 100, 10), 90, ""),
+        (HALF, Parity(0.11, 5, 100, 10), 90, "at most 0.1 is allowed"),
+        (HALF, Parity(0.019, 0.01, 100, 10), None, ""),  # of small logits so much is rounding
+        (HALF, Parity(0.09, 5, 99, 10), 88.9, "loses 1.10 points"),
         (INT8, Parity(float("inf"), 5, 99, 10), None, "not finite"),
     ],
 )  # fmt: skip

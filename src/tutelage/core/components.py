@@ -333,7 +333,7 @@ class ExportRecipe(Component):
 
     enabled: bool = False
     """Write the student in the formats below, and verify the files."""
-    formats: Annotated[tuple[Literal["onnx", "openvino", "executorch"], ...], Field(min_length=1)] = (
+    formats: Annotated[tuple[Literal["onnx", "openvino", "executorch", "ncnn"], ...], Field(min_length=1)] = (
         "onnx",
         "openvino",
     )

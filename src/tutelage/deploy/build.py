@@ -30,6 +30,8 @@ VALIDATION_IMAGES = 500  # images on which the accuracy of int8 is measured
 READ = 64  # images per batch
 MIB = 2**20
 FORMATS = ExportRecipe().formats
+# The packages whose versions are recorded where they are used.
+CONVERTERS = ("onnx", "openvino", "nncf", "executorch", "torchao", "pnnx", "ncnn")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def build(
     """
     runtimes = runtimes_of(formats)
     require(runtimes)
-    manifest = replace(_manifest(model, material, provenance or {}), temperature=temperature)
+    makers = {name.partition(".")[0] for runtime in runtimes for name in runtime.makers}
+    used = [name for name in CONVERTERS if name in makers]
+    manifest = replace(_manifest(model, material, provenance or {}, used), temperature=temperature)
     calibration = validation = None
     if material:
         calibration = _pictures(model, material.calibration, CALIBRATION)
@@ -166,14 +170,14 @@ class _FileModule(nn.Module):
         return torch.from_numpy(self._sessions[size](given)[: len(images)])
 
 
-def _manifest(model: Model, material: Material | None, provenance: Mapping[str, str]) -> Manifest:
+def _manifest(
+    model: Model, material: Material | None, provenance: Mapping[str, str], used: Sequence[str]
+) -> Manifest:
     ids = model.class_ids or tuple(str(number) for number in range(model.num_classes))
     facts = {
         "weights": model.origin,
         **({"licence": model.licence} if model.licence else {}),
-        **{
-            name: metadata.version(name) for name in ("tutelage", "torch", "timm", "onnx", "openvino", "nncf")
-        },
+        **{name: metadata.version(name) for name in ("tutelage", "torch", "timm", *used)},
         **provenance,
     }
     if material:

@@ -18,7 +18,7 @@ from tutelage.deploy.bench import images_of
 from tutelage.deploy.cascade import add_threshold
 from tutelage.deploy.export import DeployReport, export_model
 from tutelage.deploy.formats.making import Say
-from tutelage.deploy.runtimes.registry import VARIANTS
+from tutelage.deploy.runtimes.registry import VARIANTS, any_int8
 from tutelage.deploy.web.runtime import web_runtime
 from tutelage.evaluation.compare import with_classes
 from tutelage.evaluation.table import Row, Table
@@ -87,8 +87,9 @@ def export_named(
         raise TutelageError(f"{what}: no such run directory")
     default = ExportRecipe()
     drop = default.max_drop if max_drop is None else max_drop
-    int8 = default.int8 if int8 is None else int8
-    runtime = _web_runtime(bool(web), formats or default.formats, web_tarball, say)
+    formats = formats or default.formats
+    int8 = (default.int8 if int8 is None else int8) and any_int8(formats)
+    runtime = _web_runtime(bool(web), formats, web_tarball, say)
     material, test = _images(data, int8)
     (model,), notes = with_classes([load_model(what)], test, "cpu")
     for note in notes:
@@ -98,7 +99,7 @@ def export_named(
         out or Path(re.sub(r"[^\w.-]+", "-", name).strip("-") + "-deploy"),
         calibration=material,
         test=test,
-        formats=formats or default.formats,
+        formats=formats,
         int8=int8,
         max_drop=drop,
         web=runtime,

@@ -14,7 +14,7 @@ PORT = 8000
 # What `tutelage serve` imports; tutelage itself is installed without its dependencies, since these include PyTorch.
 SERVING = ("numpy", "pillow", "typer")
 EXTRA = ("fastapi", "uvicorn", "prometheus_client", "python-multipart")
-RUNTIME = {".xml": "openvino", ".onnx": "onnxruntime"}
+RUNTIME = {".xml": "openvino", ".onnx": "onnxruntime", ".param": "ncnn"}
 
 TEMPLATE = """\
 # Made by `tutelage serve --dockerfile`. Build and run it in this folder:
@@ -52,7 +52,7 @@ def write_dockerfile(directory: Path, model: Path, python: str = "3.11") -> Path
         raise TutelageError(f"{path}: is not of tutelage, so it is kept; move it away to get one")
     if model.suffix not in RUNTIME:
         raise TutelageError(
-            f"{model}: a Dockerfile can be written for {' and '.join(RUNTIME)} files; export with --format onnx"
+            f"{model}: a Dockerfile can be written for {', '.join(RUNTIME)} files; export with --format onnx"
         )
     names = [*SERVING, *EXTRA, RUNTIME[model.suffix]]
     packages = " ".join(f"{name}=={metadata.version(name)}" for name in names)

@@ -24,7 +24,7 @@ from tutelage.deploy.formats.making import Say
 from tutelage.deploy.manifest import LABELS, PREPROCESS, REPORT
 from tutelage.deploy.parity import Checked
 from tutelage.deploy.runtimes.onnxruntime import external_data
-from tutelage.deploy.runtimes.registry import VARIANTS, files_of
+from tutelage.deploy.runtimes.registry import VARIANTS, any_int8, files_of
 from tutelage.deploy.web import folder as web_folder
 from tutelage.evaluation.compare import evaluate
 from tutelage.evaluation.table import Row, Table
@@ -156,6 +156,7 @@ def export_model(
         raise TutelageError(
             f"--out {out}: this is a file; name a directory, such as {out.with_suffix('')}-deploy"
         )
+    int8 = int8 and any_int8(formats)
     material = _material(model, calibration, validation, max_drop) if int8 else None
     with _aside(out) as stage:
         deployed = build(model, stage, material, provenance, say, temperature, formats)

@@ -12,6 +12,7 @@ from tutelage.evaluation.table import Row
 
 TOLERANCE = 1e-3  # largest allowed difference of a logit in float32
 RELATIVE = 1e-4  # or this share of the largest logit, where logits are large
+HALF = 2e-2  # in float16, this share of the largest logit, and never less than this difference
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ def complaint(variant: Variant, found: Parity, pytorch: Row, file: Row, max_drop
         file: the row of the file.
         max_drop: points of top-1 that the file may lose.
     """
-    allowed = max(TOLERANCE, RELATIVE * found.largest)
+    half = variant.precision == "fp16"
+    allowed = max(HALF, HALF * found.largest) if half else max(TOLERANCE, RELATIVE * found.largest)
     if not math.isfinite(found.difference):
         return "gives logits that are not finite"
-    if variant.exact and found.difference > allowed:
+    if (variant.exact or half) and found.difference > allowed:
         return (
             f"logits differ from PyTorch's by up to {found.difference:.2g}; at most {allowed:.2g} is allowed"
         )

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage.core.errors import TutelageError
-from tutelage.deploy.runtimes import executorch, onnxruntime, openvino
+from tutelage.deploy.runtimes import executorch, ncnn, onnxruntime, openvino
 from tutelage.deploy.runtimes.base import Arithmetic, Options, Runtime, Session, Variant
 
-RUNTIMES: tuple[Runtime, ...] = (onnxruntime.RUNTIME, openvino.RUNTIME, executorch.RUNTIME)
+RUNTIMES: tuple[Runtime, ...] = (onnxruntime.RUNTIME, openvino.RUNTIME, executorch.RUNTIME, ncnn.RUNTIME)
 VARIANTS: tuple[Variant, ...] = tuple(variant for runtime in RUNTIMES for variant in runtime.variants)
 # The files that `Predictor` prefers; the others follow in the order of the table. ONNX Runtime is often slower in int8.
 PREFERRED = ("int8", "openvino", "onnx", "onnx-int8")
@@ -35,6 +35,11 @@ def runtimes_of(formats: Sequence[str]) -> list[Runtime]:
             "such as --format onnx"
         )
     return [one for one in RUNTIMES if one.format in formats]
+
+
+def any_int8(formats: Sequence[str]) -> bool:
+    """Whether one of these formats has quantised files, which need images to calibrate on."""
+    return any(variant.int8 for runtime in runtimes_of(formats) for variant in runtime.variants)
 
 
 def preferred() -> list[Variant]:
