@@ -129,8 +129,9 @@ class DataRecipe(Component):
     """Larger images are refused as decompression bombs, in 10^6 pixels; null: 89.5, Pillow's limit."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of processes that load images; 0: the main process loads them."""
-    cache: bool = True
-    """Keep decoded and resized images on disk, so that no epoch decodes a JPEG."""
+    cache: bool | Literal["raw", "packed"] = True
+    """Keep images on disk, resized to what the models need. raw: decoded, so that no epoch decodes a JPEG; packed: as
+    small JPEGs in a few files; true: raw where that fits into cache_mb, else packed; false: read the files again."""
     cache_mb: Positive = 20_000
     """Largest size of these images on disk, in MB (10^6 bytes)."""
 

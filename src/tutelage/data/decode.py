@@ -71,7 +71,9 @@ class UnreadableImage(TutelageError):  # noqa: N818 - the field's word, and what
         return type(self), (self.image_id, self.reason)
 
 
-def decode(content: Path | bytes, image_id: str, max_pixels: int | None = None) -> Image.Image:
+def decode(
+    content: Path | bytes, image_id: str, max_pixels: int | None = None, side: int | None = None
+) -> Image.Image:
     """Decode a file, or the content of one, to upright RGB.
 
     An image of more than 89 megapixels is scaled down by 2, 4 or 8 until it has no more; of a JPEG, no more is decoded.
@@ -80,6 +82,8 @@ def decode(content: Path | bytes, image_id: str, max_pixels: int | None = None) 
         content: a path, or the bytes of the file.
         image_id: named in errors.
         max_pixels: larger images are refused as decompression bombs; None: Pillow's ``MAX_IMAGE_PIXELS``.
+        side: short side in pixels that is wanted. A JPEG is decoded at a half, a quarter or an eighth of its size where
+            its short side stays as long, which is several times as fast. None: the whole image.
 
     Raises:
         UnreadableImage: it is missing, damaged, of another format, or too large.
@@ -92,6 +96,8 @@ def decode(content: Path | bytes, image_id: str, max_pixels: int | None = None) 
             with _pixel_limit(max_pixels), Image.open(stream, formats=FORMATS) as image:
                 if (factor := _factor(image)) > 1:
                     image.draft(image.mode, (image.width // factor, image.height // factor))
+                elif side is not None:
+                    image.draft(image.mode, (side, side))
                 upright = upright_rgb(image)
                 return upright.reduce(factor) if (factor := _factor(upright)) > 1 else upright
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged files

@@ -26,8 +26,8 @@ from tutelage.core.recipe import ViewRecipe
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import as_it_is
-from tutelage.data.sources.base import ImageSet
 from tutelage.data.splits import Subset
+from tutelage.data.stored import StoredImages, sampled, shrunk_size
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # of the files; a cache of another format is not read
@@ -54,6 +54,7 @@ def cached(
     workers: int | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = log.info,
+    refuse: Callable[[str], None] = log.warning,
 ) -> Subset:
     """A subset whose images come from a decoded copy on disk, which is made if it does not exist.
 
@@ -65,10 +66,11 @@ def cached(
         subset: the images.
         side: short side in pixels to which larger images are resized.
         directory: holds the copies of any number of subsets and runs.
-        limit_mb: where the copy would be larger, the subset is returned as it is, with a warning.
+        limit_mb: where the copy would be larger, the subset is returned as it is.
         workers: number of decoding processes; None: one per core.
         progress: called with (images done, number of images).
         say: called with a line about a copy's size before it is made.
+        refuse: called with the reason where the copy would be too large.
     """
     if subset.images.decoded:
         return subset
@@ -80,7 +82,7 @@ def cached(
         log.warning("%s: the image cache is damaged; it is made again", place)
         shutil.rmtree(place, ignore_errors=True)
     try:
-        if not _fits(subset, side, directory, limit_mb, say):
+        if not _fits(subset, side, directory, limit_mb, say, refuse):
             return subset
         _fill(_Shrunk(subset, side), place, limit_mb, workers, progress)
     except (OSError, TutelageError) as error:
@@ -89,21 +91,16 @@ def cached(
     return _opened(subset, place) or subset
 
 
-class CachedImages(ImageSet):
+class CachedImages(StoredImages):
     """A set of images read from a decoded copy; ids, classes and labels are those of the original set."""
 
-    decoded = True
-
     def __init__(self, subset: Subset, place: Path, header: dict[str, Any], index: np.ndarray) -> None:
-        self._source = subset.images
+        super().__init__(subset.images)
         self._place = place
         self._header = header
         self._entries = index
         self._indices = subset.indices
         self._file: int | None = None
-        self._digest = None
-        self.name, self.origin, self.ids = self._source.name, self._source.origin, self._source.ids
-        self.classes, self.labels = self._source.classes, self._source.labels
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
@@ -125,18 +122,6 @@ class CachedImages(ImageSet):
         if len(pixels) != width * height * 3 or zlib.crc32(pixels) != crc:
             raise TutelageError(f"{self._place}: damaged at {self.ids[index]}; delete this folder and resume")
         return Image.frombytes("RGB", (width, height), pixels)
-
-    def place(self, index: int) -> str:
-        """Where the original image is stored."""
-        return self._source.place(index)
-
-    def full_name(self, index: int) -> str:
-        """The name that the image has in its original set."""
-        return self._source.full_name(index)
-
-    def stamp(self) -> str:
-        """The stamp of the original set."""
-        return self._source.stamp()
 
     def digest(self) -> str:
         """The digest of the original set, or another where images were resized, because their views then differ."""
@@ -164,7 +149,7 @@ class _Shrunk(Dataset[tuple[torch.Tensor, np.ndarray, dict[int, str], int]]):
             except UnreadableImage as error:
                 bad[position] = error.reason
                 continue
-            size = _shrunk_size(image.size, self.side)
+            size = shrunk_size(image.size, self.side)
             shrunk += size != image.size
             pixels = image.resize(size, Image.Resampling.BICUBIC).tobytes()
             entry["start"], entry["crc"] = start, zlib.crc32(pixels)
@@ -179,13 +164,6 @@ class _Shrunk(Dataset[tuple[torch.Tensor, np.ndarray, dict[int, str], int]]):
         )
 
 
-def _shrunk_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    short = min(size)
-    if short <= side:
-        return size
-    return max(1, round(size[0] * side / short)), max(1, round(size[1] * side / short))
-
-
 def _key(subset: Subset, side: int) -> str:
     text = f"{FORMAT}|{side}|{subset.digest()}|{subset.images.stamp()}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -194,23 +172,30 @@ def _key(subset: Subset, side: int) -> str:
 def estimated_mb(subset: Subset, side: int) -> float:
     """Estimate the size of a decoded copy in MB (10^6 bytes) from a sample of the images; see `cached`."""
     sizes = []
-    for position in np.unique(np.linspace(0, len(subset) - 1, SAMPLE).astype(int)).tolist():
+    for position in sampled(len(subset), SAMPLE):
         try:
-            width, height = _shrunk_size(subset.image(position).size, side)
+            width, height = shrunk_size(subset.image(position).size, side)
         except UnreadableImage:
             continue
         sizes.append(width * height * 3)
     return sum(sizes) / max(1, len(sizes)) * len(subset) / 1e6
 
 
-def _fits(subset: Subset, side: int, directory: Path, limit_mb: float, say: Callable[[str], None]) -> bool:
+def _fits(
+    subset: Subset,
+    side: int,
+    directory: Path,
+    limit_mb: float,
+    say: Callable[[str], None],
+    refuse: Callable[[str], None],
+) -> bool:
     """Report the estimated size, and compare it with the limit and the free space."""
     megabytes = estimated_mb(subset, side)
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free / 1e6
     if megabytes > min(limit_mb, free):
         bound = f"data.cache_mb is {limit_mb:g}" if megabytes > limit_mb else f"{free:.0f} MB are free"
-        log.warning("no image cache: %d images would take %.0f MB, %s", len(subset), megabytes, bound)
+        refuse(f"no image cache: {len(subset)} images would take {megabytes:.0f} MB, {bound}")
         return False
     say(f"image cache: {len(subset):,} images, about {megabytes:.0f} MB in {directory}")
     return True

@@ -13,6 +13,7 @@ import numpy as np
 from tutelage.core.recipe import FitRecipe, Recipe
 from tutelage.core.runtime import Runtime
 from tutelage.core.values import RANGE
+from tutelage.data import packed
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.decoded import ROLES
 from tutelage.data.imagecache import cache_side, estimated_mb
@@ -236,6 +237,5 @@ def _copies_mb(recipe: Recipe, splits: Splits, specs: Sequence[InputSpec]) -> fl
         return 0.0
     side = cache_side(specs, recipe.view)
     parts = [getattr(splits, role) for role in ROLES if getattr(splits, role) is not None]
-    return min(
-        sum(estimated_mb(part, side) for part in parts if not part.images.decoded), recipe.data.cache_mb
-    )
+    estimated = packed.estimated_mb if recipe.data.cache == "packed" else estimated_mb
+    return min(sum(estimated(part, side) for part in parts if not part.images.decoded), recipe.data.cache_mb)

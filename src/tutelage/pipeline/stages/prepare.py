@@ -14,7 +14,7 @@ from tutelage.core.progress import Progress, Silent
 from tutelage.core.recipe import Recipe
 from tutelage.core.run_dir import Run
 from tutelage.core.runtime import Runtime
-from tutelage.data.decoded import decode_once
+from tutelage.data.decoded import Decided, decode_once
 from tutelage.data.doctor.classes import class_lines
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.kept import KeptPixels
@@ -173,18 +173,17 @@ def _inputs(recipe: Recipe, teachers: Sequence[Model], student: Model) -> list[I
 
 def _decoded(recipe: Recipe, splits: Splits, specs: list[InputSpec], context: Context) -> Splits:
     """Decode the images once, as far as they fit on the disk; a resumed run makes the same choice again."""
-    path, directory = context.run.splits, context.cache_directory(recipe) / "images"
-    found: Splits | None = None
-
-    def decode(before: dict[str, int | None] | None) -> tuple[Splits, dict[str, int | None]]:
-        return decode_once(splits, specs, recipe, directory, context.progress, before)
-
-    def fill() -> dict[str, int | None]:
-        nonlocal found
-        record = read_json(path)
-        found, decided = decode(record.get("decoded"))
-        write_json(path, record | {"decoded": decided})
-        return decided
-
-    decided = context.runtime.on_main(fill)  # the first process makes the copies, the others open them
-    return decode(decided)[0] if found is None else found
+    path = context.run.splits
+    record = context.runtime.on_main(lambda: read_json(path))
+    splits, decided = decode_once(
+        splits,
+        specs,
+        recipe,
+        context.cache_directory(recipe) / "images",
+        context.progress,
+        context.runtime,
+        Decided.of(record),
+    )
+    if context.runtime.is_main:
+        write_json(path, record | decided.record())
+    return splits
