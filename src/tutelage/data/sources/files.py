@@ -12,7 +12,8 @@ from PIL import Image
 
 from tutelage.data.decode import decode
 from tutelage.data.sources.base import ImageSet
-from tutelage.data.sources.names import Names, image_id
+from tutelage.data.sources.names import Paths
+from tutelage.data.sources.scan import STATS
 
 
 class Files(ImageSet):
@@ -23,9 +24,10 @@ class Files(ImageSet):
         name: str,
         root: Path,
         origin: str,
-        paths: Sequence[str],
+        paths: Sequence[str] | Paths,
         classes: Sequence[str] | None,
         labels: np.ndarray | None,
+        stats: np.ndarray | None = None,
     ) -> None:
         """Take files of images.
 
@@ -36,15 +38,13 @@ class Files(ImageSet):
             paths: of the files below `root`, with slashes.
             classes: names in label order; None when there are no labels.
             labels: int64, index into `classes`, -1 where an image has none; None when there are no labels.
+            stats: `STATS` of each file, of a scan; None: the files are looked at when it is asked for.
         """
         self._root = root
-        self._sizes: np.ndarray | None = None
-        ids = [image_id(path) for path in paths]
-        # the paths whose bytes are no UTF-8; of all others the id is the path
-        self._paths = {
-            index: path for index, (path, id_) in enumerate(zip(paths, ids, strict=True)) if path != id_
-        }
-        super().__init__(name, origin, Names(ids), classes, labels)
+        self._kept = stats
+        self._sizes = None if stats is None else stats[:, STATS.index("st_size")]
+        self._paths = paths if isinstance(paths, Paths) else Paths.of(paths)
+        super().__init__(name, origin, self._paths.ids, classes, labels)
 
     def image(self, index: int) -> Image.Image:
         """Decode one file."""
@@ -60,6 +60,8 @@ class Files(ImageSet):
 
     def place(self, index: int) -> str:
         """Device and inode of the file, which are the same by every path and link."""
+        if self._kept is not None:
+            return ":".join(str(value) for value in self._kept[index, 2:].tolist())
         try:
             found = self._path(index).stat()
         except OSError:
@@ -81,10 +83,11 @@ class Files(ImageSet):
         return hashlib.sha256(self._stats("st_mtime_ns").tobytes()).hexdigest()
 
     def _path(self, index: int) -> Path:
-        index = int(index)
-        return self._root / self._paths.get(index, self.ids[index])
+        return self._root / self._paths[int(index)]
 
     def _stats(self, field: str) -> np.ndarray:
+        if self._kept is not None:
+            return np.ascontiguousarray(self._kept[:, STATS.index(field)])
         return np.fromiter(
             (_stat(self._path(i), field) for i in range(len(self.ids))), np.int64, len(self.ids)
         )

@@ -8,19 +8,22 @@ by their own lists of labels (`layouts`).
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.decode import SUFFIXES, remedy
+from tutelage.data.sources import scan
 from tutelage.data.sources.base import canonical_part
 from tutelage.data.sources.files import Files
 from tutelage.data.sources.layouts import Listing, labels_of, read_layout
-from tutelage.data.sources.names import class_name, image_id
+from tutelage.data.sources.names import Paths, class_name, image_id
+from tutelage.data.sources.scan import STATS, Scan, keep, kept, stats_of
 from tutelage.data.sources.tree import Tree, counted, folders, holds_images, listed, unread_note, walk
 
 PARTS = ("train", "val", "test")
@@ -40,23 +43,40 @@ PICKLED = "data_batch_1"  # of CIFAR-10's and CIFAR-100's python version, with "
 
 @dataclass(frozen=True)
 class Found:
-    """Images of a folder: paths, the class of each (None: it has none), and notes on what is not used."""
+    """Images of a folder.
+
+    Attributes:
+        files: paths.
+        classes: of each image; None: it has none.
+        notes: sentences about what is not used.
+        folders: that decide what is found, each with its time in ns; () where files decide it too.
+    """
 
     files: Sequence[Path]
     classes: Sequence[str | None]
     notes: tuple[str, ...] = ()
+    folders: dict[str, int] = field(default_factory=dict)
+
+    def scan(self, root: Path, stats: bool) -> Scan:
+        """What was found, in little memory; with `stats`, every file is looked at."""
+        classes = sorted({cls for cls in self.classes if cls is not None})
+        place = {cls: label for label, cls in enumerate(classes)}
+        labels = np.array([-1 if cls is None else place[cls] for cls in self.classes], np.int64)
+        paths = [file.relative_to(root).as_posix() for file in self.files]
+        found = stats_of(root, paths) if stats else np.empty((0, len(STATS)), np.int64)
+        return Scan(Paths.of(paths), tuple(classes), labels, self.notes, found)
 
 
 class Folder(Files):
     """The images of a folder; ids are paths below the folder that the user named."""
 
-    def __init__(self, name: str, root: Path, origin: str, found: Found) -> None:
-        self.notes = found.notes
-        classes = sorted({cls for cls in found.classes if cls is not None})
-        place = {cls: label for label, cls in enumerate(classes)}
-        labels = np.array([-1 if cls is None else place[cls] for cls in found.classes], np.int64)
-        paths = [file.relative_to(root).as_posix() for file in found.files]
-        super().__init__(name, root, origin, paths, classes or None, labels if classes else None)
+    def __init__(
+        self, name: str, root: Path, origin: str, found: Scan, notes_before: tuple[str, ...] = ()
+    ) -> None:
+        self.notes = notes_before + found.notes
+        labels = found.labels if found.classes else None
+        stats = found.stats if len(found.stats) else None
+        super().__init__(name, root, origin, found.paths, found.classes or None, labels, stats)
 
 
 def parts(where: str) -> tuple[str, ...]:
@@ -73,14 +93,28 @@ def load(where: str, part: str | None) -> Folder:
     around = () if top == root else (f"{name}: its images are read from {top.relative_to(root)}/",)
     if (layout := read_layout(top)) is not None and part is not None:
         found = _of_layout(name, layout, part)
-        return Folder(name, root, f"{top.resolve()}#{canonical_part(part)}", found)
+        return Folder(name, root, f"{top.resolve()}#{canonical_part(part)}", found.scan(root, False))
     beside: list[Path] = []
     if part is not None:
         beside = _unlabelled(top) if canonical_part(part) == "train" else []
         top = _part(where, name, top, part)
         around = ()
-    found = _found(name, top, root, [*_unlabelled(top), *beside])
-    return Folder(name, root, str(top.resolve()), Found(found.files, found.classes, around + found.notes))
+    return Folder(name, root, str(top.resolve()), _scanned(name, top, root, beside), around)
+
+
+def _scanned(name: str, top: Path, root: Path, beside: Sequence[Path]) -> Scan:
+    """What `_found` finds; of very many images, what an earlier start has found."""
+    further = [*_unlabelled(top), *beside]
+    where = [root, top, *further]
+    if (before := kept(name, where)) is not None:
+        return before
+    began = time.time()
+    found = _found(name, top, root, further)
+    many = len(found.files) >= scan.LEAST and bool(found.folders)
+    result = found.scan(root, many)
+    if many:
+        keep(name, where, result, found.folders, began)
+    return result
 
 
 def _of_layout(name: str, layout: Listing, part: str) -> Found:
@@ -108,7 +142,7 @@ def _found(name: str, top: Path, root: Path, beside: Sequence[Path]) -> Found:
         loose, classes = classes[only], {}
     everything = Tree()
     for tree in (loose, *(tree for folder, tree in trees.items() if tree is not loose), *apart):
-        everything.add(Tree(unread=tree.unread, lost=tree.lost, others=tree.others))
+        everything.add(Tree(unread=tree.unread, lost=tree.lost, others=tree.others, folders=tree.folders))
     notes = unread_note(name, everything.unread)
     if everything.lost:
         paths = listed([image_id(path.relative_to(top).as_posix()) for path in everything.lost])
@@ -125,9 +159,11 @@ def _found(name: str, top: Path, root: Path, beside: Sequence[Path]) -> Found:
         files = sorted(loose.images)
         named = labels_of(files, top, root) if files else None
         labels += [class_name(cls) for cls in named] if named else [None] * len(files)
+        if named:
+            everything.folders.clear()  # a list of labels may change where its folder does not
     if not files and not further:
         raise TutelageError(_nothing(name, top, everything))
-    return Found([*files, *further], [*labels, *[None] * len(further)], tuple(notes))
+    return Found([*files, *further], [*labels, *[None] * len(further)], tuple(notes), everything.folders)
 
 
 def _passed_over(name: str, loose: Tree, trees: dict[Path, Tree], classes: dict[Path, Tree]) -> list[str]:

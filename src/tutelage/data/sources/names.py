@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -22,6 +23,17 @@ class Names(Sequence[str]):
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         self._text = b"".join(encoded)
+
+    @classmethod
+    def of_block(cls, text: bytes, ends: np.ndarray) -> Names:
+        """Names from what `block` has returned."""
+        names = cls(())
+        names._text, names._ends = text, ends
+        return names
+
+    def block(self) -> tuple[bytes, np.ndarray]:
+        """All names as UTF-8 one after the other, and int64 (names + 1), where each of them begins and ends."""
+        return self._text, self._ends
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -42,6 +54,35 @@ class Names(Sequence[str]):
         """Feed all names to a hash."""
         digest.update(self._ends.tobytes())
         digest.update(self._text)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Many paths below a folder, in little memory.
+
+    Attributes:
+        ids: the `image_id` of each.
+        odd: by index, the paths whose bytes are no UTF-8; of all others the id is the path.
+    """
+
+    ids: Names
+    odd: dict[int, str]
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> Paths:
+        """Take paths with slashes."""
+        odd: dict[int, str] = {}
+
+        def named() -> Iterator[str]:
+            for index, path in enumerate(paths):
+                if (name := image_id(path)) != path:
+                    odd[index] = path
+                yield name
+
+        return cls(Names(named()), odd)
+
+    def __getitem__(self, index: int) -> str:
+        return self.odd.get(index) or self.ids[index]
 
 
 def class_name(name: str) -> str:

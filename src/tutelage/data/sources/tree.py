@@ -25,12 +25,14 @@ class Tree:
         unread: number of files of images that cannot be decoded here, by suffix.
         lost: links that lead nowhere.
         others: number of other files, by suffix.
+        folders: those that were listed, each with its time in ns before that.
     """
 
     images: list[Path] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
     lost: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+    folders: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: Tree) -> None:
         """Take in what lies below another folder."""
@@ -38,6 +40,7 @@ class Tree:
         self.unread += other.unread
         self.lost += other.lost
         self.others += other.others
+        self.folders |= other.folders
 
 
 def walk(root: Path, deep: bool = True, seen: frozenset[Path] = frozenset()) -> Tree:
@@ -55,6 +58,7 @@ def walk(root: Path, deep: bool = True, seen: frozenset[Path] = frozenset()) -> 
     here = root.resolve()
     if here in seen:
         return found
+    found.folders[str(root)] = _time(root)
     for entry in _entries(root):
         suffix = os.path.splitext(entry.name)[1].lower()
         if entry.is_dir():  # also of the name logo.gif
@@ -108,6 +112,13 @@ def listed(names: Sequence[str]) -> str:
     """The first names, and how many there are beyond them."""
     rest = len(names) - FIRST
     return ", ".join(names[:FIRST]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _time(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError as error:
+        raise TutelageError(f"folder:{folder}: cannot be read ({error.strerror})") from None
 
 
 def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
