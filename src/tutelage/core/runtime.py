@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import is_initialized
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_gather
@@ -194,6 +195,12 @@ def synchronise(device: torch.device) -> None:
 def has_gpu() -> bool:
     """Whether there is a GPU to which pinned memory is copied faster."""
     return torch.cuda.is_available()
+
+
+def gpu_in_use() -> torch.device | None:
+    """The CUDA GPU that this process works on; None on another device, and before a `Runtime` has started."""
+    device = PartialState().device if is_initialized() else None
+    return device if device is not None and device.type == "cuda" else None
 
 
 def device_name(device: torch.device) -> str:

@@ -16,6 +16,7 @@ class Joined(ImageSet):
 
     def __init__(self, parts: list[Subset]) -> None:
         self.parts = parts
+        self.small = all(subset.images.small for subset in parts)
         self.ends = np.cumsum([len(subset) for subset in parts])
         super().__init__(
             name=" + ".join(subset.images.name for subset in parts),

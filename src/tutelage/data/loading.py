@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,13 +16,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tutelage.core.errors import TutelageError, one_line
-from tutelage.core.runtime import has_gpu
+from tutelage.core.runtime import gpu_in_use, has_gpu
 from tutelage.data.decode import UnreadableImage
-from tutelage.data.input_spec import IdInput, InputSpec, eval_pixels
+from tutelage.data.device_views import render
+from tutelage.data.input_spec import InputSpec
 from tutelage.data.kept import Batch, KeptPixels
 from tutelage.data.order import order_epoch
+from tutelage.data.rendering import Crops, views_of
 from tutelage.data.splits import Subset
-from tutelage.data.views import ViewPolicy, view_seed
+from tutelage.data.views import ViewPolicy
 
 log = logging.getLogger(__name__)
 Workers = int | Literal["auto"]
@@ -100,9 +102,25 @@ class Batches:
     (B, 3, H, W) tensor, channels last in memory.
     """
 
-    def __init__(self, loader: DataLoader[Batch], bad: BadImages) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Batch],
+        bad: BadImages,
+        specs: Sequence[InputSpec],
+        device: torch.device | None,
+    ) -> None:
+        """Read batches.
+
+        Args:
+            loader: of `_Rendered`.
+            bad: counts unreadable images.
+            specs: inputs of all models.
+            device: renders views that the loader hands on; None: it hands none on.
+        """
         self._loader = loader
         self._bad = bad
+        self._specs = specs
+        self._device = device
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -115,6 +133,8 @@ class Batches:
                 for image_id, reason in batch.pop("bad"):
                     self._bad.add(image_id, reason)
                 if len(batch["index"]):
+                    if self._device is not None and "handed" in batch:
+                        batch["images"] = render(batch.pop("handed"), self._specs, self._device)
                     yield batch
 
 
@@ -171,11 +191,9 @@ def train_loader(
     order = order_epoch(subset.labels, batch_size, seed, epoch, steps=steps, labelled_share=labelled_share)
     own = order.part(start_step, rank, world_size)
     shown = own.views if views is None else own.views % views
-    images = _Views(subset, specs, policy, seed)
+    images = views_of(subset, specs, policy, seed)
     bad = bad or BadImages(0)
-    return _batches(
-        _Rendered(images, tries=bad.limit + 1), list(zip(own.positions, shown, strict=True)), workers, bad
-    )
+    return _batches(images, list(zip(own.positions, shown, strict=True)), workers, bad, tries=bad.limit + 1)
 
 
 def eval_loader(
@@ -197,7 +215,7 @@ def eval_loader(
     own = np.array_split(np.arange(len(subset)), world_size)[rank]
     batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
     wanted = [_in_view(batch, 0) for batch in batches if batch[0] > after]
-    return _batches(_Rendered(_Crops(subset, specs), tries=1), wanted, workers, bad or BadImages(0))
+    return _batches(Crops(subset, specs), wanted, workers, bad or BadImages(0))
 
 
 def view_loader(
@@ -223,8 +241,8 @@ def view_loader(
         workers: loader processes.
         bad: counts unreadable images; None: the first stops the run.
     """
-    rendered = _Rendered(_Views(subset, specs, policy, seed), tries=1)
-    return _batches(rendered, (_in_view(batch, view) for batch in batches), workers, bad or BadImages(0))
+    images = views_of(subset, specs, policy, seed)
+    return _batches(images, (_in_view(batch, view) for batch in batches), workers, bad or BadImages(0))
 
 
 def normalise(
@@ -246,65 +264,22 @@ def worker_count(workers: Workers) -> int:
     return min(8, mine if has_gpu() else mine // 4)
 
 
-@dataclass(frozen=True)
-class _Crops:
-    """Evaluation crops of a subset."""
-
-    subset: Subset
-    specs: Sequence[InputSpec]
-
-    def render(self, position: int, view: int) -> list[np.ndarray]:
-        """One image for each spec, uint8 (H, W, 3); raises `UnreadableImage`."""
-        image = self.subset.image(position)
-        return self._for_each(position, lambda spec: eval_pixels(image, spec))
-
-    def _for_each(self, position: int, show: Callable[[InputSpec], np.ndarray]) -> list[np.ndarray]:
-        """What `show` gives for each spec; the image's name for a model that looks its answers up."""
-        return [
-            spec.pixels(self.subset.full_name(position)) if isinstance(spec, IdInput) else show(spec)
-            for spec in self.specs
-        ]
-
-
-@dataclass(frozen=True)
-class _Views(_Crops):
-    """Views of a subset."""
-
-    policy: ViewPolicy
-    seed: int
-
-    def render(self, position: int, view: int) -> list[np.ndarray]:
-        image = self.subset.image(position)
-        drawn = self.policy.draw(image.size, view_seed(self.seed, self.subset.id(position), view))
-        rendered: dict[tuple[object, ...], np.ndarray] = {}  # models with the same input share one rendering
-
-        def show(spec: InputSpec) -> np.ndarray:
-            look = (spec.height, spec.width, spec.interpolation, spec.mean if drawn.cutout else None)
-            if look not in rendered:
-                rendered[look] = drawn.pixels(image, spec)
-            return rendered[look]
-
-        return self._for_each(position, show)
-
-
 def as_it_is(batch: Any) -> Any:
     """A collate function for a data set that makes whole batches: nothing is left to do."""
     return batch
 
 
 class _Rendered(Dataset[Batch]):
-    """Makes a batch in one step, in its final memory: without collating or copies."""
+    """Makes a batch in one step."""
 
-    def __init__(self, crops: _Crops, tries: int) -> None:
+    def __init__(self, crops: Crops, tries: int) -> None:
         self._crops = crops
         self._part = crops.subset
         self._tries = tries
 
     def __getitem__(self, wanted: Wanted) -> Batch:
         positions, views = (array.tolist() for array in wanted)
-        count = len(positions)
-        images = [torch.empty((count, s.height, s.width, 3), dtype=torch.uint8) for s in self._crops.specs]
-        arrays = [tensor.numpy() for tensor in images]
+        frames = self._crops.frames(len(positions))
         index: list[int] = []
         shown: list[int] = []
         bad: list[tuple[str, str]] = []
@@ -314,21 +289,18 @@ class _Rendered(Dataset[Batch]):
             except TutelageError as error:  # raised in a worker, it would lose its class and gain a traceback
                 return {"error": str(error)}
             if found is not None:
-                for array, pixels in zip(arrays, found[1], strict=True):
-                    array[len(index)] = pixels
+                frames.add(len(index), found[1])
                 index.append(found[0])
                 shown.append(view)
         return {
             "index": torch.tensor(index, dtype=torch.int64),
             "view": torch.tensor(shown, dtype=torch.int64),
             "label": torch.from_numpy(self._part.labels[index]),
-            "images": [tensor[: len(index)].permute(0, 3, 1, 2) for tensor in images],
             "bad": bad,
+            **frames.batch(len(index)),
         }
 
-    def _readable(
-        self, position: int, view: int, bad: list[tuple[str, str]]
-    ) -> tuple[int, list[np.ndarray]] | None:
+    def _readable(self, position: int, view: int, bad: list[tuple[str, str]]) -> tuple[int, Any] | None:
         """The image at a position, or else the first of the next `tries` - 1 images that can be decoded."""
         for step in range(min(self._tries, len(self._part))):
             candidate = (position + step) % len(self._part)
@@ -343,12 +315,14 @@ def _in_view(positions: np.ndarray, view: int) -> Wanted:
     return positions, np.full(len(positions), view)
 
 
-def _batches(dataset: _Rendered, batches: Iterable[Wanted], workers: Workers, bad: BadImages) -> Batches:
+def _batches(
+    crops: Crops, batches: Iterable[Wanted], workers: Workers, bad: BadImages, tries: int = 1
+) -> Batches:
     count = worker_count(workers)
     if isinstance(batches, list):
         count = min(count, math.ceil(len(batches) / 2))
     loader = DataLoader(
-        dataset,
+        _Rendered(crops, tries),
         batch_size=None,
         sampler=batches,
         num_workers=count,
@@ -356,7 +330,7 @@ def _batches(dataset: _Rendered, batches: Iterable[Wanted], workers: Workers, ba
         pin_memory=has_gpu(),
         worker_init_fn=deaf_to_interrupts if count else None,
     )
-    return Batches(loader, bad)
+    return Batches(loader, bad, crops.specs, gpu_in_use())
 
 
 def deaf_to_interrupts(worker: int) -> None:

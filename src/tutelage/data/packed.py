@@ -67,6 +67,8 @@ class Store:
 class PackedImages(StoredImages):
     """A set of images that are read from a store. Images that the store does not hold cannot be read."""
 
+    small = True
+
     def __init__(self, source: ImageSet, store: Store) -> None:
         super().__init__(source)
         self._store = store
