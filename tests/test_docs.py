@@ -19,6 +19,7 @@ from pydantic import BaseModel
 import tutelage
 from tutelage import losses
 from tutelage.cli import app
+from tutelage.core.components import QadRecipe
 from tutelage.core.recipe import FitRecipe, Recipe, load_recipe, parse_recipe
 from tutelage.distillation.objective import terms_of
 
@@ -38,6 +39,11 @@ SECTIONS = (
     "preflight",
     "export",
 )
+NESTED = {
+    "fit": FitRecipe,
+    "head_fit": FitRecipe,
+    "qad": QadRecipe,
+}  # components beside which a word may stand
 FILES = ("safetensors", "json", "jsonl", "yaml", "py", "md", "npz", "onnx", "tflite", "html", "pt", "pth")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -77,10 +83,10 @@ def cli() -> dict[str, set[str]]:
 
 
 def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
-    values = model.model_construct() if model is FitRecipe else model()
+    values = model.model_construct() if model in NESTED.values() else model()
     for name in type(values).model_fields:
         yield prefix + name
-        inner = FitRecipe if name in {"fit", "head_fit"} else type(getattr(values, name))
+        inner = NESTED.get(name, type(getattr(values, name)))
         if issubclass(inner, BaseModel):
             yield from recipe_keys(inner, f"{prefix}{name}.")
 

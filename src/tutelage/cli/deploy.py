@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tutelage.cli.interrupts import INTERRUPTED
 from tutelage.cli.options import DeviceOption, option
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ def export(
             metavar="FORMAT",
         ),
     ] = None,
+    qad: Annotated[
+        str | None,
+        option(
+            "Fine-tune a run's student for int8 with its teacher; auto: where a file loses too much.",
+            "as in RUN",
+            metavar="EPOCHS|auto",
+        ),
+    ] = None,
     max_drop: Annotated[
         float | None,
         option(
@@ -83,6 +92,7 @@ def export(
     from tutelage.deploy.command import export_named
     from tutelage.deploy.export import REPORT
     from tutelage.deploy.web.folder import FOLDER
+    from tutelage.distillation.stop import Interrupted
     from tutelage.pipeline.console import shown_steps
     from tutelage.pipeline.early import check_place
 
@@ -91,19 +101,24 @@ def export(
         where, out = where_it_began(RunDirectory.open(Path(what))), out and out.absolute()
         web_runtime = web_runtime and web_runtime.absolute()
     check_place(out or Path(what if Path(what).is_dir() else "."))
-    with where as run, shown_steps() as say:
-        report = export_named(
-            str(run.path) if run else what,
-            out,
-            data=data,
-            int8=int8,
-            max_drop=max_drop,
-            teacher=teacher,
-            formats=formats,
-            web=web,
-            web_tarball=web_runtime,
-            say=say,
-        )
+    try:
+        with where as run, shown_steps() as say:
+            report = export_named(
+                str(run.path) if run else what,
+                out,
+                data=data,
+                int8=int8,
+                max_drop=max_drop,
+                teacher=teacher,
+                formats=formats,
+                qad=qad,
+                web=web,
+                web_tarball=web_runtime,
+                say=say,
+            )
+    except Interrupted:
+        print("stopped; the same command continues the fine-tuning", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     console = Console()
     console.print(report.rich())
     for remark in report.remarks:
@@ -117,7 +132,9 @@ def export(
         print(f"{report.directory / 'rejected' / name}: {reason}", file=sys.stderr)
     for name, reason in report.missing.items():
         print(f"{report.directory / name}: cannot be made ({reason})", file=sys.stderr)
-    if report.rejected or report.missing:
+    if report.qad.failure:
+        print(f"the student cannot be fine-tuned for int8 ({report.qad.failure})", file=sys.stderr)
+    if report.rejected or report.missing or report.qad.failure:
         raise SystemExit(1)
 
 

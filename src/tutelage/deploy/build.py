@@ -99,9 +99,9 @@ def build(
     manifest = replace(_manifest(model, material, provenance or {}, used), temperature=temperature)
     calibration = validation = None
     if material:
-        calibration = _pictures(model, material.calibration, CALIBRATION)
+        calibration = pictures(model, material.calibration, CALIBRATION)
         validation = _labelled(
-            _pictures(model, material.validation or material.calibration, VALIDATION_IMAGES)
+            pictures(model, material.validation or material.calibration, VALIDATION_IMAGES)
         )
     making = Making(
         model,
@@ -185,7 +185,7 @@ def _manifest(
     return Manifest(model.name, model.input_spec, tuple(map(as_label, model.class_names or ids)), ids, facts)
 
 
-def _pictures(model: Model, subset: Subset, wanted: int) -> Pictures:
+def pictures(model: Model, subset: Subset, wanted: int) -> Pictures:
     """Evaluation views of this many images, evenly spaced in the subset: always the same ones."""
     count = min(wanted, len(subset))
     some = replace(subset, indices=subset.indices[np.arange(count) * len(subset) // count])

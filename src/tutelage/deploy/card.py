@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tutelage.core.files import write_text
 from tutelage.deploy.manifest import LABELS, PREPROCESS, Manifest
+from tutelage.deploy.qad.words import WORDS
 from tutelage.deploy.runtimes.registry import VARIANTS, preferred
 from tutelage.evaluation.intervals import exact_interval
 
@@ -54,6 +55,7 @@ def card(manifest: Manifest, record: Mapping[str, Any]) -> ModelCard:
         _introduction(manifest),
         _how_to_run() if default else [],
         _files(record),
+        _qad(record),
         _evaluation(record),
         _calibration(manifest, record),
         _cascade(manifest),
@@ -162,6 +164,27 @@ def _files(record: Mapping[str, Any]) -> list[str]:
         else f"Files and PyTorch were compared on {check['n']:,} images ({_text(_public(check['images']))}); "
         "no accuracy was measured."
     )
+    return lines
+
+
+def _qad(record: Mapping[str, Any]) -> list[str]:
+    """What fine-tuning for int8 gave, of the files that can be compared."""
+    found = record.get("qad") or {}
+    if not found.get("rows"):
+        return []
+    lines = ["## int8 with the teacher's help", ""]
+    lines.append(
+        "Besides quantisation after training (PTQ), the student was fine-tuned in simulated int8: by its teacher, its "
+        "own float32 form and the labels (QAD), and, for comparison, for as many steps by the labels alone (QAT). Of "
+        "PTQ and QAD, the file that is better on the validation images is the one in this folder."
+    )
+    header = ["file", "", "size, MiB", "latency, ms", "top-1, %", f"against plain PTQ, points ({INTERVAL})"]
+    lines += ["", *_table_head(header)]
+    for row in found["rows"]:
+        here = found["chosen"].get(row["file"]) == row["candidate"]
+        cells = [_code(row["file"]), WORDS[row["candidate"]] + (", in this folder" if here else "")]
+        cells += [_number(row["size_mb"], 2), _number(row["latency_ms"], 2), _number(row["top1"], 2)]
+        lines.append(_line([*cells, _paired(row["against_plain"])]))
     return lines
 
 

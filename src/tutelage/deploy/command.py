@@ -6,18 +6,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from tutelage.core.components import QadRecipe
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, read_json, write_json
 from tutelage.core.recipe import ExportRecipe, Recipe, load_recipe
 from tutelage.core.run_dir import Run, write_digests
+from tutelage.core.values import AUTO
 from tutelage.data.sources.base import open_for_evaluation
 from tutelage.data.splits import Splits, Subset, make_splits, recorded_copies, whole
 from tutelage.deploy.bench import images_of
+from tutelage.deploy.build import CALIBRATION, pictures
 from tutelage.deploy.cascade import add_threshold
 from tutelage.deploy.export import DeployReport, export_model
 from tutelage.deploy.formats.making import Say
+from tutelage.deploy.qad.candidates import Tuning
+from tutelage.deploy.qad.tune import Tuned, Tuner
 from tutelage.deploy.runtimes.registry import VARIANTS, any_int8
 from tutelage.deploy.web.runtime import web_runtime
 from tutelage.evaluation.compare import with_classes
@@ -42,6 +47,7 @@ def export_named(
     formats: Sequence[str] | None = None,
     web: bool | None = None,
     web_tarball: Path | None = None,
+    qad: str | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export a run's student or any model.
@@ -56,6 +62,8 @@ def export_named(
         formats: of the files; None: as the run's recipe says, and for a model ONNX and OpenVINO.
         web: write the page for browsers too; None: as the run's recipe says, and for a model no.
         web_tarball: the page's runtime, downloaded elsewhere; None: the cached one, or it is downloaded.
+        qad: of a run, fine-tune the student for int8 with the teacher's help: a number of epochs, or ``auto``; None:
+            as the run's recipe says.
         say: called with a line before each step.
 
     Raises:
@@ -75,6 +83,7 @@ def export_named(
                 formats=formats,
                 web=web,
                 web_tarball=web_tarball,
+                qad=qad,
                 say=say,
             )
             if run.comparison.exists():  # else `tutelage resume` has something left to do
@@ -82,6 +91,8 @@ def export_named(
         return report
     if teacher:
         raise TutelageError(f"--teacher: {what} is no run, so it has no teacher; leave --teacher out")
+    if qad:
+        raise TutelageError(f"--qad: {what} is no run, so it has no teacher to train with; leave --qad out")
     name = architecture(what)
     if what == name and ":" not in what and len(Path(name).parts) > 1:
         raise TutelageError(f"{what}: no such run directory")
@@ -118,6 +129,7 @@ def export_run(
     formats: Sequence[str] | None = None,
     web: bool | None = None,
     web_tarball: Path | None = None,
+    qad: str | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export the student that a run selected, and add its files to ``comparison.json``.
@@ -134,14 +146,22 @@ def export_run(
         formats: of the files; None: as the recipe says.
         web: write the page for browsers too; None: as the recipe says.
         web_tarball: the page's runtime, downloaded elsewhere; None: the cached one, or it is downloaded.
+        qad: fine-tune the student for int8: a number of epochs, or ``auto``; None: as the recipe says.
         say: called with a line before each step.
 
     Raises:
+        Interrupted: a signal asked to stop the fine-tuning; the same call continues it.
         TutelageError: the run has no student yet, its images are gone, or `export_model` fails.
     """
     recipe = load_recipe(run.recipe)
     wants_web = recipe.export.web if web is None else web
     runtime = _web_runtime(wants_web, formats or recipe.export.formats, web_tarball, say)
+    int8 = recipe.export.int8 if int8 is None else int8
+    settings = recipe.export.qad if qad is None else _qad(qad)
+    if qad is not None and not (int8 and any_int8(formats or recipe.export.formats)):
+        raise TutelageError(
+            "--qad: it is for int8 files, and none are written; leave --qad out, or write some"
+        )
     student = kept_student(run, recipe)
     splits = make_splits(recipe.data, recorded_copies(run.splits))
     wants_teacher = recipe.export.teacher if teacher is None else teacher
@@ -154,13 +174,14 @@ def export_run(
         test=splits.test,
         teacher=_teacher(run, recipe, say) if wants_teacher else None,
         formats=formats or recipe.export.formats,
-        int8=recipe.export.int8 if int8 is None else int8,
+        int8=int8,
         max_drop=recipe.export.max_drop if max_drop is None else max_drop,
         web=runtime,
         provenance=_provenance(run, recipe, splits),
         temperature=_temperature(found),
         say=say,
         run=found,
+        tuning=_tuning(run, recipe, student, splits, settings, say),
     )
     add_threshold(run, report.directory)
     if not run.comparison.exists():  # the evaluation failed; the files are good without it
@@ -177,6 +198,33 @@ def _web_runtime(wanted: bool, formats: Sequence[str], given: Path | None, say: 
     if given:
         raise TutelageError(f"--web-runtime {given}: has no effect without --web; add --web")
     return None
+
+
+def _qad(given: str) -> QadRecipe | Literal["auto"]:
+    if given == AUTO:
+        return "auto"
+    if not given.isdecimal() or int(given) < 1:
+        raise TutelageError(f"--qad {given}: give a number of epochs or auto, such as --qad 2")
+    return QadRecipe(epochs=int(given))
+
+
+def _tuning(
+    run: Run,
+    recipe: Recipe,
+    student: Model,
+    splits: Splits,
+    settings: QadRecipe | Literal["auto"] | None,
+    say: Say,
+) -> Tuning | None:
+    if settings is None:
+        return None
+    own = QadRecipe() if settings == "auto" else settings
+
+    def tune() -> list[Tuned]:
+        images = pictures(student, splits.train, CALIBRATION)
+        return Tuner(run, recipe, student, splits, own, images.pixels, say).tuned()
+
+    return Tuning(tune, always=settings != "auto")
 
 
 def with_files(rows: Sequence[Row], report: DeployReport) -> list[Row]:

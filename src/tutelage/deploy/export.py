@@ -23,6 +23,7 @@ from tutelage.deploy.card import CARD, is_foreign, write_card
 from tutelage.deploy.formats.making import Say
 from tutelage.deploy.manifest import LABELS, PREPROCESS, REPORT
 from tutelage.deploy.parity import Checked
+from tutelage.deploy.qad.candidates import Comparison, Tuning, with_better_files
 from tutelage.deploy.runtimes.onnxruntime import external_data
 from tutelage.deploy.runtimes.registry import VARIANTS, any_int8, files_of
 from tutelage.deploy.web import folder as web_folder
@@ -47,6 +48,7 @@ class DeployReport:
         missing: the files that could not be made, each with the reason.
         remarks: what a user has to know besides, such as the images that int8 was calibrated on.
         run: of a run, what its evaluation found: `verdict` and `pairs`, and `calibration`.
+        qad: where the model was fine-tuned for int8, what that gave.
     """
 
     directory: Path
@@ -56,6 +58,7 @@ class DeployReport:
     missing: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
+    qad: Comparison = field(default_factory=Comparison)
 
     @property
     def rows(self) -> list[Row]:
@@ -104,6 +107,7 @@ class DeployReport:
             "rejected": self.rejected,
             "missing": dict(self.missing),
             "run": dict(self.run),
+            "qad": self.qad.record(),
         }
 
 
@@ -124,6 +128,7 @@ def export_model(
     say: Say = lambda line: None,
     notes: Sequence[str] = (),
     run: Mapping[str, Any] | None = None,
+    tuning: Tuning | None = None,
 ) -> DeployReport:
     """Write a deployed directory and check its files.
 
@@ -147,6 +152,7 @@ def export_model(
         say: called with a line before each step.
         notes: further lines for the report.
         run: what the evaluation of the model's run found, for ``deploy.json`` and the model card.
+        tuning: fine-tunes the model for int8, so that the better int8 files are written; None: no training.
 
     Raises:
         TutelageError: the extra of a format is not installed, the model cannot be exported, there are no images to
@@ -160,6 +166,9 @@ def export_model(
     material = _material(model, calibration, validation, max_drop) if int8 else None
     with _aside(out) as stage:
         deployed = build(model, stage, material, provenance, say, temperature, formats)
+        qad = Comparison()
+        if tuning and material:
+            qad = with_better_files(deployed, tuning, material, test, formats, say)
         with TemporaryDirectory() as elsewhere:
             first, missing = _teachers_files(teacher, Path(elsewhere), material, say, formats)
             roles = ["teacher", ""] if first else [""]
@@ -179,12 +188,13 @@ def export_model(
         images = bench.subset.images.name
         missing_files = dict(deployed.missing) | (_page(stage, deployed, checks, web) if web else {})
         remarks = [*([calibrated(material)] if material else []), *missing, *notes, *_unnamed(model)]
+        remarks += qad.lines()
         lines = [*remarks, *(one.sentence(images) for one in checks)]
         lines += [f"{name}: cannot be made ({reason})" for name, reason in missing_files.items()]
         everything = Table(table.rows, [*table.notes, *lines])
         if is_foreign(out / CARD):
             remarks.append(f"{out / CARD} is not of tutelage, so it is kept and no model card is written")
-        report = DeployReport(out, everything, checks, images, missing_files, tuple(remarks), run or {})
+        report = DeployReport(out, everything, checks, images, missing_files, tuple(remarks), run or {}, qad)
         _publish(stage, deployed, report)
     return report
 

@@ -129,7 +129,7 @@ class Quantiser:
             return {INPUT: normalised(one[None], self.spec)}
 
         feed = nncf.Dataset(pixels, transform)
-        with _silent(), signal_stack_kept():
+        with silent(), signal_stack_kept():
             return nncf.quantize(model, feed, subset_size=len(pixels), **_options(model, kept))
 
     def _lost(self, model: Any, form: str, kept: int, layers: Sequence[str]) -> float:
@@ -265,7 +265,7 @@ def _runner(model: Any) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keep NNCF from drawing progress bars on stdout."""
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
         yield

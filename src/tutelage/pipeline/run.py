@@ -250,6 +250,8 @@ def deploy(run: Run, progress: Progress) -> None:
         progress.say(f"{name} is not fit to be deployed: {reason}")
     for name, reason in report.missing.items():
         progress.say(f"{name} cannot be made: {reason}")
+    if report.qad.failure:
+        progress.say(f"the student cannot be fine-tuned for int8: {report.qad.failure}")
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""int8 with the teacher's help: quantisation-aware distillation."""
