@@ -49,6 +49,7 @@ bench: setup
 	for pair in lite2-lite0 b3-b1 small; do $(BIN)/python -m benchmarks.speed --pair $$pair || exit 1; done
 	$(BIN)/python -m benchmarks.study
 	$(BIN)/python -m benchmarks.loading
+	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.whole

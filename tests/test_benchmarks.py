@@ -134,3 +134,28 @@ def test_a_small_run_shows_all_stations() -> None:
     stages = {f"{stage}: {part}" for stage in ("control", "distill") for part in parts}
     assert {"preflight", "evaluation", "everything else", *stages} <= set(seconds)
     assert all(value > 0 for value in seconds.values())
+
+
+def test_the_store_is_measured_against_timm(tmp_path: Path) -> None:
+    from benchmarks.store import large, loading
+
+    found = loading(tmp_path / "loading", 32, 1)
+    assert found["timm, one resolution"]["ratio"] == 1
+    assert len(found) == 10
+    assert all(row["low"] == row["median"] > 0 for row in found.values())
+    packed = large(tmp_path / "large", 2)
+    assert packed["store_mb"] < packed["file_mb"]
+
+
+def test_starts_with_many_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.store import many_files, one_start
+
+    from tutelage.data import packed
+
+    opened: list[object] = []
+    plain = packed.opened
+    monkeypatch.setattr("benchmarks.store.opened", lambda *of: opened.append(plain(*of)) or opened[-1])
+    many_files(tmp_path, 2000)
+    rows = [one_start(tmp_path) for _ in range(2)]
+    assert [row["images"] for row in rows] == [2000, 2000]
+    assert [copy is not None for copy in opened] == [False, True]

@@ -151,7 +151,7 @@ def render(handed: Handed, specs: Sequence[InputSpec], device: torch.device) -> 
         for spec in specs:
             look = _look(spec)
             if look not in done:
-                done[look] = _rendered(pixels, views, _down_first(rows, spec), spec)
+                done[look] = _rendered(pixels, views, rows, spec)
         return [done[_look(spec)] for spec in specs]
 
 
@@ -178,18 +178,25 @@ def _needed(start: float, end: float, length: int, outputs: list[tuple[int, Inpu
     return max(0, low), min(length, high)
 
 
-def _rendered(pixels: Tensor, views: Tensor, down_first: np.ndarray, spec: InputSpec) -> Tensor:
+def _rendered(pixels: Tensor, views: Tensor, rows: np.ndarray, spec: InputSpec) -> Tensor:
     """One input's views (B, 3, height, width) of float images (B, 3, H, W), in the order of `View.pixels`."""
 
     def column(name: str) -> Tensor:
         return views[:, AT[name]].view(-1, 1, 1, 1)
 
-    image = _resized(pixels, views, down_first, spec)
-    image = torch.where(column("flip") > 0, image.flip(3), image)
-    image = torch.where(column("colour") > 0, _coloured(image, views), image)
-    image = torch.where(column("greyscale") > 0, _grey(image), image)
-    image = _blurred(image, column("blur").flatten() * spec.width)
-    return _cut_out(image, views, spec).to(torch.uint8, memory_format=torch.channels_last)
+    image = _resized(pixels, views, _down_first(rows, spec), spec)
+    used = {name for name, place in AT.items() if rows[:, place].any()}  # known without asking the device
+    if "flip" in used:
+        image = torch.where(column("flip") > 0, image.flip(3), image)
+    if "colour" in used:
+        image = torch.where(column("colour") > 0, _coloured(image, views), image)
+    if "greyscale" in used:
+        image = torch.where(column("greyscale") > 0, _grey(image), image)
+    if "blur" in used:
+        image = _blurred(image, column("blur").flatten() * spec.width)
+    if "cutout" in used:
+        image = _cut_out(image, views, spec)
+    return image.to(torch.uint8, memory_format=torch.channels_last)
 
 
 def _resized(pixels: Tensor, views: Tensor, down_first: np.ndarray, spec: InputSpec) -> Tensor:
