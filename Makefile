@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# What litert-torch uses to convert, without what it does not use: among that is xdsl, which wants an old typing-extensions
+# and so an old pydantic.
+LITERT := litert-torch litert-converter ai-edge-quantizer torchao jax jaxlib opt_einsum immutabledict
 # A process for each core; each takes up to 2 GB. A file is run by one process, in the order of tests/conftest.py.
 TESTS := .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 RUN_STAMP := .venv/.installed-run
@@ -13,6 +16,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt $(LITERT)
 	touch $(RUN_STAMP) $(STAMP)
 
 $(RUN_STAMP): pyproject.toml constraints.txt

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
@@ -47,7 +47,10 @@ KNOWN = {
 
 
 def needed() -> dict[str, str]:
-    """Return the packages that tutelage needs, each with the first that needs it: `tutelage`, or one of its extras."""
+    """Return the packages that tutelage needs, each with the first that needs it: `tutelage`, or one of its extras.
+
+    What is not installed is left out: `make setup` installs litert-torch without packages that it does not use.
+    """
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     found: dict[str, str] = {}
     for source, lines in {"tutelage": project["dependencies"], **project["optional-dependencies"]}.items():
@@ -57,10 +60,16 @@ def needed() -> dict[str, str]:
             one = Requirement(line)
             if one.name == "tutelage" or not _applies(one, extras):
                 continue
-            found.setdefault(name := canonicalize_name(one.name), source)
-            if (name, *sorted(one.extras)) not in seen:
-                seen.add((name, *sorted(one.extras)))
-                waiting += [(further, frozenset(one.extras)) for further in distribution(name).requires or ()]
+            name = canonicalize_name(one.name)
+            if (name, *sorted(one.extras)) in seen:
+                continue
+            seen.add((name, *sorted(one.extras)))
+            try:
+                requires = distribution(name).requires or ()
+            except PackageNotFoundError:
+                continue
+            found.setdefault(name, source)
+            waiting += [(further, frozenset(one.extras)) for further in requires]
     return found
 
 

@@ -339,6 +339,7 @@ def test_the_dockerfile_has_the_packages_of_the_server_and_keeps_another(folder:
         write_dockerfile(folder, folder / "model.onnx")
     (folder / "Dockerfile").unlink()
     with pytest.raises(
-        TutelageError, match=r"model\.pte: a Dockerfile can be written for \.xml, \.onnx, \.param files"
+        TutelageError,
+        match=r"model\.pte: a Dockerfile can be written for \.xml, \.onnx, \.param, \.tflite files",
     ):
         write_dockerfile(folder, folder / "model.pte")

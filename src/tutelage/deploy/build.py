@@ -31,7 +31,7 @@ READ = 64  # images per batch
 MIB = 2**20
 FORMATS = ExportRecipe().formats
 # The packages whose versions are recorded where they are used.
-CONVERTERS = ("onnx", "openvino", "nncf", "executorch", "torchao", "pnnx", "ncnn")
+CONVERTERS = ("onnx", "openvino", "nncf", "executorch", "torchao", "pnnx", "ncnn", "litert_torch")
 
 
 @dataclass(frozen=True)

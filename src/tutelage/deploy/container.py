@@ -14,7 +14,7 @@ PORT = 8000
 # What `tutelage serve` imports; tutelage itself is installed without its dependencies, since these include PyTorch.
 SERVING = ("numpy", "pillow", "typer")
 EXTRA = ("fastapi", "uvicorn", "prometheus_client", "python-multipart")
-RUNTIME = {".xml": "openvino", ".onnx": "onnxruntime", ".param": "ncnn"}
+RUNTIME = {".xml": "openvino", ".onnx": "onnxruntime", ".param": "ncnn", ".tflite": "ai-edge-litert"}
 
 TEMPLATE = """\
 # Made by `tutelage serve --dockerfile`. Build and run it in this folder:

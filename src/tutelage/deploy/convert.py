@@ -35,9 +35,8 @@ def to_onnx(module: nn.Module, spec: InputSpec) -> Any:
     Raises:
         TutelageError: PyTorch's exporter cannot follow the model.
     """
-    twin = copy.deepcopy(module).cpu().float().eval().to(memory_format=torch.contiguous_format)
     failure: Exception | None = None
-    for network in _ways(twin):
+    for network in ways(module):
         try:
             proto = _exported(network, spec).model_proto
         # the exporter's stages raise exceptions of their own kinds, without a common base
@@ -65,18 +64,19 @@ def _exported(module: nn.Module, spec: InputSpec) -> Any:
         )
 
 
-def _ways(module: nn.Module) -> Iterator[nn.Module]:
-    """A network as it is, and then with timm's attention layers in single steps, where it has fused ones.
+def ways(module: nn.Module) -> Iterator[nn.Module]:
+    """A copy of a network as it is, and then with timm's attention layers in single steps, where it has fused ones.
 
-    The exporter can follow single steps in more networks; the outputs are the same but for rounding. Fused attention
-    is kept where it can be exported, since runtimes know it.
+    The copy is in float32, on the CPU. The exporter can follow single steps in more networks; the outputs are the same
+    but for rounding. Fused attention is kept where it can be exported, since runtimes know it.
     """
-    yield module
-    layers = [layer for layer in module.modules() if getattr(layer, "fused_attn", False)]
+    twin = copy.deepcopy(module).cpu().float().eval().to(memory_format=torch.contiguous_format)
+    yield twin
+    layers = [layer for layer in twin.modules() if getattr(layer, "fused_attn", False)]
     for layer in layers:
         layer.fused_attn = False  # type: ignore[assignment]
     if layers:
-        yield module
+        yield twin
 
 
 def cause(error: BaseException) -> str:

@@ -31,7 +31,9 @@ def check_early(recipe: Recipe, root: Path) -> None:
         _require(f"track=[{name}]", (name,), name)
     if recipe.export.enabled:
         for runtime in runtimes_of(recipe.export.formats):
-            _require(f"--export (format {runtime.format})", runtime.makers, runtime.extra)
+            _require(
+                f"--export (format {runtime.format})", runtime.makers, runtime.maker_extra or runtime.extra
+            )
         if recipe.export.web:
             web_runtime(recipe.export.formats)
     if recipe.name is not None:

@@ -31,6 +31,7 @@ def require(runtimes: Sequence[Runtime]) -> None:
         TutelageError: one of them is not installed.
     """
     os.environ.setdefault("NNCF_CI", "1")  # else NNCF reports its use to Intel
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else LiteRT's converter prints how it was built
     for runtime in runtimes:
         for name in runtime.makers:
             try:
@@ -38,7 +39,7 @@ def require(runtimes: Sequence[Runtime]) -> None:
                     importlib.import_module(name)
             except ImportError:
                 raise TutelageError(
-                    f"exporting to {runtime.title} needs {name}, which is not installed: {runtime.remedy}"
+                    f"exporting to {runtime.title} needs {name}, which is not installed: {runtime.makers_remedy}"
                 ) from None
     logging.getLogger("nncf").setLevel(logging.ERROR)
 

@@ -84,7 +84,8 @@ class Runtime:
         title: the format's name in sentences: ``ONNX``.
         package: the module that runs the files.
         makers: the modules that making the files needs, `package` among them where it is one of them.
-        extra: of tutelage, which installs all of them.
+        extra: of tutelage, which installs `package`.
+        maker_extra: of tutelage, which installs `makers`; empty: `extra` does.
         variants: its files, in the order of the table.
         open: makes a session of a file that exists.
         parts: all files and folders that may belong to a model file, itself first.
@@ -101,11 +102,17 @@ class Runtime:
     open: Callable[[Path, Options], Session]
     parts: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
     supports: Callable[[Variant], bool] = lambda variant: True
+    maker_extra: str = ""
 
     @property
     def remedy(self) -> str:
         """How to install it."""
         return f"run `pip install tutelage[{self.extra}]`"
+
+    @property
+    def makers_remedy(self) -> str:
+        """How to install what makes its files."""
+        return f"run `pip install tutelage[{self.maker_extra or self.extra}]`"
 
     @property
     def is_installed(self) -> bool:

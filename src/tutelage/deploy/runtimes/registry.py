@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage.core.errors import TutelageError
-from tutelage.deploy.runtimes import executorch, ncnn, onnxruntime, openvino
+from tutelage.deploy.runtimes import executorch, litert, ncnn, onnxruntime, openvino
 from tutelage.deploy.runtimes.base import Arithmetic, Options, Runtime, Session, Variant
 
-RUNTIMES: tuple[Runtime, ...] = (onnxruntime.RUNTIME, openvino.RUNTIME, executorch.RUNTIME, ncnn.RUNTIME)
+RUNTIMES: tuple[Runtime, ...] = (
+    onnxruntime.RUNTIME,
+    openvino.RUNTIME,
+    executorch.RUNTIME,
+    ncnn.RUNTIME,
+    litert.RUNTIME,
+)
 VARIANTS: tuple[Variant, ...] = tuple(variant for runtime in RUNTIMES for variant in runtime.variants)
 # The files that `Predictor` prefers; the others follow in the order of the table. ONNX Runtime is often slower in int8.
 PREFERRED = ("int8", "openvino", "onnx", "onnx-int8")

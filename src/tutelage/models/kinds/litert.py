@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tutelage.core.errors import TutelageError, one_line
+from tutelage.core.litert import LiteRTFile
 from tutelage.models.kinds.fixed import SETTINGS, Engine, Port, described, fixed_model
 from tutelage.models.kinds.names import split_settings
 from tutelage.models.source import Model
@@ -17,24 +18,14 @@ class LiteRTEngine(Engine):
     """A LiteRT interpreter. It runs as many images at a time as the file names, mostly one."""
 
     def __init__(self, path: Path) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        self.interpreter = Interpreter(model_path=str(path), num_threads=torch.get_num_threads())
-        self.interpreter.allocate_tensors()
-        first = self.interpreter.get_input_details()[0]
-        shape = tuple(map(int, first["shape"]))
-        scale, zero_point = first["quantization"]
-        self.input, self.batch = first["index"], shape[0] if shape else 1
-        self.output = self.interpreter.get_output_details()[0]
-        self.port = Port((None, *shape[1:]), np.dtype(first["dtype"]), float(scale) or None, int(zero_point))
+        self.file = LiteRTFile(path, torch.get_num_threads())
+        shape = self.file.shape
+        self.batch = shape[0] if shape else 1
+        self.port = Port((None, *shape[1:]), self.file.dtype, self.file.scale, self.file.zero_point)
 
     def call(self, images: np.ndarray) -> np.ndarray:
         """Run the first output; quantised ones are made real numbers."""
-        self.interpreter.set_tensor(self.input, images)
-        self.interpreter.invoke()
-        found = np.asarray(self.interpreter.get_tensor(self.output["index"]))
-        scale, zero_point = self.output["quantization"]
-        return (found.astype(np.float32) - zero_point) * scale if scale else found
+        return self.file(images)
 
 
 def load(where: str, /, *, num_classes: int | None = None, dropout: float | None = None) -> Model:

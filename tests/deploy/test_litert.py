@@ -1,0 +1,269 @@
+"""LiteRT files: how they are run, and how they are made and quantised."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.helpers.litert_files import write_litert
+from torch import Tensor, nn
+
+from tutelage.core.errors import TutelageError
+from tutelage.core.litert import LiteRTFile
+from tutelage.data.input_spec import InputSpec, eval_pixels, normalised
+from tutelage.deploy.container import write_dockerfile
+from tutelage.deploy.formats import litert
+from tutelage.deploy.formats.making import Making, require
+from tutelage.deploy.manifest import Manifest
+from tutelage.deploy.predictor import Predictor
+from tutelage.deploy.quantise import Pictures
+from tutelage.deploy.runtimes.registry import open_session, runtimes_of
+from tutelage.models.registry import load_model
+from tutelage.models.source import Model
+
+SIDE, CLASSES, CHANNELS = 32, 64, 64
+RNG = np.random.default_rng(0)
+NAMES = tuple(map(str, range(CLASSES)))
+
+
+# --- running files, which needs ai-edge-litert alone
+
+
+def test_any_batch_size_and_many_threads(tmp_path: Path) -> None:
+    weight = RNG.normal(0, 0.1, (CLASSES, 8 * 8 * 3)).astype(np.float32)
+    path = write_litert(tmp_path / "model.tflite", weight, np.zeros(CLASSES, np.float32), 8)
+    session = open_session(path, threads=1)
+    assert session.num_classes == CLASSES
+    batches = [RNG.normal(size=(1 + n % 5, 8, 8, 3)).astype(np.float32) for n in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(session, batches))
+    for images, found in zip(batches, answers, strict=True):
+        np.testing.assert_allclose(found, images.reshape(len(images), -1) @ weight.T, atol=1e-4)
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").write_bytes(b"\x00\x00\x00\x00TFL3" * 50)
+    with pytest.raises(TutelageError, match="damaged model file") as raised:
+        open_session(tmp_path / "model.tflite")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_dockerfile_installs_the_files_runtime(tmp_path: Path) -> None:
+    Manifest("net", InputSpec(8, 8), NAMES, NAMES).write(tmp_path)
+    written = write_dockerfile(tmp_path, tmp_path / "model.tflite").read_text()
+    assert f" ai-edge-litert=={metadata.version('ai-edge-litert')}" in written
+    assert "torch" not in written
+
+
+def test_what_makes_the_files_is_an_extra_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "litert_torch", None)
+    with pytest.raises(TutelageError) as raised:
+        require(runtimes_of(["litert"]))
+    assert str(raised.value) == (
+        "exporting to LiteRT needs litert_torch, which is not installed: "
+        "run `pip install tutelage[litert-export]`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        ("Type INT8 is currently not supported by Div.Node number 7 (DIV) failed to invoke.", "DIV"),
+        ("x != y\nNode number 12 (BATCH_MATMUL) failed to prepare.\nFailed to apply", "BATCH_MATMUL"),
+        ("Could not open 'model.tflite'.", None),
+    ],
+)
+def test_the_operation_that_cannot_be_run_is_found_in_the_message(message: str, name: str | None) -> None:
+    assert litert.refused_operation(message) == name
+
+
+# --- making them
+
+
+@pytest.fixture(scope="module")
+def converter() -> None:
+    for name in ("litert_torch", "ai_edge_quantizer"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip("needs the extra `litert-export`, which `make setup` installs")
+    require(runtimes_of(["litert"]))
+
+
+class LinearAttention(nn.Module):
+    """A depthwise net that divides activations by activations, as EfficientViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, CHANNELS, 4, 4),
+            nn.ReLU(),
+            nn.Conv2d(CHANNELS, CHANNELS, 3, 1, 1, groups=CHANNELS),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(CHANNELS, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images).flatten(2)
+        shares = features / (features.sum(2, keepdim=True) + 1)
+        return self.head((shares * features).sum(2))
+
+
+def pictures(count: int = 12) -> Pictures:
+    pixels = RNG.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    return Pictures(pixels, np.zeros(count, np.int64))
+
+
+def made(module: nn.Module, directory: Path, spec: InputSpec, given: Pictures, said: list[str]) -> Making:
+    """Write the files of a network, which is right about all of its images."""
+    with torch.no_grad():
+        images = torch.from_numpy(normalised(given.pixels, spec))
+        labels = torch.cat([module(one[None]) for one in images]).argmax(1).numpy()
+    model = Model("net", "net", module, spec, None, None, "test", False, CLASSES)
+    making = Making(
+        model,
+        directory,
+        Manifest("net", spec, NAMES, NAMES),
+        said.append,
+        given,
+        Pictures(given.pixels, labels),
+    )
+    litert.make(making)
+    return making
+
+
+@pytest.fixture(scope="module")
+def files(converter: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Making, list[str]]:
+    torch.manual_seed(0)
+    module, said = LinearAttention().eval(), list[str]()
+    making = made(module, tmp_path_factory.mktemp("litert"), InputSpec(SIDE, SIDE), pictures(), said)
+    assert not making.failures
+    return module, making, said
+
+
+def answers(making: Making, name: str, images: np.ndarray) -> np.ndarray:
+    return open_session(making.directory / name, threads=1)(images)
+
+
+def test_float_and_int8_agree_with_the_network(files: tuple[nn.Module, Making, list[str]]) -> None:
+    module, making, _ = files
+    images = normalised(pictures(5).pixels, making.model.input_spec)
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(images)).numpy()
+    assert np.abs(answers(making, "model.tflite", images) - wanted).max() < 1e-5
+    error = np.abs(answers(making, "model-int8.tflite", images) - wanted).max()
+    assert 0 < error < 0.1 * np.abs(wanted).max()
+
+
+def divides_in_int8(content: bytes) -> bool:
+    tools = importlib.import_module("ai_edge_litert.tools.flatbuffer_utils")
+    schema = importlib.import_module("ai_edge_litert.schema_py_generated")
+    model = tools.read_model_from_bytearray(bytearray(content))
+    (graph,) = model.subgraphs
+    (division,) = [one for one in graph.operators if tools.opcode_to_name(model, one.opcodeIndex) == "DIV"]
+    return bool(graph.tensors[division.outputs[0]].type == schema.TensorType.INT8)
+
+
+def test_an_operation_that_cannot_be_run_in_int8_stays_in_float(
+    files: tuple[nn.Module, Making, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, making, said = files
+
+    class Refusing(LiteRTFile):
+        def __init__(self, file: Path | bytes, threads: int | None = None) -> None:
+            super().__init__(file, threads)
+            if isinstance(file, bytes) and divides_in_int8(file):
+                raise RuntimeError("Type INT8 is not supported.Node number 3 (DIV) failed to prepare.")
+
+    quantiser = litert._Quantiser((making.directory / "model.tflite").read_bytes(), making)
+    assert divides_in_int8(quantiser._runnable(litert.ALL))
+    monkeypatch.setattr(litert, "LiteRTFile", Refusing)
+    assert not divides_in_int8(quantiser._runnable(litert.ALL))
+    assert said[-1] == "net: LiteRT: DIV stays in float, since LiteRT cannot run it in int8"
+
+
+def test_the_files_have_the_manifest_and_no_vector_twice(files: tuple[nn.Module, Making, list[str]]) -> None:
+    tools = importlib.import_module("ai_edge_litert.tools.flatbuffer_utils")
+    _, making, _ = files
+    for name in ("model.tflite", "model-int8.tflite"):
+        content = (making.directory / name).read_bytes()
+        model = tools.read_model_from_bytearray(bytearray(content))
+        noted = {
+            entry.name.decode(): bytes(model.buffers[entry.buffer].data).decode() for entry in model.metadata
+        }
+        expected = {f"tutelage.{key}": value for key, value in making.manifest.properties().items()}
+        assert expected.items() <= noted.items()
+        (signature,) = model.signatureDefs
+        assert (signature.inputs[0].name, signature.outputs[0].name) == (b"image", b"logits")
+        weights = [bytes(buffer.data) for buffer in model.buffers if buffer.data is not None]
+        places = [content.index(one) for one in weights if len(one) > 64]
+        assert places
+        assert all(place % 16 == 0 for place in places)
+    zeros = np.zeros(CHANNELS, np.int64).tobytes()  # the zero points of a layer's channels
+    assert content.count(zeros) == 1
+
+
+def test_the_predictor_runs_them(files: tuple[nn.Module, Making, list[str]]) -> None:
+    _, making, _ = files
+    making.manifest.write(making.directory)
+    picture, spec = Image.fromarray(pictures(1).pixels[0]), making.model.input_spec
+    predictor = Predictor(making.directory, runtime="litert", precision="fp32")
+    assert predictor.file.name == "model.tflite"
+    images = normalised(eval_pixels(picture, spec), spec)[None]
+    np.testing.assert_array_equal(predictor.logits(picture), answers(making, "model.tflite", images)[0])
+
+
+class Branching(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) if float(images.sum()) > 0 else images.amax((2, 3))
+
+
+def test_what_cannot_be_converted_is_one_line_with_the_cause(converter: None) -> None:
+    with pytest.raises(TutelageError) as raised:
+        litert.to_litert(Branching(), InputSpec(SIDE, SIDE))
+    line = str(raised.value)
+    assert line.startswith("Branching: cannot be converted to LiteRT (")
+    assert "data-dependent" in line
+    assert not {"\n", "\x1b"} & set(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf_efficientnet_lite0@none",
+        "efficientvit_b1@none",
+        "mobilenetv4_conv_small@none",
+        "vit_tiny_patch16_224@none",
+        "convnext_atto@none",
+        "resnet50_gn@none",
+    ],
+)
+def test_six_architectures_are_converted_and_agree(name: str, converter: None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, spec = (model := load_model(name, num_classes=CLASSES)).module.eval(), model.input_spec
+    given = Pictures(
+        RNG.integers(0, 256, (4, spec.height, spec.width, 3), dtype=np.uint8), np.zeros(4, np.int64)
+    )
+    making = made(module, tmp_path, spec, given, [])
+    assert not making.failures
+    images = normalised(given.pixels, spec)
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(images)).numpy()
+    assert np.abs(answers(making, "model.tflite", images) - wanted).max() < 1e-3 * max(
+        1, np.abs(wanted).max()
+    )
+    assert np.isfinite(answers(making, "model-int8.tflite", images)).all()
+    assert (tmp_path / "model-int8.tflite").stat().st_size < 0.4 * (tmp_path / "model.tflite").stat().st_size
+
+
+def test_a_file_can_be_read_from_memory(tmp_path: Path) -> None:
+    weight = RNG.normal(0, 0.1, (CLASSES, 8 * 8 * 3)).astype(np.float32)
+    path = write_litert(tmp_path / "model.tflite", weight, np.zeros(CLASSES, np.float32), 8)
+    image = RNG.normal(size=(1, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_array_equal(LiteRTFile(path.read_bytes())(image), LiteRTFile(path)(image))
