@@ -18,6 +18,10 @@ from tutelage.deploy.quantise import Pictures
 from tutelage.deploy.runtimes.executorch import RUNTIME
 from tutelage.deploy.runtimes.registry import open_session
 
+ATEN = torch.ops.aten
+CLAMPS = (ATEN.hardtanh.default, ATEN.hardtanh_.default)
+LAYERS = (ATEN.conv2d.default, ATEN.linear.default)
+
 
 def make(making: Making) -> None:
     """Write ``model.pte``, and ``model-int8.pte`` where there are images to calibrate on.
@@ -50,7 +54,7 @@ def _exported(making: Making) -> Any:
 
 def _refusal(making: Making, why: str) -> TutelageError:
     return TutelageError(
-        f"{type(making.model.module).__name__}: cannot be exported to {RUNTIME.title} ({why}); "
+        f"{type(making.model.module).__name__}: cannot be exported to {RUNTIME.title} ({why.partition(' (http')[0]}); "
         "deploy another architecture"
     )
 
@@ -67,6 +71,8 @@ def _quantised(exported: Any, calibration: Pictures, making: Making) -> Any:
         quantizer: Any = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
         rules = quantizer.XNNPACKQuantizer()
         rules.set_global(quantizer.get_symmetric_quantization_config(is_per_channel=True))
+        annotate = rules.annotate
+        rules.annotate = lambda model: _measure_after_clamps(annotate(model))
         observed = pt2e.prepare_pt2e(exported.module(), rules)
     head = f"{making.model.spec}: ExecuTorch: quantising to int8"
     making.say(f"{head}, calibrated on {len(calibration.pixels)} images")
@@ -77,6 +83,22 @@ def _quantised(exported: Any, calibration: Pictures, making: Making) -> Any:
             read.add(1)
     with quiet():
         return torch.export.export(pt2e.convert_pt2e(observed), (_image(making),))
+
+
+def _measure_after_clamps(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Measure the output of a layer with ReLU6 after the clamp, as the quantiser of ExecuTorch 1.5 does with ReLU only.
+
+    XNNPACK computes both in one. With the range before the clamp EfficientNet-Lite0 lost 4.8 points of top-1.
+    """
+    quantizer: Any = importlib.import_module("torchao.quantization.pt2e.quantizer")
+    key = quantizer.quantizer.Q_ANNOTATION_KEY
+    for clamp in model.graph.nodes:
+        layer = clamp.args[0] if clamp.target in CLAMPS else None
+        if layer is None or layer.target not in LAYERS or len(layer.users) > 1 or key not in layer.meta:
+            continue
+        measured, layer.meta[key].output_qspec = layer.meta[key].output_qspec, None
+        clamp.meta[key] = quantizer.QuantizationAnnotation(output_qspec=measured, _annotated=True)
+    return model
 
 
 def _save(exported: Any, path: Path, making: Making) -> None:
