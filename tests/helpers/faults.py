@@ -67,20 +67,20 @@ def full() -> None:
 
 def second_is_refused(rank: int) -> None:
     """The second process fails in a training step, while the first one is in a collective operation."""
-    from tutelage.distillation.loop import Trainer
+    from tutelage.distillation.update import Updater
 
     impatient()
     if rank == 1:
-        before(Trainer, "_update", refused)
+        before(Updater, "apply", refused)
 
 
 def second_is_broken(rank: int) -> None:
     """As `second_is_refused`, with an error that no one expects."""
-    from tutelage.distillation.loop import Trainer
+    from tutelage.distillation.update import Updater
 
     impatient()
     if rank == 1:
-        before(Trainer, "_update", broken)
+        before(Updater, "apply", broken)
 
 
 def first_has_no_space(rank: int) -> None:
@@ -103,7 +103,7 @@ def page_fails(rank: int) -> None:
 
 def stopped_in_training(rank: int) -> None:
     """The processes are asked to stop in the third training step, as by a launcher that got SIGTERM."""
-    from tutelage.distillation.loop import Trainer
+    from tutelage.distillation.update import Updater
 
     steps = itertools.count(1)
 
@@ -111,7 +111,7 @@ def stopped_in_training(rank: int) -> None:
         if next(steps) == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    before(Trainer, "_update", stop)
+    before(Updater, "apply", stop)
 
 
 if __name__ == "__main__":  # python -m tests.helpers.faults FAULT COMMAND...

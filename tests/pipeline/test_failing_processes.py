@@ -107,11 +107,11 @@ def test_four_processes_end_with_the_line_of_one(recipe: Path) -> None:
 def test_a_run_is_resumed_by_another_number_of_processes(
     processes: int, others: int, recipe: Path, tmp_path: Path
 ) -> None:
-    """It ends as one that was not interrupted, up to the order of sums."""
+    """It ends as one that was not interrupted, up to the order of sums, also with batches in two parts."""
     whole = tmp_path / "whole"
     assert tutelage("distill", recipe, "--name", "whole", "--runs", tmp_path, log=tmp_path / "log").code == 0
     for one in together(
-        "distill", recipe, "--name", "run", "--runs", tmp_path, "--progress", "json",
+        "distill", recipe, "train.accumulate=2", "--name", "run", "--runs", tmp_path, "--progress", "json",
         log=tmp_path / "log", port=free_port(), before=faults.stopped_in_training, processes=processes,
     ):  # fmt: skip
         assert one.code == 130, one.output

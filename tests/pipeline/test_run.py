@@ -227,11 +227,11 @@ def test_the_control_of_few_labels_has_the_students_steps_and_labelled_images_al
     batches: dict[str, list] = {"control": [], "distill": []}
     original = Trainer.train_step
 
-    def seen(self: Trainer, batch: dict) -> bool:
+    def seen(self: Trainer, batch: dict) -> None:
         batches[self.stage.name].append(
             (batch["label"].tolist(), list(zip(batch["index"].tolist(), batch["view"].tolist(), strict=True)))
         )
-        return original(self, batch)
+        original(self, batch)
 
     monkeypatch.setattr(Trainer, "train_step", seen)
     run = run_tiny(tiny, tmp_path, "few")

@@ -230,6 +230,9 @@ class TrainRecipe(Component):
     batch_size: BatchSize = 64
     """Images of a batch, over all processes. auto: 64, halved until the steps of all trainings fit into memory; never
     more than 64, since the learning rate is not adapted to the batch."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Equal parts of a batch that are trained one after the other, so that the memory of a part suffices; the step is
+    that of the whole batch, but each part has BatchNorm statistics of its own."""
     labelled_share: Share | None = None
     """Share of labelled images in each batch of the student, where some images have no label; null: as they come."""
     optimizer: Text = "adamw"
@@ -263,14 +266,37 @@ class TrainRecipe(Component):
     """Epochs at the beginning in which only the head learns."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Decay of the moving average of the weights (EMA), for each step; 0: none."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the training. auto: the faster of a few measured steps."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the training. auto: the faster one of fp32 and bf16 in a few measured steps. fp16 scales the loss,
+    and is for CUDA GPUs without bf16 (T4, V100)."""
+    sync_batchnorm: bool = False
+    """With several processes on GPUs, BatchNorm normalises by the batch of all processes."""
+    deterministic: bool = False
+    """On a GPU, use algorithms that give the same result each time, which are slower; an operation that has none stops
+    the run."""
     checkpoint_minutes: NonNegative = 5.0
     """Longest time between two checkpoints, in minutes; each epoch has one."""
     max_bad_steps: Annotated[int, Field(ge=0)] = 20
     """The run stops at more steps than this whose loss is not finite."""
     seed: Seed = 0
     """Seed of new heads, views and the order of images."""
+
+    @model_validator(mode="after")
+    def _has_equal_parts(self) -> TrainRecipe:
+        if self.accumulate == 1:
+            return self
+        if self.batch_size == AUTO:
+            raise ValueError(
+                "accumulate: batch_size=auto may choose a batch that has no equal parts; give a number, such as "
+                f"train.batch_size={8 * self.accumulate}"
+            )
+        if rest := self.batch_size % self.accumulate:
+            fitting = self.batch_size + self.accumulate - rest
+            raise ValueError(
+                f"accumulate={self.accumulate}: a batch of {self.batch_size} images has no equal parts; make "
+                f"batch_size a multiple of it, such as train.batch_size={fitting}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_milestones(self) -> TrainRecipe:

@@ -20,9 +20,10 @@ from torch.distributed.nn.functional import all_gather
 from tutelage.core.errors import Incomplete, TutelageError, WeakTeacher, one_line
 from tutelage.core.memory import keep_freed_memory
 from tutelage.core.processes import OtherFailed, peers
+from tutelage.core.recipe import TrainRecipe
 
 T = TypeVar("T")
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 DEVICES = ("cpu", "cuda", "mps")
 _alone = ContextVar("alone", default=False)
 
@@ -81,6 +82,23 @@ class Runtime:
     def is_main(self) -> bool:
         """Whether this is the first process, the only one that writes files and reports progress."""
         return self.accelerator.is_main_process
+
+    def check(self, train: TrainRecipe) -> None:
+        """Refuse settings of a training that this device does not have.
+
+        Raises:
+            TutelageError: names the key.
+        """
+        if train.precision == "fp16" and self.device.type != "cuda":
+            raise TutelageError(
+                f"train.precision=fp16: needs a CUDA GPU, and this run is on {self.device.type}; use "
+                "train.precision=auto, bf16 or fp32"
+            )
+        if train.sync_batchnorm and self.world_size > 1 and self.device.type != "cuda":
+            raise TutelageError(
+                f"train.sync_batchnorm=true: PyTorch has it for CUDA GPUs only, and this run is on {self.device.type}; "
+                "use train.frozen_batchnorm=true or larger batches"
+            )
 
     def autocast(self, precision: Precision | None = None) -> torch.autocast:
         """Return a context manager that computes in a precision, by default the run's own."""
@@ -158,7 +176,8 @@ class Runtime:
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return a context manager that computes in a precision; fp32 changes nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def gathered(batch: Tensor) -> Tensor:
@@ -182,6 +201,37 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone.reset(token)
+
+
+@contextmanager
+def algorithms(deterministic: bool) -> Iterator[None]:
+    """Let cuDNN take the fastest of its algorithms, or let all give the same result each time (on CUDA only).
+
+    Args:
+        deterministic: as the recipe has it.
+
+    Raises:
+        TutelageError: an operation has no deterministic algorithm.
+    """
+    before, tried = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS has no such algorithms without it
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if not deterministic or "does not have a deterministic implementation" not in str(error):
+            raise
+        raise TutelageError(
+            f"train.deterministic: {one_line(error).partition(',')[0]}; use train.deterministic=false"
+        ) from None
+    finally:
+        torch.backends.cudnn.benchmark = tried
+        if deterministic:
+            torch.use_deterministic_algorithms(before)
 
 
 def synchronise(device: torch.device) -> None:

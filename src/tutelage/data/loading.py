@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -251,8 +252,14 @@ def normalise(
     """Move uint8 images (B, 3, H, W) to a device as float32, normalised with the model's mean and std."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     pixels = images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)
-    mean, std = (torch.tensor(v, device=device).mul_(255).view(-1, 1, 1) for v in (spec.mean, spec.std))
-    return pixels.sub_(mean).div_(std)
+    return pixels.sub_(_constant(tuple(spec.mean), str(device))).div_(_constant(tuple(spec.std), str(device)))
+
+
+@lru_cache
+def _constant(values: tuple[float, ...], device: str) -> torch.Tensor:
+    """Return three values of 0 to 1 as (3, 1, 1) of 0 to 255, which are sent to a device once."""
+    with torch.inference_mode(False):  # the first batch may be one of an evaluation
+        return torch.tensor(values, device=device).mul_(255).view(-1, 1, 1)
 
 
 def worker_count(workers: Workers) -> int:

@@ -21,6 +21,11 @@ from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import write_bytes
 
 State = dict[str, Tensor]
+OF_THE_DEVICE = {
+    "fused",
+    "foreach",
+    "capturable",
+}  # how a group's steps are computed, which a resume does not take over
 
 
 def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
@@ -113,7 +118,8 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: State, packed: M
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(place): dict(entry) for place, entry in packed["state"].items()}
     groups = [
-        {**group, **packed["groups"][i]} for i, group in enumerate(optimizer.state_dict()["param_groups"])
+        {**group, **{k: v for k, v in packed["groups"][i].items() if k not in OF_THE_DEVICE}}
+        for i, group in enumerate(optimizer.state_dict()["param_groups"])
     ]
     for key, value in tensors.items():
         place, _, name = key.partition(".")

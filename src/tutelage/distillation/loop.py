@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.progress import Progress, Silent
@@ -32,14 +33,16 @@ from tutelage.distillation.checkpoint import (
     unpack_optimizer,
 )
 from tutelage.distillation.distiller import Distiller
-from tutelage.distillation.metrics import Counters, step_figures
+from tutelage.distillation.metrics import Counters, Pending, step_figures
 from tutelage.distillation.optim import make_optimizer, make_schedule
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
+from tutelage.distillation.update import Updater, parts_of
 from tutelage.distillation.validation import labels_in_head, validate
 from tutelage.evaluation.quality import merit
 from tutelage.models.depthwise import quick_depthwise
 
+READ_EVERY = 50  # steps between two transfers of figures from a GPU, which wait for it
 OnEpoch = Callable[[list[dict[str, Any]]], None]
 
 
@@ -78,7 +81,7 @@ def train(
                 trainer.run()
             finally:
                 progress.end()
-                runtime.accelerator.free_memory()  # accelerate keeps references to every stage's optimizer
+                runtime.accelerator.free_memory()  # accelerate keeps references to every stage's network
         return trainer.result()
 
     return within_memory(stage, runtime, loading, trained)
@@ -108,10 +111,17 @@ class Trainer:
             raise TutelageError(
                 f"train.batch_size: {settings.batch_size} is more than the {len(stage.train)} training images"
             )
+        if settings.batch_size // runtime.world_size % settings.accumulate:
+            raise TutelageError(
+                f"train.batch_size={settings.batch_size}: must be a multiple of {runtime.world_size} processes with "
+                f"train.accumulate={settings.accumulate}, such as {8 * runtime.world_size * settings.accumulate}"
+            )
         self.specs = [stage.model.input_spec, *(stage.teacher.input_specs if stage.teacher else [])]
         self.head_index = torch.from_numpy(stage.head_index).to(runtime.device)
         # an earlier stage may have frozen parameters that this one trains, and optimizers leave out frozen ones
         self.student = stage.model.module.to(runtime.device).requires_grad_(True)
+        if settings.sync_batchnorm and runtime.world_size > 1:
+            self.student = convert_sync_batchnorm(self.student)  # its layers are exchanged in place
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed(settings.seed, f"{stage.name} terms", 0))
             self.distiller = Distiller(
@@ -124,12 +134,17 @@ class Trainer:
         self.at = Counters()
         self.best: State = {}
         self.finished = False
+        # made for fp16 alone: its state is part of the checkpoint
+        self.scaler = GradScaler(runtime.device.type) if runtime.precision == "fp16" else None
         self._resume(optimizer)
-        self.optimizer = runtime.accelerator.prepare_optimizer(optimizer)
+        # not prepared by accelerate, which moves AdamW's counters to the device, where each step has to read them
+        self.optimizer = optimizer
+        self.updater = Updater(self.distiller, optimizer, self.ema, settings.clip_grad, self.scaler)
+        self.pending = Pending()
+        self.read_every = 1 if runtime.device.type == "cpu" else READ_EVERY
         self.wrapped: nn.Module = self.distiller
         self.head_only: bool | None = None  # as it was when `wrapped` was made
         self.saved_at = time.monotonic()
-        self.buffers_before = [buffer.clone() for buffer in self._buffers()]
 
     def run(self) -> None:
         """Train the remaining epochs."""
@@ -167,7 +182,15 @@ class Trainer:
         self.set_modes()
         started = time.monotonic()
         for batch in loader:
-            good = self.train_step(batch)
+            self.train_step(batch)
+            images = len(batch["label"]) * self.runtime.world_size
+            # of several processes, none can act on a request before all know of it, which is a wait
+            asked = stop.is_set() and self.runtime.world_size == 1
+            if at.step % self.read_every and at.step < self.steps and not asked:
+                self.progress.step(at.means, images)
+                continue
+            good = self.read()
+            self.progress.step(at.means, images)
             now = time.monotonic()
             at.seconds, started = at.seconds + now - started, now
             due = now - self.saved_at > 60 * settings.checkpoint_minutes
@@ -197,83 +220,74 @@ class Trainer:
             bad=self.loading.bad,
         )
 
-    def train_step(self, batch: dict[str, Any]) -> bool:
-        """Train one step, and return whether its loss and gradient were finite."""
+    def train_step(self, batch: dict[str, Any]) -> None:
+        """Train one step; `read` gets its figures from the device."""
         at, device, seed = self.at, self.runtime.device, self.settings.seed
         # dropout masks are a function of the step, and differ between processes
         torch.manual_seed(_seed(seed, self.stage.name, at.updates) + self.runtime.rank)
         views = [normalise(x, spec, device) for x, spec in zip(batch["images"], self.specs, strict=True)]
-        labels = labels_in_head(batch["label"].to(device), self.head_index)
+        labels = labels_in_head(batch["label"].to(device, non_blocking=True), self.head_index)
         other_labels, lam, index = labels, 1.0, batch["index"]
         if mix := draw_mix(self.stage.view, len(labels), _seed(seed, "mix", at.updates)):
             views = [mix.images(x) for x in views]
-            other_labels, lam = labels[mix.permutation.to(device)], mix.lam
+            other_labels = labels[mix.permutation.to(device, non_blocking=True)]
+            lam = mix.lam
             index = index if lam >= 0.5 else index[mix.permutation]
-        teacher = self.stage.teacher
-        targets = teacher.outputs(views[1:], batch["index"], batch["view"]) if teacher else None
         self.schedule.step_update(at.updates)
-        _copy(self._buffers(), self.buffers_before)
-        with self.runtime.autocast(), quick_depthwise(device):
-            losses = self.wrapped(
-                views[0],
-                labels,
-                other_labels=other_labels,
-                lam=lam,
-                targets=targets,
-                index=index.to(device),
+        self.updater.remember()
+
+        def backward(part: slice) -> dict[str, Tensor]:
+            """Add the gradients of a part of the batch, and return its figures."""
+            own, other, teacher = labels[part], other_labels[part], self.stage.teacher
+            seen = [x[part] for x in views]
+            targets = (
+                teacher.outputs(seen[1:], batch["index"][part], batch["view"][part]) if teacher else None
             )
-        temperature = self.stage.objective.temperature
-        figures = self._over_all(step_figures(losses, labels, other_labels, lam, targets, temperature))
-        images = len(labels) * self.runtime.world_size
+            with self.runtime.autocast(), quick_depthwise(device):
+                losses = self.wrapped(
+                    seen[0],
+                    own,
+                    other_labels=other,
+                    lam=lam,
+                    targets=targets,
+                    index=index[part].to(device, non_blocking=True),
+                )
+            self.updater.backward(losses["loss"] / self.settings.accumulate)
+            return step_figures(losses, own, other, lam, targets, self.stage.objective.temperature)
+
+        *first, last = parts_of(len(labels), self.settings.accumulate)
+        with self.runtime.accelerator.no_sync(self.wrapped) if first else nullcontext():
+            shown = [backward(part) for part in first]
+        figures = self._over_all([*shown, backward(last)])
         at.step, at.updates = at.step + 1, at.updates + 1
-        good = math.isfinite(figures["loss"]) and self._update(losses["loss"])
-        if good:
-            at.add(figures, images)
-        else:
-            self._skip_step()
-        self.progress.step(at.means, images)
+        good = self.updater.apply(figures["loss"], at.updates)
+        self.pending.add(at.step, figures, good, len(labels) * self.runtime.world_size)
+
+    def _over_all(self, figures: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Average over the parts of a batch and over all processes; each process gets the same means."""
+        parts = torch.stack([torch.stack(list(part.values())) for part in figures])
+        means = self.runtime.mean(parts[0] if len(parts) == 1 else parts.mean(0))
+        return dict(zip(figures[0], means.unbind(), strict=True))
+
+    def read(self) -> bool:
+        """Add the figures of the steps since the last time to the epoch's; return whether the last step was good.
+
+        Raises:
+            TutelageError: more steps than the recipe allows had a loss or a gradient that is not finite.
+        """
+        at, good = self.at, True
+        for step, figures, good, images in self.pending.read():
+            if good:
+                at.add(figures, images)
+                continue
+            at.bad_steps += 1
+            where = f"{self.stage.name}, epoch {at.epoch + 1}, step {step}"
+            self.progress.say(
+                f"{where}: the loss or its gradient is not finite; step skipped ({at.bad_steps} so far)"
+            )
+            if at.bad_steps > self.settings.max_bad_steps:
+                raise TutelageError(self._diverged(where, f"{at.bad_steps} steps had a loss"))
         return good
-
-    def _over_all(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        """Average over all processes; each of them gets the same means."""
-        means = self.runtime.mean(torch.stack(list(figures.values()))).tolist()
-        return dict(zip(figures, means, strict=True))
-
-    def _update(self, loss: Tensor) -> bool:
-        """Make a step of the optimizer unless the gradient is not finite; return whether it was made."""
-        self.runtime.accelerator.backward(loss)
-        parameters = list(self.distiller.parameters())
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not math.isfinite(norm.item()):
-            return False
-        if self.settings.clip_grad:
-            clip_grads_with_norm_(parameters, self.settings.clip_grad, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update(self.student, step=self.at.updates)
-        return True
-
-    def _skip_step(self) -> None:
-        """Count a bad step, and undo its changes."""
-        at = self.at
-        at.bad_steps += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        # the running averages of BatchNorm have the bad batch in them
-        _copy(self.buffers_before, self._buffers())
-        where = f"{self.stage.name}, epoch {at.epoch + 1}, step {at.step}"
-        self.progress.say(
-            f"{where}: the loss or its gradient is not finite; step skipped ({at.bad_steps} so far)"
-        )
-        if at.bad_steps > self.settings.max_bad_steps:
-            raise TutelageError(self._diverged(where, f"{at.bad_steps} steps had a loss"))
-
-    def _buffers(self) -> Iterator[Tensor]:
-        """Return the buffers that a bad step spoils: the student's, and the statistics of projectors."""
-        yield from self.student.buffers()
-        for part in self.stage.objective.modules():
-            if isinstance(part, _BatchNorm):
-                yield from part.buffers()
 
     def _diverged(self, where: str, what: str) -> str:
         return (
@@ -350,8 +364,9 @@ class Trainer:
             groups["ema"] = self.ema.module.state_dict()
         meta: dict[str, Any] = {"finished": finished, "counters": self.at.record()}
         if not finished:
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # unwrapped from accelerate's
-            groups["optimizer"], meta["optimizer"] = pack_optimizer(optimizer)
+            groups["optimizer"], meta["optimizer"] = pack_optimizer(self.optimizer)
+            if self.scaler:
+                meta["scaler"] = self.scaler.state_dict()
         save_checkpoint(self.path, groups, meta)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
@@ -366,6 +381,8 @@ class Trainer:
                     self.ema.module.load_state_dict(groups["ema"])
                 if not self.finished:
                     unpack_optimizer(optimizer, groups.get("optimizer", {}), meta["optimizer"])
+                    if self.scaler:
+                        self.scaler.load_state_dict(meta["scaler"])
             except (RuntimeError, KeyError, TypeError, ValueError) as error:
                 raise TutelageError(
                     f"{self.path}: does not fit the recipe ({one_line(error)[:200]}); put recipe.yaml "
@@ -377,8 +394,3 @@ class Trainer:
 
 def _seed(seed: int, name: str, step: int) -> int:
     return int(np.random.SeedSequence([seed, step, *name.encode()]).generate_state(1)[0])
-
-
-def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
-    for old, new in zip(source, target, strict=True):
-        new.copy_(old)

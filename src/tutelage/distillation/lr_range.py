@@ -78,7 +78,8 @@ def _rates_and_losses(
     try:
         trainer.set_modes()
         for batch in trainer.batches():
-            good = trainer.train_step(batch)
+            trainer.train_step(batch)
+            good = trainer.read()
             loss = trainer.at.means.get("loss", math.inf)
             trainer.at.next_epoch()  # so that the next mean is of one step
             if not good or loss > 4 * (found[0][1] if found else loss):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +91,27 @@ class Counters:
         """Make counters from the result of `record`."""
         best = [-math.inf if value is None else value for value in record["best"]]
         return cls(**{**record, "best": best})
+
+
+class Pending:
+    """Figures of steps that are still on the device, so that the host need not wait for each step."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, list[str], int]] = []
+        self._values: list[Tensor] = []
+
+    def add(self, step: int, figures: dict[str, Tensor], good: Tensor, images: int) -> None:
+        """Add a step: its number, the means (of () each) over its images, and whether it was made."""
+        self._steps.append((step, list(figures), images))
+        self._values.append(torch.stack([*figures.values(), good.to(torch.float32)]))
+
+    def read(self) -> Iterator[tuple[int, dict[str, float], bool, int]]:
+        """Read the steps that were added since the last time, with one transfer from the device."""
+        steps, values = self._steps, iter(torch.cat(self._values).tolist() if self._values else [])
+        self._steps, self._values = [], []
+        for step, names, images in steps:
+            figures = {name: next(values) for name in names}
+            yield step, figures, bool(next(values)), images
 
 
 def step_figures(

@@ -35,6 +35,7 @@ def make_optimizer(
     """
     _check_name(settings.optimizer)
     layer_decay = settings.layer_decay if settings.layer_decay < 1 and not head_only else None
+    kernel: dict[str, Any] = {"fused": True} if fused(student, settings) else {}
     try:
         optimizer = create_optimizer_v2(
             student,
@@ -43,6 +44,7 @@ def make_optimizer(
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
             layer_decay=layer_decay,
+            **kernel,
         )
     except ImportError as error:
         raise TutelageError(
@@ -60,6 +62,11 @@ def make_optimizer(
     if projectors := list(others):
         optimizer.add_param_group({"params": projectors, "lr": settings.lr})
     return optimizer
+
+
+def fused(student: nn.Module, settings: TrainRecipe) -> bool:
+    """Whether the optimizer is made of one kernel, which also skips a step without the host: AdamW on CUDA."""
+    return settings.optimizer.lower() == "adamw" and next(student.parameters()).device.type == "cuda"
 
 
 def check_optimizer(settings: TrainRecipe) -> None:

@@ -22,7 +22,7 @@ from tutelage.core.files import write_json, write_text
 from tutelage.core.progress import Progress
 from tutelage.core.recipe import Recipe, dump_recipe
 from tutelage.core.run_dir import Run, write_digests
-from tutelage.core.runtime import Runtime
+from tutelage.core.runtime import Runtime, algorithms
 from tutelage.distillation.objective import check_losses
 from tutelage.distillation.optim import check_optimizer
 from tutelage.distillation.stop import Interrupted, noted_interrupts
@@ -59,6 +59,7 @@ def begin(recipe: Recipe, root: Path, command: str, seeds: int = 1) -> Run:
     """
     check_recipe(recipe)
     runtime = Runtime.start()
+    runtime.check(recipe.train)
 
     def make() -> Path:
         run = Run.create(root, recipe.name or _default_name(recipe))
@@ -122,7 +123,7 @@ def distill(
         Interrupted: the run was asked to stop; `distill` on the same run resumes it.
     """
     runtime = Runtime.start()
-    with _opened(recipe, run, runtime) as tracker, memory_named(run):
+    with _opened(recipe, run, runtime) as tracker, memory_named(run), algorithms(recipe.train.deterministic):
         prepared = prepare(recipe, run, Tracked(progress, tracker), memo)
         fitted = Fitted(prepared, fit_teachers(prepared), fit_head(prepared))
         checked = with_tested_rate(preflight(fitted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,6 +265,8 @@ def _fit(
         lr=fit.lr,
         weight_decay=fit.weight_decay,
         batch_size=batch_size,
+        accumulate=math.gcd(batch_size // prepared.context.runtime.world_size, base.accumulate),
+        sync_batchnorm=base.sync_batchnorm,
         optimizer=base.optimizer,
         seed=base.seed,
         checkpoint_minutes=base.checkpoint_minutes,

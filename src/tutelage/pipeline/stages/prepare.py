@@ -63,8 +63,9 @@ class Prepared:
 
     @property
     def batch_per_process(self) -> int:
-        """Images of a training batch that each process gets."""
-        return max(1, self.recipe.train.batch_size // self.context.runtime.world_size)
+        """Images of a training batch that a process trains at once."""
+        train = self.recipe.train
+        return max(1, train.batch_size // self.context.runtime.world_size // train.accumulate)
 
     def save(self, model: Model, path: Path) -> None:
         """Write a model's weights with its name, classes and input."""
@@ -86,6 +87,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         TutelageError: data or models are missing or do not fit, or the images have changed since the run began.
     """
     runtime = Runtime.start()
+    runtime.check(recipe.train)
     # with auto, each fit measures for itself, and the pre-flight for what follows
     if recipe.train.precision != "auto":
         runtime = replace(runtime, precision=recipe.train.precision)
