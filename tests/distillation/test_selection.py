@@ -16,6 +16,7 @@ from tutelage.distillation.checkpoint import State
 from tutelage.distillation.selection import (
     FINALISTS,
     Candidate,
+    Screening,
     average,
     best_of,
     choose,
@@ -161,8 +162,9 @@ def test_without_statistics_nothing_is_weighed_twice() -> None:
 def test_after_a_screening_the_start_and_the_best_others_are_evaluated_exactly_and_one_of_them_is_kept(
     data: st.DataObject, recipe: SelectionRecipe
 ) -> None:
-    start = state(0.0)
-    trained = {"last": state(1.0), "best": state(3.0), "ema": state(0.5)}
+    old = {"statistics": torch.tensor(0.0)}
+    start = state(0.0) | old
+    trained = {"last": state(1.0) | old, "best": state(3.0) | old, "ema": state(0.5) | old}
     exact: list[State] = []
 
     def screen(_: State) -> dict[str, float]:
@@ -173,7 +175,13 @@ def test_after_a_screening_the_start_and_the_best_others_are_evaluated_exactly_a
         first = candidate is start
         return {"top1": data.draw(st.floats(0, 100) if first else FIGURE), "nll": 1.0}
 
-    choice = choose(start, trained, evaluate, lambda averaged: dict(averaged), recipe, screen=screen)
+    def rough(averaged: State) -> State:
+        return {**averaged, "statistics": torch.tensor(1.0)}
+
+    def thorough(averaged: State) -> State:
+        return {**averaged, "statistics": torch.tensor(2.0)}
+
+    choice = choose(start, trained, evaluate, thorough, recipe, screening=Screening(screen, rough))
     finalists = [c for c in choice.candidates if not c.screened]
     others = len(choice.candidates) - 1
     assert len(exact) == len(finalists) == 1 + min(FINALISTS, others)
@@ -183,8 +191,16 @@ def test_after_a_screening_the_start_and_the_best_others_are_evaluated_exactly_a
     assert merit(choice.kept.val, recipe.metric) == max(merit(c.val, recipe.metric) for c in finalists)
     flags = [c.get("screened", False) for c in choice.record()["candidates"]]
     assert flags == [c.screened for c in choice.candidates]
-    again = count(3, recipe, batchnorm=True)[0]
-    assert count(3, recipe, batchnorm=True, screened=True)[0] == again + 1 + FINALISTS
+    for candidate in choice.candidates:  # statistics on few images serve the screening alone
+        wanted = (1.0 if candidate.screened else 2.0) if candidate.recalibrated else 0.0
+        assert candidate.state["statistics"] == wanted
+    plain, screened = (count(3, recipe, batchnorm=True, screened=one) for one in (False, True))
+    assert screened.evaluations == plain.evaluations + 1 + FINALISTS
+    assert (screened.screened, screened.recalibrations) == (
+        plain.recalibrations,
+        min(FINALISTS, plain.recalibrations),
+    )
+    assert plain.screened == 0
 
 
 def test_a_screening_that_ranks_wrongly_among_the_best_does_not_decide() -> None:
@@ -196,7 +212,12 @@ def test_a_screening_that_ranks_wrongly_among_the_best_does_not_decide() -> None
         return {"top1": 50 + shift * value, "nll": 1.0}
 
     choice = choose(
-        state(0.0), trained, lambda s: figures(-1.0, s), lambda s: s, recipe, screen=lambda s: figures(1.0, s)
+        state(0.0),
+        trained,
+        lambda s: figures(-1.0, s),
+        lambda s: s,
+        recipe,
+        screening=Screening(lambda s: figures(1.0, s), lambda s: s),
     )
     assert choice.kept.name == "start"
     assert [c.val["top1"] for c in choice.candidates] == [50.0, 49.0, 48.0, 47.0]

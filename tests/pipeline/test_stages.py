@@ -124,7 +124,7 @@ def test_each_process_probes_its_share_of_the_batch_in_the_precisions_that_may_b
         asked.append((size, tuple(precisions)))
         return dict.fromkeys(precisions, 100.0)
 
-    def estimate(recipe: object, images: object, rates: dict, *_: object) -> dict:
+    def estimate(recipe: object, images: object, rates: dict, *_: object, **__: object) -> dict:
         ahead.append(rates)
         return {"steps": 1, "estimated_seconds": 1.0, "seconds": {"training": 1.0}, "disk_mb": 1.0}
 

@@ -28,6 +28,34 @@ Recalibrate = Callable[[State], State]
 
 
 @dataclass(frozen=True)
+class Screening:
+    """How all candidates are compared before the best are evaluated: faster, and less exact.
+
+    Attributes:
+        evaluate: returns the figures of a state on val.
+        recalibrate: measures a state's BatchNorm statistics on fewer images.
+    """
+
+    evaluate: Evaluate
+    recalibrate: Recalibrate
+
+
+@dataclass(frozen=True)
+class Work:
+    """How often model selection does what takes time, at most.
+
+    Attributes:
+        evaluations: of a state on val.
+        recalibrations: of a state's BatchNorm statistics.
+        screened: further recalibrations, on the fewer images of a screening.
+    """
+
+    evaluations: int
+    recalibrations: int
+    screened: int = 0
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One student that could be kept.
 
@@ -89,15 +117,16 @@ def choose(
     recalibrate: Recalibrate,
     recipe: SelectionRecipe,
     two_heads: TwoHeads | None = None,
-    screen: Evaluate | None = None,
+    screening: Screening | None = None,
 ) -> Choice:
     """Evaluate the start, the trained states, interpolations between them, and their soup; keep the best.
 
     All but the start are evaluated as they are and with recalibrated BatchNorm statistics: averages may need new ones,
     while near a start that was pretrained on more images the old ones are better.
 
-    With `screen`, all candidates are made and ranked by its figures; `evaluate` then decides between the start and the
-    best of the others, so that what holds of the kept candidate's figures against the start's holds as without it.
+    With `screening`, all candidates are made and ranked by its figures; the best of them then get statistics of
+    `recalibrate`, and `evaluate` decides between them and the start, so that what holds of the kept candidate's figures
+    against the start's holds as without it.
 
     Args:
         start: the weights before training.
@@ -108,29 +137,31 @@ def choose(
         recipe: the metric, and which candidates are made.
         two_heads: of the trained states, but not of the start. Interpolations and averages are made of both heads, and
             each candidate is then folded into a state with one head.
-        screen: as `evaluate`, but faster and less exact; None: all candidates are evaluated by `evaluate`.
+        screening: None: all candidates are made by `recalibrate` and `evaluate`.
     """
     before = two_heads.doubled(start) if two_heads else start
-    figures = screen or evaluate
+    figures, statistics = evaluate, recalibrate
+    if screening:
+        figures, statistics = screening.evaluate, screening.recalibrate
     candidates = [Candidate("start", "start", 0.0, figures(start), before)]
     for name, state in distinct(trained).items():
-        ends = _evaluated(name, name, 1.0, state, figures, recalibrate)
+        ends = _evaluated(name, name, 1.0, state, figures, statistics)
         candidates += ends
         if recipe.interpolate:
-            candidates += _between(candidates[0], ends, figures, recalibrate, recipe.metric)
+            candidates += _between(candidates[0], ends, figures, statistics, recipe.metric)
     if recipe.soup:
         whole = [c for c in candidates if c.alpha in (0.0, 1.0) and not c.recalibrated]
-        candidates += _soup(whole, figures, recalibrate, recipe.metric)
-    if screen:
+        candidates += _soup(whole, figures, statistics, recipe.metric)
+    if screening:
         exact = replace(candidates[0], val=evaluate(start))
-        candidates = [exact, *_with_finalists(candidates[1:], evaluate, recipe.metric)]
+        candidates = [exact, *_with_finalists(candidates[1:], evaluate, recalibrate, recipe.metric)]
     if two_heads:
         candidates = [replace(c, state=two_heads.folded(c.state, c.share or 0.0)) for c in candidates]
     kept = best_of([c for c in candidates if not c.screened], recipe.metric)
     return Choice(recipe.metric, kept, candidates)
 
 
-def count(states: int, recipe: SelectionRecipe, batchnorm: bool, screened: bool = False) -> tuple[int, int]:
+def count(states: int, recipe: SelectionRecipe, batchnorm: bool, screened: bool = False) -> Work:
     """Count how often `choose` evaluates and recalibrates at most.
 
     Args:
@@ -141,8 +172,10 @@ def count(states: int, recipe: SelectionRecipe, batchnorm: bool, screened: bool 
     """
     points = len(COARSE) + 2 if recipe.interpolate else 0
     made = states * (1 + points + recipe.soup)
-    again = 1 + FINALISTS if screened else 0
-    return 1 + made * (1 + batchnorm) + again, made * batchnorm
+    evaluations, recalibrations = 1 + made * (1 + batchnorm), made * batchnorm
+    if not screened:
+        return Work(evaluations, recalibrations)
+    return Work(evaluations + 1 + FINALISTS, min(FINALISTS, recalibrations), recalibrations)
 
 
 def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
@@ -198,13 +231,18 @@ def _with_figures(candidate: Candidate, evaluate: Evaluate) -> Candidate:
     return replace(candidate, share=val.pop(SHARE, None), val=val)
 
 
-def _with_finalists(candidates: Sequence[Candidate], evaluate: Evaluate, metric: str) -> list[Candidate]:
+def _with_finalists(
+    candidates: Sequence[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
+) -> list[Candidate]:
     """Evaluate the best candidates of a screening again; the others are marked as screened."""
+
+    def exact(one: Candidate) -> Candidate:
+        state = recalibrate(one.state) if one.recalibrated else one.state
+        return _with_figures(replace(one, state=state), evaluate)
+
     ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
     finalists = {id(candidate) for candidate in ranked[:FINALISTS]}
-    return [
-        _with_figures(c, evaluate) if id(c) in finalists else replace(c, screened=True) for c in candidates
-    ]
+    return [exact(c) if id(c) in finalists else replace(c, screened=True) for c in candidates]
 
 
 def _between(

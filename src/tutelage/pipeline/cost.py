@@ -46,6 +46,7 @@ class Speeds:
         student_training: forward and backward.
         decoding: of files; infinite where the images are decoded already.
         copies_mb: disk space of the decoded copies of all images, in MB (10^6 bytes).
+        screened: whether a run trains in another precision than fp32, in which it compares candidates first.
     """
 
     teacher: float
@@ -54,6 +55,7 @@ class Speeds:
     student_training: float
     decoding: float
     copies_mb: float
+    screened: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,21 +100,23 @@ def measure_speeds(
     device = runtime.device
     wanted = precision.BOTH if recipe.train.precision == "auto" else (recipe.train.precision,)
 
-    def fastest(probe: object, model: Model) -> float:
-        if model.looks_up:
-            return math.inf
+    def rates(probe: object, model: Model) -> dict[precision.Precision, float]:
         module = model.module.to(device)
-        rates = probe(module, model.input_spec, TIMED_BATCH, device, wanted)  # type: ignore[operator]
-        return max(rates.values()) * runtime.world_size
+        return probe(module, model.input_spec, TIMED_BATCH, device, wanted)  # type: ignore[operator]
+
+    def fastest(probe: object, model: Model) -> float:
+        return math.inf if model.looks_up else max(rates(probe, model).values()) * runtime.world_size
 
     answers = [fastest(precision.probe_inference, model) for model in teachers]
+    training = rates(precision.probe_training, student)
     return Speeds(
         teacher=1 / total if (total := sum(1 / rate for rate in answers)) else math.inf,
         teacher_training=fastest(precision.probe_training, teachers[0]) if fits else None,
         student=fastest(precision.probe_inference, student),
-        student_training=fastest(precision.probe_training, student),
+        student_training=max(training.values()) * runtime.world_size,
         decoding=_decoding_rate(splits.train, max(1, worker_count(recipe.data.workers))),
         copies_mb=_copies_mb(recipe, splits, [model.input_spec for model in (*teachers, student)]),
+        screened=max(training, key=training.__getitem__) != "fp32",
     )
 
 
@@ -166,7 +170,9 @@ def cost_of(
         "student_inference": speeds.student,
     }
     pooled = pooled_width(recipe, teachers[0])
-    ahead = estimate(recipe, Amounts.of(splits), rates, student, place, pooled=pooled)
+    ahead = estimate(
+        recipe, Amounts.of(splits), rates, student, place, pooled=pooled, screened=speeds.screened
+    )
     seconds = {}
     if not splits.train.images.decoded and recipe.data.cache:
         others = 0 if splits.teacher is None else len(splits.teacher)

@@ -53,6 +53,7 @@ def estimate(
     place: Path,
     spent: float = 0.0,
     pooled: int = 0,
+    screened: bool = False,
 ) -> dict[str, Any]:
     """Estimate the steps, the seconds and the disk space (MB of 10^6 bytes) that a run needs from its pre-flight on.
 
@@ -65,6 +66,7 @@ def estimate(
         place: directory of the run.
         spent: seconds that the pre-flight has taken.
         pooled: number of the teacher's pooled features that its cached targets hold for each image.
+        screened: whether candidates are compared in a faster precision first.
 
     Returns:
         `steps`, `disk_mb`, `estimated_seconds`, and the `seconds` of each part: ``preflight``, ``training`` (with the
@@ -81,7 +83,7 @@ def estimate(
     asked = teacher_passes * looks * answer
     inference = 1 / rates["student_inference"]
     validated = trainings * epochs * (1 + averaged) * images.val
-    selected = trainings * _selection_images(recipe, images, student, TRAINED + averaged)
+    selected = trainings * _selection_images(recipe, images, student, TRAINED + averaged, screened)
     students = 2 + trainings  # start, control and student, and often a linear probe
     seconds = {
         "preflight": spent,
@@ -104,10 +106,11 @@ def estimate(
     return {"steps": steps, "estimated_seconds": total, "seconds": seconds, "disk_mb": disk}
 
 
-def _selection_images(recipe: Recipe, images: Amounts, student: Model, states: int) -> int:
+def _selection_images(recipe: Recipe, images: Amounts, student: Model, states: int, screened: bool) -> int:
     """Count the images that pass through the student while the candidates of one training are compared, at most."""
     measured_again = batchnorm.has_batchnorm(student.module) and not recipe.train.frozen_batchnorm
     interpolate = recipe.selection.interpolate and student.pretrained
     wish = recipe.selection.model_copy(update={"interpolate": interpolate})
-    evaluations, recalibrations = count(states, wish, measured_again)
-    return evaluations * images.val + recalibrations * images.measured
+    work = count(states, wish, measured_again, screened)
+    few = min(images.measured, batchnorm.SCREENED)
+    return work.evaluations * images.val + work.recalibrations * images.measured + work.screened * few

@@ -271,6 +271,7 @@ def _ahead(checked: Checked, rates: dict[str, dict[Precision, float]], spent: fl
         prepared.run.path,
         spent,
         pooled_width(prepared.recipe, checked.teachers[0]),
+        screened=runtime.precision != "fp32",
     )
     parts = [f"{name} {seconds / 60:.1f}" for name, seconds in ahead["seconds"].items()]
     prepared.context.progress.say(

@@ -18,7 +18,7 @@ from tutelage.data.splits import Splits, Subset
 from tutelage.distillation.checkpoint import State, state_of
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective, body_state, label_smoothing_of, terms_of
-from tutelage.distillation.selection import Choice, choose, count, distinct
+from tutelage.distillation.selection import Choice, Screening, choose, count, distinct
 from tutelage.distillation.stage import Stage, Trained
 from tutelage.distillation.stop import Interrupted, stop_requests
 from tutelage.distillation.teacher import TargetSource, cached_teacher, passes
@@ -202,10 +202,11 @@ def _selecting(
     prepared = checked.prepared
     recipe = _selection_recipe(checked)
     again = _has_new_statistics(prepared, model)
-    evaluations, recalibrations = count(len(distinct(trained.states)), recipe, again, _is_screened(prepared))
-    steps = (evaluations + evidence) * batches(prepared, prepared.splits.val)
+    work = count(len(distinct(trained.states)), recipe, again, _is_screened(prepared))
+    steps = (work.evaluations + evidence) * batches(prepared, prepared.splits.val)
     images = min(len(prepared.splits.train), batchnorm.IMAGES)
-    steps += recalibrations * math.ceil(images / batchnorm.BATCH)
+    steps += work.recalibrations * math.ceil(images / batchnorm.BATCH)
+    steps += work.screened * math.ceil(min(images, batchnorm.SCREENED) / batchnorm.BATCH)
     return shown(prepared.context.progress, "selection", steps)
 
 
@@ -233,6 +234,10 @@ def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = Non
         with prepared.context.runtime.autocast():
             return evaluate(state)
 
+    def screened_statistics(state: State) -> State:
+        with prepared.context.runtime.autocast():
+            return _recalibrated(checked, model, state, batchnorm.SCREENED // batchnorm.BATCH)
+
     return choose(
         checked.start,
         trained.states,
@@ -240,7 +245,7 @@ def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = Non
         recalibrate=lambda state: _recalibrated(checked, model, state),
         recipe=_selection_recipe(checked),
         two_heads=two_heads,
-        screen=screen if _is_screened(prepared) else None,
+        screening=Screening(screen, screened_statistics) if _is_screened(prepared) else None,
     )
 
 
@@ -254,8 +259,15 @@ def _metric(prepared: Prepared) -> str:
     return prepared.recipe.selection.metric if prepared.splits.val.labelled else FIDELITY
 
 
-def _recalibrated(checked: Checked, model: Model, state: State) -> State:
-    """Measure a state's BatchNorm statistics again; return the same state where there are none, or they are frozen."""
+def _recalibrated(checked: Checked, model: Model, state: State, most: int | None = None) -> State:
+    """Measure a state's BatchNorm statistics again; return the same state where there are none, or they are frozen.
+
+    Args:
+        checked: has the images.
+        model: of the state.
+        state: is not changed.
+        most: number of batches of images; None: all.
+    """
     prepared, module = checked.prepared, model.module
     if not _has_new_statistics(prepared, model):
         return state
@@ -263,7 +275,7 @@ def _recalibrated(checked: Checked, model: Model, state: State) -> State:
         batchnorm.recalibrate(
             module,
             model.input_spec,
-            checked.batchnorm_images,
+            checked.batchnorm_images[:most],
             prepared.device,
             lambda images: prepared.context.progress.step({}, images),
         )
