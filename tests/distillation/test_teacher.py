@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers.fitted import fit
 from torch import nn
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
 from tutelage.core.progress import Silent
-from tutelage.core.recipe import parse_recipe
+from tutelage.core.recipe import DataRecipe, parse_recipe
 from tutelage.core.run_dir import Run
 from tutelage.data.input_spec import InputSpec
+from tutelage.data.splits import make_splits
 from tutelage.distillation.teacher import Teacher, cached_teacher
 from tutelage.models.fold import for_inference
 from tutelage.models.registry import load_model
@@ -101,9 +103,12 @@ def prepared(tree: dict, root: Path, name: str) -> Prepared:
 
 
 def trained(tree: dict, root: Path, name: str) -> Run:
-    """A run as far as its student, with a teacher whose new head, which is zero at first, has been trained a little."""
+    """A run as far as its student, with a teacher that knows the digits a little: one for all runs of a test."""
+    weights = root / "teacher.safetensors"
+    if not weights.exists():
+        fit("test_resnet", make_splits(DataRecipe(train="digits", limit=240)).train, weights)
     tree["selection"] = {"interpolate": False, "soup": False}
-    tree["teacher"]["fit"] = {"epochs": 6, "lr": 2e-2}
+    tree["teacher"] |= {"model": f"test_resnet@{weights}", "fit": "no"}
     found = prepared(tree, root, name)
     train_student(preflight(Fitted(found, fit_teachers(found), fit_head(found))))
     return found.run
