@@ -370,7 +370,7 @@ class ExportRecipe(Component):
     enabled: bool = False
     """Write the student in the formats below, and verify the files."""
     formats: Annotated[
-        tuple[Literal["onnx", "openvino", "executorch", "ncnn", "litert"], ...], Field(min_length=1)
+        tuple[Literal["onnx", "openvino", "executorch", "ncnn", "litert", "coreml"], ...], Field(min_length=1)
     ] = (
         "onnx",
         "openvino",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,19 @@ def whole_file(path: Path) -> Iterator[TextIO]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; there may be none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def files_in(path: Path) -> list[Path]:
+    """Return a file itself, or all files in a folder and its subfolders; none where nothing is there."""
+    return [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
 
 
 def link_file(source: Path, target: Path) -> None:

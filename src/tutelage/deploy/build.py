@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.files import files_in
 from tutelage.core.recipe import ExportRecipe
 from tutelage.data.loading import BadImages, eval_loader
 from tutelage.data.splits import Subset
@@ -19,8 +20,9 @@ from tutelage.deploy.formats.making import Making, Say, reason, require
 from tutelage.deploy.formats.registry import MAKERS
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.manifest import one_line as as_label
+from tutelage.deploy.parity import Inspected
 from tutelage.deploy.quantise import Pictures
-from tutelage.deploy.runtimes.base import Arithmetic, Session, Variant
+from tutelage.deploy.runtimes.base import Arithmetic, Runtime, Session, Variant
 from tutelage.deploy.runtimes.registry import files_of, open_session, runtimes_of
 from tutelage.models.class_mapping import head_labels
 from tutelage.models.source import Model
@@ -31,7 +33,17 @@ READ = 64  # images per batch
 MIB = 2**20
 FORMATS = ExportRecipe().formats
 # The packages whose versions are recorded where they are used.
-CONVERTERS = ("onnx", "openvino", "nncf", "executorch", "torchao", "pnnx", "ncnn", "litert_torch")
+CONVERTERS = (
+    "onnx",
+    "openvino",
+    "nncf",
+    "executorch",
+    "torchao",
+    "pnnx",
+    "ncnn",
+    "litert_torch",
+    "coremltools",
+)
 
 
 @dataclass(frozen=True)
@@ -56,15 +68,15 @@ class Deployed:
     model: Model
     directory: Path
     manifest: Manifest
-    variants: tuple[Variant, ...]
+    variants: tuple[Variant, ...]  # those that can be run here
     missing: Mapping[str, str] = field(
         default_factory=dict
     )  # files that could not be made, each with the reason
+    inspected: tuple[Inspected, ...] = ()  # files that are for other machines
 
     def size_mb(self, variant: Variant) -> float:
         """Size of all that the runtime loads, in MiB (2^20 bytes)."""
-        files = files_of(self.directory / variant.file)
-        return sum(file.stat().st_size for file in files if file.exists()) / MIB
+        return _size_mb(self.directory / variant.file)
 
 
 def build(
@@ -117,13 +129,32 @@ def build(
         if runtime is not None:
             say(f"{model.spec}: {runtime.title}")
             make(making)
-    wanted = [variant for runtime in runtimes for variant in runtime.variants if runtime.supports(variant)]
-    variants = tuple(variant for variant in wanted if (directory / variant.file).exists())
-    if not variants:
+    made = [
+        (runtime, variant)
+        for runtime in runtimes
+        for variant in runtime.variants
+        if (directory / variant.file).exists()
+    ]
+    variants = tuple(variant for runtime, variant in made if runtime.runs_here and runtime.supports(variant))
+    inspected = tuple(
+        _inspected(runtime, variant, model, directory) for runtime, variant in made if not runtime.runs_here
+    )
+    if not made:
         first = next(iter(making.failures.values()))
         raise first if isinstance(first, TutelageError) else TutelageError(f"{model.spec}: {reason(first)}")
     missing = {file: reason(error) for file, error in making.failures.items()}
-    return Deployed(model, directory, manifest, variants, missing)
+    return Deployed(model, directory, manifest, variants, missing, inspected)
+
+
+def _inspected(runtime: Runtime, variant: Variant, model: Model, directory: Path) -> Inspected:
+    path, spec = directory / variant.file, model.input_spec
+    found = runtime.inspect(path, (1, 3, spec.height, spec.width), model.num_classes)
+    return Inspected(variant, _size_mb(path), found)
+
+
+def _size_mb(path: Path) -> float:
+    """Size of a model file and all that belongs to it, in MiB."""
+    return sum(file.stat().st_size for part in files_of(path) for file in files_in(part)) / MIB
 
 
 def as_model(deployed: Deployed, variant: Variant, batch_size: int) -> Model:

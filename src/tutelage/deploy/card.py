@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tutelage.core.files import write_text
 from tutelage.deploy.manifest import LABELS, PREPROCESS, Manifest
 from tutelage.deploy.qad.words import WORDS
-from tutelage.deploy.runtimes.registry import VARIANTS, preferred
+from tutelage.deploy.runtimes.registry import RUNTIMES, VARIANTS, preferred, runtime_of
 from tutelage.evaluation.intervals import exact_interval
 
 CARD = "README.md"
@@ -53,7 +53,7 @@ def card(manifest: Manifest, record: Mapping[str, Any]) -> ModelCard:
     default = _default_row(record)
     parts = [
         _introduction(manifest),
-        _how_to_run() if default else [],
+        _how_to_run(runtime_of(_file_of(record, default)).extra) if default else [],
         _files(record),
         _qad(record),
         _evaluation(record),
@@ -92,7 +92,7 @@ def _metadata(manifest: Manifest, record: Mapping[str, Any], row: Mapping[str, A
         license=None if _distilled(manifest) else origin.get("licence"),
         model_name=_name(manifest) if results else None,
         eval_results=results,
-        tags=[*(["knowledge-distillation"] if _distilled(manifest) else []), "onnx", "openvino"],
+        tags=[*(["knowledge-distillation"] if _distilled(manifest) else []), *_formats(record)],
     )
 
 
@@ -113,12 +113,12 @@ def _introduction(manifest: Manifest) -> list[str]:
     return lines
 
 
-def _how_to_run() -> list[str]:
+def _how_to_run(extra: str) -> list[str]:
     return [
         "## How to run it",
         "",
         "```",
-        "pip install 'tutelage[deploy]'",
+        f"pip install 'tutelage[{extra}]'",
         "tutelage predict . cat.jpg holiday/    # in a copy of this folder",
         "```",
         "",
@@ -138,8 +138,15 @@ def _how_to_run() -> list[str]:
 
 def _files(record: Mapping[str, Any]) -> list[str]:
     rows = list(_good_rows(record))
+    unrun = [
+        f"`{one['file']}` ({_number(one['size_mb'], 2)} MiB) was not run, since the machine that made it cannot: "
+        "its input, output and weights were checked, not its logits, and its accuracy and latency are not known."
+        for one in record.get("not_run", [])
+        if not one["complaint"]
+    ]
     if not rows:
-        return ["## Files", "", "No file passed the checks; `deploy.json` has the reasons."]
+        none = "No file passed the checks; `deploy.json` has the reasons."
+        return ["## Files", "", *(unrun or [none])]
     measured = [row for _, row in rows if row["top1"] is not None]
     reference = "the teacher" if record["rows"][0]["role"] == "teacher" else "the model"
     header = ["file", "size, MiB", "latency, ms", *(["top-1, %", INTERVAL] if measured else [])]
@@ -164,7 +171,7 @@ def _files(record: Mapping[str, Any]) -> list[str]:
         else f"Files and PyTorch were compared on {check['n']:,} images ({_text(_public(check['images']))}); "
         "no accuracy was measured."
     )
-    return lines
+    return [*lines, *("\n" + line for line in unrun)]
 
 
 def _qad(record: Mapping[str, Any]) -> list[str]:
@@ -295,6 +302,13 @@ def _good_rows(record: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], M
     checks = [check for check in record["checks"] if check["file"] not in record["rejected"]]
     for check in sorted(checks, key=lambda one: names.index(one["file"])):
         yield check, rows[check["role"]]
+
+
+def _formats(record: Mapping[str, Any]) -> list[str]:
+    """The formats of all files, in the order of the table."""
+    files = [one["file"] for one in (*record["checks"], *record.get("not_run", []))]
+    found = {runtime_of(file).format for file in files}
+    return [runtime.format for runtime in RUNTIMES if runtime.format in found]
 
 
 def _default_row(record: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from tutelage.core.errors import TutelageError, one_line
-from tutelage.core.files import write_json
+from tutelage.core.files import files_in, remove, write_json
 from tutelage.data.sources.synthetic import Synthetic
 from tutelage.data.splits import Subset, whole
 from tutelage.deploy.bench import MADE_UP, Bench, calibrated
@@ -22,7 +22,7 @@ from tutelage.deploy.build import FORMATS, Deployed, Material, build
 from tutelage.deploy.card import CARD, is_foreign, write_card
 from tutelage.deploy.formats.making import Say
 from tutelage.deploy.manifest import LABELS, PREPROCESS, REPORT
-from tutelage.deploy.parity import Checked
+from tutelage.deploy.parity import Checked, Inspected
 from tutelage.deploy.qad.candidates import Comparison, Tuning, with_better_files
 from tutelage.deploy.runtimes.onnxruntime import external_data
 from tutelage.deploy.runtimes.registry import VARIANTS, any_int8, files_of
@@ -49,6 +49,7 @@ class DeployReport:
         remarks: what a user has to know besides, such as the images that int8 was calibrated on.
         run: of a run, what its evaluation found: `verdict` and `pairs`, and `calibration`.
         qad: where the model was fine-tuned for int8, what that gave.
+        inspected: the files that this machine cannot run, of which only the content was checked.
     """
 
     directory: Path
@@ -59,6 +60,7 @@ class DeployReport:
     remarks: tuple[str, ...] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
     qad: Comparison = field(default_factory=Comparison)
+    inspected: tuple[Inspected, ...] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -68,7 +70,8 @@ class DeployReport:
     @property
     def rejected(self) -> dict[str, str]:
         """The files that should not be deployed, each with the reason."""
-        return {one.variant.file: one.complaint for one in self.checks if _rejects(one)}
+        failed = {one.variant.file: one.complaint for one in self.checks if _rejects(one)}
+        return failed | {one.variant.file: one.complaint for one in self.inspected if one.complaint}
 
     def rich(self) -> RichTable:
         """For a terminal: a line for PyTorch and for each file; all figures are in ``deploy.json``."""
@@ -85,6 +88,11 @@ class DeployReport:
                 _figure(row.top1, ".2f", "%"),
                 f"{one.parity.agreement:.2f}%" if one else "",
                 "" if one is None else "rejected" if _rejects(one) else "FAILED" if one.complaint else "ok",
+            )
+        for file in self.inspected:
+            size = _figure(file.size_mb, ".2f", " MiB")
+            shown.add_row(
+                file.variant.shown, size, "–", "–", "", "rejected" if file.complaint else "not run here"
             )
         return shown
 
@@ -103,6 +111,15 @@ class DeployReport:
                     **asdict(one.parity),
                 }
                 for one in self.checks
+            ],
+            "not_run": [
+                {
+                    "role": one.variant.role,
+                    "file": one.variant.file,
+                    "size_mb": one.size_mb,
+                    "complaint": one.complaint or None,
+                }
+                for one in self.inspected
             ],
             "rejected": self.rejected,
             "missing": dict(self.missing),
@@ -190,11 +207,22 @@ def export_model(
         remarks = [*([calibrated(material)] if material else []), *missing, *notes, *_unnamed(model)]
         remarks += qad.lines()
         lines = [*remarks, *(one.sentence(images) for one in checks)]
+        lines += [one.sentence() for one in deployed.inspected]
         lines += [f"{name}: cannot be made ({reason})" for name, reason in missing_files.items()]
         everything = Table(table.rows, [*table.notes, *lines])
         if is_foreign(out / CARD):
             remarks.append(f"{out / CARD} is not of tutelage, so it is kept and no model card is written")
-        report = DeployReport(out, everything, checks, images, missing_files, tuple(remarks), run or {}, qad)
+        report = DeployReport(
+            out,
+            everything,
+            checks,
+            images,
+            missing_files,
+            tuple(remarks),
+            run or {},
+            qad,
+            deployed.inspected,
+        )
         _publish(stage, deployed, report)
     return report
 
@@ -279,17 +307,17 @@ def _publish(stage: Path, deployed: Deployed, report: DeployReport) -> None:
     for name in (PREPROCESS, REPORT, LABELS):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / REJECTED, ignore_errors=True)
-    made = {variant.file for variant in deployed.variants}
+    made = {variant.file for variant in (*deployed.variants, *(one.variant for one in deployed.inspected))}
     for name in dict.fromkeys(variant.file for variant in VARIANTS):
         for file in files_of(out / name):
-            _remove(file)
+            remove(file)
         for file in files_of(stage / name):
             if name in made and file.exists():
                 folder = out / REJECTED if name in rejected else out
                 folder.mkdir(exist_ok=True)
                 _flush(file)
                 os.replace(file, folder / file.name)
-    _remove(out / web_folder.FOLDER)
+    remove(out / web_folder.FOLDER)
     if (stage / web_folder.FOLDER).exists():
         os.replace(stage / web_folder.FOLDER, out / web_folder.FOLDER)
     write_json(out / REPORT, report.record())
@@ -297,16 +325,7 @@ def _publish(stage: Path, deployed: Deployed, report: DeployReport) -> None:
     deployed.manifest.write(out)
 
 
-def _remove(path: Path) -> None:
-    """Remove a model file, or a folder that is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _flush(path: Path) -> None:
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            with open(file, "rb") as stream:
-                os.fsync(stream.fileno())
+    for file in files_in(path):
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())

@@ -50,6 +50,26 @@ class Checked:
         return f"{line}; FAILED: {self.complaint}" if self.complaint else line
 
 
+@dataclass(frozen=True)
+class Inspected:
+    """A file that this machine cannot run, so that nothing is claimed for it but its size and what is in it.
+
+    Attributes:
+        variant: the file.
+        size_mb: in MiB.
+        complaint: what is wrong with its content; empty: nothing.
+    """
+
+    variant: Variant
+    size_mb: float
+    complaint: str
+
+    def sentence(self) -> str:
+        """The result in one line."""
+        line = f"{self.variant.file}: not run here; its input, output and weights were checked, nothing was measured"
+        return f"{line}; FAILED: {self.complaint}" if self.complaint else line
+
+
 def parity(predictions: Tensor, truth: Tensor) -> Parity:
     """Compare logits (N, C) of a file with PyTorch's."""
     return Parity(

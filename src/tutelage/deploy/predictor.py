@@ -305,6 +305,10 @@ def _choose(folder: Path, runtime: str | None, precision: Precision | None) -> P
     for variant, its in wanted:
         if its.is_installed:
             return folder / variant.file
+    wanted = [(variant, its) for variant, its in wanted if its.runs_here]
+    if not wanted:
+        names = ", ".join(variant.file for variant, _ in present)
+        raise TutelageError(f"{folder}: {names} cannot be run on this machine; export another format")
     names = " or ".join(sorted({its.name for _, its in wanted}))
     remedies = " or ".join(dict.fromkeys(its.remedy for _, its in wanted))
     raise TutelageError(f"{folder}: {names} is not installed; {remedies}")

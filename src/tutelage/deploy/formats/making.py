@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tutelage.core.errors import TutelageError, one_line
+from tutelage.core.files import remove
 from tutelage.deploy.convert import quiet, save_onnx, to_onnx
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.quantise import Pictures, Quantiser
@@ -96,7 +97,7 @@ class Making:
             self.failures[name] = error
             self.say(f"{self.model.spec}: {name} cannot be made ({reason(error)})")
             for file in files_of(self.directory / name):
-                file.unlink(missing_ok=True)
+                remove(file)
             return None
 
 

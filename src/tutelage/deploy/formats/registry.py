@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tutelage.deploy.formats import executorch, litert, ncnn, onnx, openvino
+from tutelage.deploy.formats import coreml, executorch, litert, ncnn, onnx, openvino
 from tutelage.deploy.formats.making import Making
 
 # In the order in which they are made: layers that OpenVINO's int8 left in float32 are left so in ONNX too.
@@ -14,4 +14,5 @@ MAKERS: Mapping[str, Callable[[Making], None]] = {
     "executorch": executorch.make,
     "ncnn": ncnn.make,
     "litert": litert.make,
+    "coreml": coreml.make,
 }

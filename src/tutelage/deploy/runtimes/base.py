@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,9 @@ class Runtime:
         open: makes a session of a file that exists.
         parts: all files and folders that may belong to a model file, itself first.
         supports: whether this machine can run a variant that is an option.
+        platform: `sys.platform` of the machines that run its files; empty: all. Elsewhere files are made and inspected.
+        inspect: what is wrong with a file of a model with an input of this shape and so many classes, by the file's
+            content alone; empty where nothing is.
     """
 
     name: str
@@ -103,6 +107,8 @@ class Runtime:
     parts: Callable[[Path], tuple[Path, ...]] = lambda path: (path,)
     supports: Callable[[Variant], bool] = lambda variant: True
     maker_extra: str = ""
+    platform: str = ""
+    inspect: Callable[[Path, tuple[int, ...], int], str] = lambda path, shape, classes: ""
 
     @property
     def remedy(self) -> str:
@@ -115,9 +121,14 @@ class Runtime:
         return f"run `pip install tutelage[{self.maker_extra or self.extra}]`"
 
     @property
+    def runs_here(self) -> bool:
+        """Whether it could run files on this machine, if it is installed."""
+        return self.platform in ("", sys.platform)
+
+    @property
     def is_installed(self) -> bool:
         """Whether it can run files here."""
-        return is_installed(self.package)
+        return self.runs_here and is_installed(self.package)
 
     @property
     def missing(self) -> tuple[str, ...]:

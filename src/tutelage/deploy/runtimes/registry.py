@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage.core.errors import TutelageError
-from tutelage.deploy.runtimes import executorch, litert, ncnn, onnxruntime, openvino
+from tutelage.deploy.runtimes import coreml, executorch, litert, ncnn, onnxruntime, openvino
 from tutelage.deploy.runtimes.base import Arithmetic, Options, Runtime, Session, Variant
 
 RUNTIMES: tuple[Runtime, ...] = (
@@ -15,6 +15,7 @@ RUNTIMES: tuple[Runtime, ...] = (
     executorch.RUNTIME,
     ncnn.RUNTIME,
     litert.RUNTIME,
+    coreml.RUNTIME,
 )
 VARIANTS: tuple[Variant, ...] = tuple(variant for runtime in RUNTIMES for variant in runtime.variants)
 # The files that `Predictor` prefers; the others follow in the order of the table. ONNX Runtime is often slower in int8.
