@@ -77,11 +77,10 @@ def test_what_makes_the_files_is_an_extra_of_its_own(monkeypatch: pytest.MonkeyP
     [
         ("Type INT8 is currently not supported by Div.Node number 7 (DIV) failed to invoke.", "DIV"),
         ("x != y\nNode number 12 (BATCH_MATMUL) failed to prepare.\nFailed to apply", "BATCH_MATMUL"),
-        ("Could not open 'model.tflite'.", None),
     ],
 )
-def test_the_operation_that_cannot_be_run_is_found_in_the_message(message: str, name: str | None) -> None:
-    assert litert.refused_operation(message) == name
+def test_the_operation_that_cannot_be_run_is_found_in_the_message(message: str, name: str) -> None:
+    assert litert.refused_operation(RuntimeError(message)) == name
 
 
 # --- making them
@@ -174,17 +173,67 @@ def test_an_operation_that_cannot_be_run_in_int8_stays_in_float(
 ) -> None:
     _, making, said = files
 
-    class Refusing(LiteRTFile):
-        def __init__(self, file: Path | bytes, threads: int | None = None) -> None:
-            super().__init__(file, threads)
-            if isinstance(file, bytes) and divides_in_int8(file):
-                raise RuntimeError("Type INT8 is not supported.Node number 3 (DIV) failed to prepare.")
+    def refuse(self: litert._Quantiser, content: bytes) -> None:
+        if divides_in_int8(content):
+            raise RuntimeError("Type INT8 is not supported.Node number 3 (DIV) failed to prepare.")
 
     quantiser = litert._Quantiser((making.directory / "model.tflite").read_bytes(), making)
     assert divides_in_int8(quantiser._runnable(litert.ALL))
-    monkeypatch.setattr(litert, "LiteRTFile", Refusing)
+    monkeypatch.setattr(litert._Quantiser, "_run", refuse)
     assert not divides_in_int8(quantiser._runnable(litert.ALL))
-    assert said[-1] == "net: LiteRT: DIV stays in float, since LiteRT cannot run it in int8"
+    assert said[-1].startswith(
+        "net: LiteRT: DIV stays in float, since LiteRT cannot have it in int8 (Type INT8"
+    )
+
+
+def test_where_int8_crashes_litert_only_layers_are_in_int8(
+    files: tuple[nn.Module, Making, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, making, said = files
+
+    def crash(self: litert._Quantiser, content: bytes) -> None:
+        if divides_in_int8(content):
+            raise RuntimeError("LiteRT crashes with it, by signal 11")
+
+    monkeypatch.setattr(litert._Quantiser, "_run", crash)
+    content = (making.directory / "model.tflite").read_bytes()
+    found = litert._Quantiser(content, making).best()
+    assert not divides_in_int8(found)
+    assert len(found) < 0.6 * len(content)
+    assert said[-1].endswith("(LiteRT crashes with it, by signal 11); int8 of layers alone is tried")
+
+
+def test_a_file_is_tried_in_a_process_of_its_own(files: tuple[nn.Module, Making, list[str]]) -> None:
+    _, making, _ = files
+    content = (making.directory / "model.tflite").read_bytes()
+    quantiser = litert._Quantiser(content, making)
+    quantiser._run(content)
+    with pytest.raises(RuntimeError, match=r"(?i)model"):
+        quantiser._run(content[:100])
+
+
+class ClassToken(nn.Module):
+    """A token before those of the image, as a ViT has it: ai-edge-quantizer cannot quantise the joining of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.patch = nn.Conv2d(3, 16, 8, 8)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patch(images).flatten(2).transpose(1, 2)
+        return self.head(torch.cat([self.token, tokens], 1).mean(1))
+
+
+def test_an_operation_that_cannot_be_quantised_stays_in_float(converter: None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    said = list[str]()
+    making = made(ClassToken().eval(), tmp_path, InputSpec(SIDE, SIDE), pictures(), said)
+    assert not making.failures
+    assert [line.split(",")[0] for line in said if "stays" in line] == [
+        "net: LiteRT: CONCATENATION stays in float"
+    ]
 
 
 def test_the_files_have_the_manifest_and_no_vector_twice(files: tuple[nn.Module, Making, list[str]]) -> None:
@@ -251,13 +300,16 @@ def test_six_architectures_are_converted_and_agree(name: str, converter: None, t
         RNG.integers(0, 256, (4, spec.height, spec.width, 3), dtype=np.uint8), np.zeros(4, np.int64)
     )
     making = made(module, tmp_path, spec, given, [])
-    assert not making.failures
     images = normalised(given.pixels, spec)
     with torch.no_grad():
         wanted = module(torch.from_numpy(images)).numpy()
     assert np.abs(answers(making, "model.tflite", images) - wanted).max() < 1e-3 * max(
         1, np.abs(wanted).max()
     )
+    if name == "resnet50_gn@none":  # LiteRT 2.3 ends by a fault of memory when it opens the file
+        assert "crashes" in str(making.failures["model-int8.tflite"])
+        return
+    assert not making.failures
     assert np.isfinite(answers(making, "model-int8.tflite", images)).all()
     assert (tmp_path / "model-int8.tflite").stat().st_size < 0.4 * (tmp_path / "model.tflite").stat().st_size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,17 @@ class LiteRTFile:
         found = np.asarray(self._interpreter.get_tensor(self._output["index"]))
         scale, zero_point = self._output["quantization"]
         return (found.astype(np.float32) - zero_point) * scale if scale else found
+
+
+def main(folder: str) -> None:
+    """Run ``model.tflite`` of a folder on each of its ``images.npy``, and print why where it cannot be run."""
+    try:
+        file = LiteRTFile(Path(folder) / "model.tflite")
+        for images in np.load(Path(folder) / "images.npy"):
+            file(images)
+    except (RuntimeError, ValueError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

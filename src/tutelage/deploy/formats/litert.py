@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import re
+import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -133,12 +138,16 @@ class _Quantiser:
         self._ranges = self._calibrated()
 
     def best(self) -> bytes:
-        """Return the form with all operations in int8, or that with layers alone where the first loses too much.
+        """Return the form with all operations in int8, or with layers alone where that fails or loses too much.
 
         Raises:
-            TutelageError: an operation that cannot be run in int8 cannot be left in float either.
+            TutelageError: there is no form that can be run.
         """
-        plain = self._runnable(ALL)
+        try:
+            plain = self._runnable(ALL)
+        except TutelageError as error:
+            self._say(f"{error}; int8 of layers alone is tried")
+            return self._runnable(LAYERS)
         if self._making.validation is None:
             return plain
         reference = self._top1(self._content)
@@ -194,22 +203,46 @@ class _Quantiser:
         return bytes(made.quantized_model)
 
     def _runnable(self, operations: tuple[str, ...]) -> bytes:
-        """Return a form that was run; operations that LiteRT refuses in int8 are left in float."""
-        pictures = self._making.calibration
-        assert pictures is not None
+        """Return a form that was run; operations that cannot be made or run in int8 are left in float.
+
+        Raises:
+            TutelageError: there is none.
+        """
         while True:
-            content = self._quantised(operations)
             try:
-                file = LiteRTFile(content)
-                for image in self._prepared(pictures, 0, FEW):
-                    file(image)
+                content = self._quantised(operations)
+                self._run(content)
                 return content
             except (RuntimeError, ValueError) as error:
-                refused = refused_operation(str(error))
+                refused = refused_operation(error)
                 if refused is None or refused in self._kept:
-                    raise TutelageError(f"LiteRT cannot run it ({cause(error)})") from None
+                    raise TutelageError(f"not every operation can be in int8 ({cause(error)})") from None
                 self._kept.append(refused)
-                self._say(f"{refused} stays in float, since LiteRT cannot run it in int8")
+                self._say(
+                    f"{refused} stays in float, since LiteRT cannot have it in int8 ({cause(error)[:80]})"
+                )
+
+    def _run(self, content: bytes) -> None:
+        """Run a form on some images in a process of its own, which LiteRT may end by a fault of memory.
+
+        Raises:
+            RuntimeError: it cannot be run; the message is LiteRT's.
+        """
+        pictures = self._making.calibration
+        assert pictures is not None
+        with TemporaryDirectory(prefix="tutelage-") as folder:
+            (Path(folder) / "model.tflite").write_bytes(content)
+            np.save(Path(folder) / "images.npy", np.stack(list(self._prepared(pictures, 0, FEW))))
+            done = subprocess.run(
+                [sys.executable, "-m", "tutelage.core.litert", folder],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        if done.returncode < 0:
+            raise RuntimeError(f"LiteRT crashes with it, by signal {-done.returncode}")
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-1000:])
 
     @property
     def _images(self) -> int:
@@ -235,10 +268,18 @@ class _Quantiser:
         self._making.say(f"{self._making.model.spec}: LiteRT: {line}")
 
 
-def refused_operation(message: str) -> str | None:
-    """The operation that LiteRT could not prepare or run, such as ``DIV``; None: the message names none."""
-    found = re.search(r"Node number \d+ \((\w+)\) failed to \w+", message)
-    return found[1] if found else None
+def refused_operation(error: Exception) -> str | None:
+    """The operation that LiteRT could not prepare or run, or ai-edge-quantizer could not quantise, such as ``DIV``.
+
+    LiteRT's error names it. That of the quantiser does not, but each kind of operation has a function of its own there,
+    such as `materialize_concatenation`. None: it is neither.
+    """
+    if found := re.search(r"Node number \d+ \((\w+)\) failed to \w+", str(error)):
+        return found[1]
+    calls = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    named = importlib.import_module("ai_edge_quantizer.qtyping").TFLOperationName
+    names = [name.removeprefix("materialize_").upper() for name in calls if name.startswith("materialize_")]
+    return next((name for name in names if name in named.__members__), None)
 
 
 @contextlib.contextmanager
