@@ -34,6 +34,30 @@ def agree(module: nn.Module, spec: InputSpec, path: Path) -> None:
     assert np.abs(open_session(path)(images.numpy()) - wanted).max() < 1e-4 * max(1, np.abs(wanted).max())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf_efficientnet_lite0",
+        "efficientvit_b1",
+        "mobilenetv4_conv_small",
+        "vit_tiny_patch16_224",
+        "convnext_atto",
+        "resnet50_gn",
+    ],
+)
+def test_six_architectures_are_exported_and_agree(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = load_model(f"{name}@none")
+    network, spec = model.module.eval(), model.input_spec
+    labels = tuple(map(str, range(model.num_classes)))
+    manifest = Manifest(name, spec, labels, labels)
+    convert.save_onnx(convert.to_onnx(network, spec), tmp_path / "model.onnx", manifest)
+    convert.save_openvino(convert.to_openvino(tmp_path / "model.onnx"), tmp_path / "model.xml", manifest)
+    for file in ("model.onnx", "model.xml"):
+        agree(network, spec, tmp_path / file)
+
+
 class Attention(nn.Module):
     """Attention as timm has it; fused, it holds what the exporter refuses."""
 
