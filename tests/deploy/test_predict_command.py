@@ -233,5 +233,6 @@ def test_a_bar_is_shown_on_the_terminal_while_the_results_go_to_a_pipe(
     reader.join(10)
     os.close(terminal)
     assert b"11/11" in shown
-    assert b"04.png: cannot be decoded" in shown
+    # a terminal of 80 columns breaks the line within the path, which is longer or shorter
+    assert b"04.png:cannotbedecoded" in b"".join(bytes(shown).split())
     assert len(list(csv.DictReader(io.StringIO(done.stdout.decode())))) == 50

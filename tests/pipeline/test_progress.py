@@ -14,7 +14,7 @@ from tests.helpers.real_runs import quick
 
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
-from tutelage.distillation.selection import count
+from tutelage.distillation.selection import Work, count
 from tutelage.pipeline.console import STAGE_WORDS
 from tutelage.pipeline.run import begin, distill
 
@@ -97,15 +97,13 @@ def test_a_resumed_preflight_counts_what_it_does(tiny: dict, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("wish", "batchnorm", "expected"),
     [
-        ({"interpolate": False, "soup": False}, False, (3, 0)),
-        ({"interpolate": False, "soup": False}, True, (5, 2)),
-        ({"interpolate": True, "soup": False}, False, (13, 0)),
-        ({"interpolate": True, "soup": True}, True, (29, 14)),
+        ({"interpolate": False, "soup": False}, False, Work(3, 0)),
+        ({"interpolate": False, "soup": False}, True, Work(5, 2)),
+        ({"interpolate": True, "soup": False}, False, Work(13, 0)),
+        ({"interpolate": True, "soup": True}, True, Work(29, 14)),
     ],
 )
-def test_how_many_candidates_there_are_at_most(
-    wish: dict, batchnorm: bool, expected: tuple[int, int]
-) -> None:
+def test_how_many_candidates_there_are_at_most(wish: dict, batchnorm: bool, expected: Work) -> None:
     """Of two states: themselves, five points between the start and each, and one step of the soup for each."""
     assert count(2, parse_recipe({"selection": wish}).selection, batchnorm) == expected
 
