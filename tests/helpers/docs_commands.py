@@ -44,6 +44,7 @@ DATA = (
 HERE = {
     "runs/NAME",
     "runs/sample",
+    "runs/clothes",
     "runs/pets",
     "runs/lift",
     "runs/pets/deploy",
