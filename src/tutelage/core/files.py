@@ -26,19 +26,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         TutelageError: the disk is full or the directory cannot be written.
     """
-    temporary = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(path, error) from None
+    with _whole(path, mode="wb") as stream:
+        stream.write(content)
 
 
 @contextmanager
@@ -48,12 +37,19 @@ def whole_file(path: Path) -> Iterator[TextIO]:
     Raises:
         TutelageError: the disk is full or the directory cannot be written.
     """
+    # a name that is no UTF-8 ends no command
+    with _whole(path, mode="w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        yield stream
+
+
+@contextmanager
+def _whole(path: Path, **how: str) -> Iterator[Any]:
+    """Open a temporary file as `open` does by `how`; when the block ends, flush it to the disk and rename it."""
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # a name that is no UTF-8 ends no command
-            with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+            with open(temporary, **how) as stream:  # type: ignore[call-overload]
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())

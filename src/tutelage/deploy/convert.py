@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch import nn
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.input_spec import InputSpec
 from tutelage.deploy.manifest import Manifest
+from tutelage.deploy.quiet import quiet
 from tutelage.deploy.runtimes.onnxruntime import external_data
 
 INPUT, OUTPUT = "image", "logits"
@@ -158,16 +157,3 @@ def _unreported() -> Iterator[None]:
             del os.environ["CI"]
         else:
             os.environ["CI"] = before
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the exporter, which warns about its own internals for every model."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

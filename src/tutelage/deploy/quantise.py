@@ -18,7 +18,8 @@ import numpy as np
 
 from tutelage.core.progress import Often
 from tutelage.data.input_spec import InputSpec, normalised
-from tutelage.deploy.convert import INPUT, quiet, write_onnx
+from tutelage.deploy.convert import INPUT, write_onnx
+from tutelage.deploy.quiet import quiet
 from tutelage.deploy.runtimes.openvino import openvino_core, signal_stack_kept
 
 SHARES = (0.1, 0.3, 0.6)  # of the layers that stay in float32, tried in turn until int8 loses little enough

@@ -18,9 +18,9 @@ from torch import nn
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.input_spec import InputSpec
-from tutelage.deploy.convert import quiet
 from tutelage.deploy.formats.making import Making
 from tutelage.deploy.manifest import Manifest
+from tutelage.deploy.quiet import quiet
 from tutelage.deploy.runtimes.coreml import INPUT, OUTPUT
 
 

@@ -12,9 +12,10 @@ import torch
 from tutelage.core.errors import TutelageError
 from tutelage.core.progress import Often
 from tutelage.data.input_spec import normalised
-from tutelage.deploy.convert import cause, quiet
+from tutelage.deploy.convert import cause
 from tutelage.deploy.formats.making import Making
 from tutelage.deploy.quantise import Pictures
+from tutelage.deploy.quiet import quiet
 from tutelage.deploy.runtimes.executorch import RUNTIME
 from tutelage.deploy.runtimes.registry import open_session
 

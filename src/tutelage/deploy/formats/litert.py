@@ -23,10 +23,11 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.litert import LiteRTFile
 from tutelage.core.progress import Often
 from tutelage.data.input_spec import InputSpec, normalised
-from tutelage.deploy.convert import INPUT, NAMESPACE, OUTPUT, cause, quiet, ways
+from tutelage.deploy.convert import INPUT, NAMESPACE, OUTPUT, cause, ways
 from tutelage.deploy.formats.making import Making
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.quantise import Pictures
+from tutelage.deploy.quiet import quiet
 
 FLOAT_FILE, INT8_FILE = "model.tflite", "model-int8.tflite"
 ALL: tuple[str, ...] = ("*",)  # operations that ai-edge-quantizer knows

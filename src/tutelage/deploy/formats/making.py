@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import remove
-from tutelage.deploy.convert import quiet, save_onnx, to_onnx
+from tutelage.deploy.convert import save_onnx, to_onnx
 from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.quantise import Pictures, Quantiser
+from tutelage.deploy.quiet import quiet
 from tutelage.deploy.runtimes.base import Runtime
 from tutelage.deploy.runtimes.registry import files_of
 from tutelage.models.source import Model

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.input_spec import InputSpec
-from tutelage.deploy.convert import quiet
 from tutelage.deploy.formats.making import Making
+from tutelage.deploy.quiet import quiet
 
 
 def make(making: Making) -> None:

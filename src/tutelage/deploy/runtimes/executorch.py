@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import logging
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tutelage.deploy.quiet import quiet
 from tutelage.deploy.runtimes.base import Options, Runtime, Session, Variant, damaged
 
 _OPENING = threading.Lock()
@@ -69,14 +68,8 @@ def _size_pool(threads: int | None) -> None:
 @contextlib.contextmanager
 def _unprinted() -> Iterator[None]:
     """Keep what ExecuTorch prints about the CPU and about its own imports, in every process, from the terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _open(path: Path, options: Options) -> Session:
