@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tutelage.core.records import RunPredictions, TopClasses, read_predictions, 
 from tutelage.core.run_dir import Run
 from tutelage.distillation.stop import Interrupted
 from tutelage.evaluation.paired import paired
+from tutelage.evaluation.roles import Role
 from tutelage.pipeline.run import begin, distill
 from tutelage.pipeline.study import ranking
 from tutelage.pipeline.study.plan import load_study
@@ -218,7 +220,7 @@ def test_each_finished_trial_is_read_once(tmp_path: Path, monkeypatch: pytest.Mo
             run.candidates,
             {"candidates": [{"name": "last", "kept": True, "val": {"top1": value, "nll": 1.0}}]},
         )
-        write_json(run.comparison, {"rows": [{"role": "distilled", "top1": value}]})
+        write_json(run.comparison, {"rows": [{"role": "distilled", "top1": value, "nll": 1.0}]})
 
     def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any) -> Any:
@@ -446,15 +448,44 @@ def test_an_existing_study_of_another_base_is_refused(
     assert [t.user_attrs["name"] for t in worker(more, tmp_path).study.trials] == ["one", "two", "three"]
 
 
-def test_the_note_below_the_table_has_the_linear_probe(tmp_path: Path) -> None:
-    def ranked(probe: float | None) -> ranking.Ranked:
-        one = ranking.Entry(0, "a", {}, Run(tmp_path), "done")
-        top = ranking.TopClass(np.array(["0"]), np.array([0]), {})
-        return ranking.Ranked(one, {"top1": 1.0, "nll": 1.0}, "last", 1.0, False, top, probe)
+def ranked(top1: float = 50.0, control: bool = True, is_probe: bool = False) -> ranking.Ranked:
+    """A finished trial of one image of class 0, which the student and the start have right and the control wrong."""
+    by_role = {Role.DISTILLED: np.array([0]), Role.START: np.array([0]), Role.CONTROL: np.array([1])}
+    test = {Role.DISTILLED: {"top1": 60.0, "nll": 1.0}, Role.START: {"top1": top1, "nll": 2.0}}
+    if control:
+        test[Role.CONTROL] = {"top1": 55.0, "nll": 1.5}
+    else:
+        del by_role[Role.CONTROL]
+    one = ranking.Entry(0, "a", {}, Run(Path("studies/s/trials/000-a")), "done")
+    top = ranking.TopClass(np.array(["0"]), np.array([0]), by_role)
+    return ranking.Ranked(one, {"top1": 1.0, "nll": 1.0}, "last", test, False, is_probe, top)
 
-    def note(*probes: float | None) -> str:
-        return ranking.Ranking("a", "top1", [ranked(probe) for probe in probes], []).note()
 
-    assert note(None) == note()
-    assert note(9.5, None, 9.5).endswith(" A linear probe has 9.50 top-1 on test.")
-    assert note(10.25, 9.5).endswith(" A linear probe has 9.50 to 10.25 top-1 on test.")
+def test_the_note_below_the_table_has_the_models_that_trials_are_compared_with() -> None:
+    def note(*trials: ranking.Ranked) -> str:
+        return ranking.Ranking("a", "top1", list(trials), []).note().partition(" On test, ")[2]
+
+    assert note() == ""
+    assert note(ranked()) == "top-1 (NLL): the start 50.00 (2.000); labels only 55.00 (1.500)."
+    assert note(ranked(control=False), ranked(control=False)) == "top-1 (NLL): the start 50.00 (2.000)."
+    found = note(ranked(9.5, is_probe=True), ranked(10.25))
+    assert found == "top-1 (NLL): the start (a linear probe) 9.50 to 10.25; labels only 55.00 (1.500)."
+
+
+def test_a_terminal_shows_the_difference_from_the_control_and_from_the_start_without_one() -> None:
+    def columns(control: bool, every: bool) -> dict[str, list[str]]:
+        figures = ranking.Figures()
+        one = ranked(control=control)
+        start, control_ = (figures.pair(one, one, role) for role in (Role.START, Role.CONTROL))
+        return ranking.Ranking("a", "top1", [replace(one, start=start, control=control_)], []).columns(every)
+
+    assert "Against start" not in columns(control=True, every=False)
+    assert columns(control=True, every=False)["Against control"][0].startswith("+100.00 [")
+    assert "Against control" not in columns(control=False, every=False)
+    assert columns(control=False, every=False)["Against start"][0].startswith("+0.00 [")
+    every = columns(control=True, every=True)
+    assert every["NLL"] == ["1.000"]
+    assert {"Against start", "Against control"} <= every.keys()
+    failed = ranking.Entry(1, "b", {}, Run(Path("b")), "failed", "no memory")
+    table = ranking.Ranking("a", "top1", [ranked()], [failed]).columns()
+    assert [cells[1] for cells in table.values()] == ["1", "b", "failed", "", "", "no memory"]

@@ -22,7 +22,14 @@ from tutelage.evaluation.verdict import Outcome, outcome
 
 Reached = Literal["running", "done", "failed"]
 
-COLUMNS = ("#", "Trial", "Val", "Test", "Against start", "Against best", "Kept")
+# Of models that the trials are held against, in the order in which the note below the table has them.
+REFERENCES = {
+    Role.TEACHER: "the teacher",
+    Role.START: "the start",
+    Role.PROBE: "a linear probe",
+    Role.TEACHER_PROBE: "a probe of the teacher's features",
+    Role.CONTROL: "labels only",
+}
 
 
 @dataclass(frozen=True)
@@ -63,18 +70,34 @@ class TopClass:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A finished trial with its figures, and its differences from its start, its control and the best trial."""
+    """A finished trial with its figures, and its differences from its start, its control and the best trial.
+
+    Attributes:
+        entry: the trial.
+        val: figures of the kept student on val.
+        kept: name of the kept candidate.
+        test: top-1 in % and NLL of each model on test, by its role.
+        from_scratch: whether the student began with random weights.
+        start_is_probe: whether it began with a linear probe as its head.
+        top_class: of each test image.
+        start, control, best: the student compared with these; None where there is nothing to compare with.
+    """
 
     entry: Entry
     val: dict[str, float]
     kept: str
-    test_top1: float
+    test: Mapping[str, dict[str, float]]
     from_scratch: bool
+    start_is_probe: bool
     top_class: TopClass
-    probe_top1: float | None = None
     start: Paired | None = None
     control: Paired | None = None
     best: Paired | None = None
+
+    @property
+    def test_top1(self) -> float:
+        """The student's top-1 on test, in %."""
+        return self.test[Role.DISTILLED]["top1"]
 
 
 @dataclass(frozen=True)
@@ -119,65 +142,78 @@ class Ranking:
             else "."
         )
 
-    def cells(self, digits: int = 2) -> list[list[str]]:
-        """Return the rows of the table as text; `digits` is the number of decimals of intervals."""
-        lines = [
-            [
-                str(one.entry.number),
-                _title(one.entry),
-                _figure(one.val, self.metric),
-                f"{one.test_top1:.2f}",
-                _interval(one.start, digits),
-                _interval(one.best, digits),
-                one.kept,
-            ]
-            for one in self.done
-        ]
-        return lines + [
-            [str(one.number), one.name, one.state, "", one.reason or "", "", ""] for one in self.others
-        ]
+    def columns(self, every: bool = False) -> dict[str, list[str]]:
+        """Return the table as text, by column.
+
+        Args:
+            every: all columns, with two decimals. Otherwise as many as fit 80 characters, with intervals of one
+                decimal: of the differences from start and control, that from the control where there is one.
+        """
+        digits = 2 if every else 1
+        table = {
+            "#": [str(one.entry.number) for one in self.done],
+            "Trial": [_title(one.entry) for one in self.done],
+            "Val": [_figure(one.val, self.metric) for one in self.done],
+            "Test": [f"{one.test_top1:.2f}" for one in self.done],
+            "NLL": [f"{one.test[Role.DISTILLED]['nll']:.3f}" for one in self.done],
+            "Against control": [_interval(one.control, digits) for one in self.done],
+            "Against start": [_interval(one.start, digits) for one in self.done],
+            "Against best": [_interval(one.best, digits) for one in self.done],
+            "Kept": [one.kept for one in self.done],
+        }
+        if not every:
+            controlled = any(table["Against control"])
+            for name in ("NLL", "Kept", "Against start" if controlled else "Against control"):
+                del table[name]
+        for one in self.others:
+            known = {
+                "#": str(one.number),
+                "Trial": one.name,
+                "Val": one.state,
+                "Against best": one.reason or "",
+            }
+            for name, cells in table.items():
+                cells.append(known.get(name, ""))
+        return table
 
     def markdown(self) -> str:
         """Return the content of study.md: the sentence, the table and the settings of each trial."""
-        head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-        rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in self.cells()]
+        table = self.columns(every=True)
+        head = ["| " + " | ".join(table) + " |", "|" + "---|" * len(table)]
+        lines = zip(*table.values(), strict=True)
+        rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
         changes = [
             f"- {one.number} {one.name}: {_settings(one.overrides) or 'the same as the base'}"
             for one in sorted([*(r.entry for r in self.done), *self.others], key=lambda e: e.number)
         ]
-        text = [
-            f"# {self.name}",
-            "",
-            self.sentence(),
-            "",
-            *head,
-            *rows,
-            "",
-            self.note(),
-            "",
-            *changes,
-            "",
-        ]
+        text = [f"# {self.name}", "", self.sentence(), "", *head, *rows, "", self.note(), "", *changes, ""]
         return "\n".join(text)
 
     def note(self) -> str:
-        """Explain the table, and give the top-1 of the linear probe, which trials of one network have in common."""
-        probes = [one.probe_top1 for one in self.done if one.probe_top1 is not None]
-        extent = dict.fromkeys(f"{one:.2f}" for one in (min(probes), max(probes))) if probes else {}
-        return _note(self.metric) + (
-            f" A linear probe has {' to '.join(extent)} top-1 on test." if probes else ""
-        )
+        """Explain the table, and give the figures on test of the models that the trials are compared with."""
+        found = [
+            f"{name} {_extent([one.test[role] for one in self.done if role in one.test])}"
+            for role, name in self._references().items()
+        ]
+        return _note(self.metric) + (f" On test, top-1 (NLL): {'; '.join(found)}." if found else "")
+
+    def _references(self) -> dict[str, str]:
+        known = {role for one in self.done for role in one.test}
+        is_probe = any(one.start_is_probe for one in self.done)
+        names = REFERENCES | ({Role.START: "the start (a linear probe)"} if is_probe else {})
+        return {str(role): name for role, name in names.items() if role in known}
 
     def rich(self) -> Table:
         """Return the table for a terminal."""
         table = Table(
             title=self.name, caption=self.note(), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
         )
-        for column in COLUMNS[:-1]:  # "Kept" is in study.json and study.md only
+        columns = self.columns()
+        for column in columns:
             justify: Literal["left", "right"] = "left" if column == "Trial" else "right"
             table.add_column(column, justify=justify, overflow="fold", no_wrap=column != "Trial")
-        for line in self.cells(digits=1):  # so that the table fits 80 columns
-            table.add_row(*map(escape, line[:-1]))
+        for line in zip(*columns.values(), strict=True):
+            table.add_row(*map(escape, line))
         return table
 
 
@@ -219,8 +255,9 @@ class Figures:
             predictions.ids,
         )
         top_class = TopClass(ids, predictions.labels, first)
-        probe = next((row["top1"] for row in rows.values() if row.get("is_probe")), None)
-        return Ranked(one, val, kept["name"], rows[Role.DISTILLED]["top1"], scratch, top_class, probe)
+        test = {role: {key: row[key] for key in ("top1", "nll")} for role, row in rows.items()}
+        is_probe = bool(rows.get(Role.START, {}).get("is_probe"))
+        return Ranked(one, val, kept["name"], test, scratch, is_probe, top_class)
 
     def pair(self, new: Ranked, old: Ranked, role: str) -> Paired | None:
         """Compare the distilled student with a trial's model; None without that model or with other images."""
@@ -280,7 +317,7 @@ def _ranked_record(one: Ranked) -> dict[str, Any]:
         "val": one.val,
         "kept": one.kept,
         "test_top1": one.test_top1,
-        "probe_top1": one.probe_top1,
+        "test": {str(role): figures for role, figures in one.test.items()},
         "against": {role: asdict(pair) if pair else None for role, pair in pairs.items()},
     }
 
@@ -298,6 +335,12 @@ def _entry_record(one: Entry) -> dict[str, Any]:
 
 def _figure(val: Mapping[str, float], metric: str) -> str:
     return f"{val[metric]:.2f}" if metric == "top1" else f"{val[metric]:.4f}"
+
+
+def _extent(figures: Sequence[Mapping[str, float]]) -> str:
+    """Return figures that trials have in common, or the lowest and highest top-1 where they differ."""
+    low, high = (f"{most(one['top1'] for one in figures):.2f}" for most in (min, max))
+    return f"{low} to {high}" if low != high else f"{low} ({figures[0]['nll']:.3f})"
 
 
 def _interval(pair: Paired | None, digits: int = 2) -> str:
