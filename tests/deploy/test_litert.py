@@ -14,6 +14,17 @@ import pytest
 import torch
 from PIL import Image
 from tests.helpers.litert_files import write_litert
+from tests.helpers.litert_making import (
+    CHANNELS,
+    CLASSES,
+    NAMES,
+    RNG,
+    SIDE,
+    answers,
+    made,
+    needs_converter,
+    pictures,
+)
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
@@ -27,12 +38,6 @@ from tutelage.deploy.predictor import Predictor
 from tutelage.deploy.quantise import Pictures
 from tutelage.deploy.runtimes.registry import open_session, runtimes_of
 from tutelage.models.registry import load_model
-from tutelage.models.source import Model
-
-SIDE, CLASSES, CHANNELS = 32, 64, 64
-RNG = np.random.default_rng(0)
-NAMES = tuple(map(str, range(CLASSES)))
-
 
 # --- running files, which needs ai-edge-litert alone
 
@@ -89,10 +94,7 @@ def test_the_operation_that_cannot_be_run_is_found_in_the_message(message: str, 
 
 @pytest.fixture(scope="module")
 def converter() -> None:
-    for name in ("litert_torch", "ai_edge_quantizer"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip("needs the extra `litert-export`, which `make setup` installs")
-    require(runtimes_of(["litert"]))
+    needs_converter()
 
 
 class LinearAttention(nn.Module):
@@ -114,29 +116,6 @@ class LinearAttention(nn.Module):
         return self.head((shares * features).sum(2))
 
 
-def pictures(count: int = 12) -> Pictures:
-    pixels = RNG.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
-    return Pictures(pixels, np.zeros(count, np.int64))
-
-
-def made(module: nn.Module, directory: Path, spec: InputSpec, given: Pictures, said: list[str]) -> Making:
-    """Write the files of a network, which is right about all of its images."""
-    with torch.no_grad():
-        images = torch.from_numpy(normalised(given.pixels, spec))
-        labels = torch.cat([module(one[None]) for one in images]).argmax(1).numpy()
-    model = Model("net", "net", module, spec, None, None, "test", False, CLASSES)
-    making = Making(
-        model,
-        directory,
-        Manifest("net", spec, NAMES, NAMES),
-        said.append,
-        given,
-        Pictures(given.pixels, labels),
-    )
-    litert.make(making)
-    return making
-
-
 @pytest.fixture(scope="module")
 def files(converter: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Making, list[str]]:
     torch.manual_seed(0)
@@ -144,10 +123,6 @@ def files(converter: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn
     making = made(module, tmp_path_factory.mktemp("litert"), InputSpec(SIDE, SIDE), pictures(), said)
     assert not making.failures
     return module, making, said
-
-
-def answers(making: Making, name: str, images: np.ndarray) -> np.ndarray:
-    return open_session(making.directory / name, threads=1)(images)
 
 
 def test_float_and_int8_agree_with_the_network(files: tuple[nn.Module, Making, list[str]]) -> None:

@@ -143,7 +143,7 @@ def test_the_runtime_and_the_precision_choose_the_file(
     ("options", "message"),
     [
         (["--runtime", "tflight"], "runtime tflight: choose from onnxruntime, openvino"),
-        (["--precision", "int4"], "precision int4: choose from int8, fp32, fp16"),
+        (["--precision", "int2"], "precision int2: choose from int8, int4, fp32, fp16"),
         (["--json", "--csv"], "--json and --csv: the results have one format"),
         (["--out", "{here}/00.png/out.csv"], "out.csv: cannot be written"),
     ],

@@ -29,6 +29,14 @@ def export(
             name="--int8/--no-int8",
         ),
     ] = None,
+    int4: Annotated[
+        bool | None,
+        option(
+            "Also write LiteRT's int8 file with the last layers' weights in 4 bits.",
+            "--no-int4, or as in RUN",
+            name="--int4/--no-int4",
+        ),
+    ] = None,
     data: Annotated[
         str | None, option("Labelled images for MODEL, as KIND:WHERE or a path.", "as in RUN")
     ] = None,
@@ -108,6 +116,7 @@ def export(
                 out,
                 data=data,
                 int8=int8,
+                int4=int4,
                 max_drop=max_drop,
                 teacher=teacher,
                 formats=formats,

@@ -40,7 +40,9 @@ def predict(
     ] = None,
     precision: Annotated[
         str | None,
-        option("Precision of the file: int8, fp32 or fp16.", "the fastest of the runtime", metavar="NAME"),
+        option(
+            "Precision of the file: int8, int4, fp32 or fp16.", "the fastest of the runtime", metavar="NAME"
+        ),
     ] = None,
     batch: Annotated[
         int | None, option("Images that are run at once.", "8 for int8, else 1", min=1, metavar="N")

@@ -378,6 +378,8 @@ class ExportRecipe(Component):
     """Of the files."""
     int8: bool = True
     """Also write files quantised to 8-bit integers."""
+    int4: bool = False
+    """Also write LiteRT's int8 file with the weights of the last layers in 4 bits, as model-int4.tflite."""
     teacher: bool = False
     """Export the teacher too, so that files are compared with files of the same kind."""
     max_drop: NonNegative = 1.0

@@ -100,6 +100,15 @@ class Recipe(Component):
         return self
 
     @model_validator(mode="after")
+    def _has_int4(self) -> Recipe:
+        if self.export.int4 and not (self.export.int8 and "litert" in self.export.formats):
+            raise ValueError(
+                "export.int4: it makes a smaller form of LiteRT's int8 file; add litert to export.formats with "
+                "export.int8=true, or leave export.int4 out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_a_fit(self) -> Recipe:
         if self.data.teacher is not None and self.teacher.fit == "no":
             raise ValueError(

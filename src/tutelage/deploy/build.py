@@ -54,11 +54,13 @@ class Material:
         calibration: un-augmented training images.
         validation: images to measure the loss of accuracy on while quantising; None: the calibration images.
         max_drop: points of top-1 that int8 may lose on them before layers go back to float32.
+        int4: also make files with weights in 4 bits, in formats that have such.
     """
 
     calibration: Subset
     validation: Subset | None = None
     max_drop: float = 1.0
+    int4: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +125,7 @@ def build(
         calibration,
         validation,
         material.max_drop if material else 0.0,
+        material is not None and material.int4,
     )
     for name, make in MAKERS.items():
         runtime = next((one for one in runtimes if one.format == name), None)

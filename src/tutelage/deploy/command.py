@@ -23,7 +23,7 @@ from tutelage.deploy.export import DeployReport, export_model
 from tutelage.deploy.formats.making import Say
 from tutelage.deploy.qad.candidates import Tuning
 from tutelage.deploy.qad.tune import Tuned, Tuner
-from tutelage.deploy.runtimes.registry import VARIANTS, any_int8
+from tutelage.deploy.runtimes.registry import VARIANTS, any_int4, any_int8
 from tutelage.deploy.web.runtime import web_runtime
 from tutelage.evaluation.compare import with_classes
 from tutelage.evaluation.table import Row, Table
@@ -42,6 +42,7 @@ def export_named(
     *,
     data: str | None = None,
     int8: bool | None = None,
+    int4: bool | None = None,
     max_drop: float | None = None,
     teacher: bool | None = None,
     formats: Sequence[str] | None = None,
@@ -57,6 +58,7 @@ def export_named(
         out: directory of the files; None: the run's own, or a directory with the name of the model.
         data: images for a model, KIND:WHERE, see `images_of`. A run has its own.
         int8: write quantised files too; None: as the run's recipe says, and for a model yes.
+        int4: with weights in 4 bits too, in formats that have such; None: as the run's recipe says, and for a model no.
         max_drop: points of top-1 that a file may lose; None: as the run's recipe says, and for a model 1.
         teacher: of a run, export the teacher too, to compare files of the same kind; None: as the run's recipe says.
         formats: of the files; None: as the run's recipe says, and for a model ONNX and OpenVINO.
@@ -78,6 +80,7 @@ def export_named(
                 run,
                 out,
                 int8=int8,
+                int4=int4,
                 max_drop=max_drop,
                 teacher=teacher,
                 formats=formats,
@@ -100,6 +103,7 @@ def export_named(
     drop = default.max_drop if max_drop is None else max_drop
     formats = formats or default.formats
     int8 = (default.int8 if int8 is None else int8) and any_int8(formats)
+    _check_int4(int4, int8, formats)
     runtime = _web_runtime(bool(web), formats, web_tarball, say)
     material, test = _images(data, int8)
     (model,), notes = with_classes([load_model(what)], test, "cpu")
@@ -112,6 +116,7 @@ def export_named(
         test=test,
         formats=formats,
         int8=int8,
+        int4=bool(int4),
         max_drop=drop,
         web=runtime,
         say=say,
@@ -124,6 +129,7 @@ def export_run(
     out: Path | None = None,
     *,
     int8: bool | None = None,
+    int4: bool | None = None,
     max_drop: float | None = None,
     teacher: bool | None = None,
     formats: Sequence[str] | None = None,
@@ -141,6 +147,7 @@ def export_run(
         run: a finished run; the caller holds its lock.
         out: directory of the files; None: the run's own.
         int8: write quantised files too; None: as the recipe says.
+        int4: with weights in 4 bits too, in formats that have such; None: as the recipe says.
         max_drop: points of top-1 that a file may lose; None: as the recipe says.
         teacher: export the teacher too, to compare files of the same kind; None: as the recipe says.
         formats: of the files; None: as the recipe says.
@@ -157,6 +164,7 @@ def export_run(
     wants_web = recipe.export.web if web is None else web
     runtime = _web_runtime(wants_web, formats or recipe.export.formats, web_tarball, say)
     int8 = recipe.export.int8 if int8 is None else int8
+    _check_int4(int4, int8, formats or recipe.export.formats)
     settings = recipe.export.qad if qad is None else _qad(qad)
     if qad is not None and not (int8 and any_int8(formats or recipe.export.formats)):
         raise TutelageError(
@@ -175,6 +183,7 @@ def export_run(
         teacher=_teacher(run, recipe, say) if wants_teacher else None,
         formats=formats or recipe.export.formats,
         int8=int8,
+        int4=recipe.export.int4 if int4 is None else int4,
         max_drop=recipe.export.max_drop if max_drop is None else max_drop,
         web=runtime,
         provenance=_provenance(run, recipe, splits),
@@ -198,6 +207,14 @@ def _web_runtime(wanted: bool, formats: Sequence[str], given: Path | None, say: 
     if given:
         raise TutelageError(f"--web-runtime {given}: has no effect without --web; add --web")
     return None
+
+
+def _check_int4(given: bool | None, int8: bool, formats: Sequence[str]) -> None:
+    if given and not (int8 and any_int4(formats)):
+        raise TutelageError(
+            "--int4: it makes a smaller form of LiteRT's int8 file, and none is written; leave --int4 out, or write "
+            "one with --format litert"
+        )
 
 
 def _qad(given: str) -> QadRecipe | Literal["auto"]:

@@ -138,6 +138,7 @@ def export_model(
     teacher: Model | None = None,
     formats: Sequence[str] = FORMATS,
     int8: bool = True,
+    int4: bool = False,
     max_drop: float = 1.0,
     web: Path | None = None,
     provenance: Mapping[str, str] | None = None,
@@ -162,6 +163,7 @@ def export_model(
         teacher: exported to a temporary directory, so that files are compared with files of the same kind.
         formats: of the files, as in the recipe's ``export.formats``.
         int8: write quantised files too.
+        int4: with `int8`, also those with weights in 4 bits, of formats that have such.
         max_drop: points of top-1 that a file may lose against PyTorch on `test`.
         web: the runtime for browsers, see `web_runtime`, to write a page too; None: no page.
         provenance: notes on the origin to be stored in the files, besides versions and weights.
@@ -180,7 +182,7 @@ def export_model(
             f"--out {out}: this is a file; name a directory, such as {out.with_suffix('')}-deploy"
         )
     int8 = int8 and any_int8(formats)
-    material = _material(model, calibration, validation, max_drop) if int8 else None
+    material = _material(model, calibration, validation, max_drop, int4) if int8 else None
     with _aside(out) as stage:
         deployed = build(model, stage, material, provenance, say, temperature, formats)
         qad = Comparison()
@@ -275,14 +277,14 @@ def _unnamed(model: Model) -> list[str]:
 
 
 def _material(
-    model: Model, calibration: Subset | None, validation: Subset | None, max_drop: float
+    model: Model, calibration: Subset | None, validation: Subset | None, max_drop: float, int4: bool
 ) -> Material:
     if calibration is None and model.pretrained:
         raise TutelageError(
             f"{model.spec}: int8 needs images to calibrate on; name some with --data KIND:WHERE, "
             "or use --no-int8"
         )
-    return Material(calibration or whole(Synthetic(MADE_UP)), validation, max_drop)
+    return Material(calibration or whole(Synthetic(MADE_UP)), validation, max_drop, int4)
 
 
 @contextmanager

@@ -90,7 +90,8 @@ class Predictor:
     Args:
         directory: a directory that ``tutelage export`` wrote, or a run that has one in ``deploy``.
         runtime: such as ``openvino`` or ``onnxruntime``; None: the first that is installed, OpenVINO if it is.
-        precision: ``int8``, ``fp32`` or ``fp16``; None: int8 with OpenVINO, fp32 with ONNX Runtime, if both are there.
+        precision: ``int8``, ``int4``, ``fp32`` or ``fp16``; None: int8 with OpenVINO, fp32 with ONNX Runtime, if both
+            are there.
         defer_to: who answers where the model's confidence is below the threshold: another `Predictor` of the same
             classes, or a function that takes the picture and returns the logits (C,) of the classes in their order, or
             a `Prediction`. None: the model answers always.

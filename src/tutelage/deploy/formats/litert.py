@@ -17,24 +17,36 @@ from tutelage.deploy.formats.litert_int8 import Quantiser
 from tutelage.deploy.formats.making import Making
 from tutelage.deploy.quiet import quiet
 
-FLOAT_FILE, INT8_FILE = "model.tflite", "model-int8.tflite"
+FLOAT_FILE, INT8_FILE, INT4_FILE = "model.tflite", "model-int8.tflite", "model-int4.tflite"
 
 
 def make(making: Making) -> None:
-    """Write ``model.tflite``, and ``model-int8.tflite`` where there are images to calibrate on."""
+    """Write ``model.tflite``, and the quantised files where there are images to calibrate on.
+
+    These are ``model-int8.tflite`` and, where it is wanted, ``model-int4.tflite``.
+    """
 
     def converted(path: Path) -> bytes:
         content = to_litert(making.model.module, making.model.input_spec)
         save_litert(content, path, making.manifest)
         return content
 
-    def quantised(path: Path) -> None:
+    def quantised(path: Path) -> Quantiser:
         assert content is not None
-        save_litert(Quantiser(content, making).best(), path, making.manifest)
+        quantiser = Quantiser(content, making)
+        save_litert(quantiser.best(), path, making.manifest)
+        return quantiser
+
+    def smaller(path: Path) -> None:
+        assert quantiser is not None
+        save_litert(quantiser.small(), path, making.manifest)
 
     content = making.attempt(FLOAT_FILE, converted)
-    if content is not None and making.calibration is not None:
-        making.attempt(INT8_FILE, quantised)
+    if content is None or making.calibration is None:
+        return
+    quantiser = making.attempt(INT8_FILE, quantised)
+    if quantiser is not None and making.int4:
+        making.attempt(INT4_FILE, smaller)
 
 
 def to_litert(module: nn.Module, spec: InputSpec) -> bytes:

@@ -1,4 +1,4 @@
-"""The int8 form of a LiteRT model, made by ai-edge-quantizer, and tried before it is handed on."""
+"""The int8 and int4 forms of a LiteRT model, made by ai-edge-quantizer, and tried before they are handed on."""
 
 from __future__ import annotations
 
@@ -24,17 +24,12 @@ from tutelage.core.litert import LiteRTFile
 from tutelage.core.progress import Often
 from tutelage.data.input_spec import normalised
 from tutelage.deploy.convert import cause
-from tutelage.deploy.formats.litert_file import kinds, with_finite_padding
+from tutelage.deploy.formats.litert_file import LAYERS, kinds, last_layers, with_finite_padding
 from tutelage.deploy.formats.making import Making
 from tutelage.deploy.quantise import Pictures
 from tutelage.deploy.quiet import quiet
 
 ALL: tuple[str, ...] = ("*",)  # operations that ai-edge-quantizer knows
-LAYERS: tuple[str, ...] = (
-    "CONV_2D",
-    "DEPTHWISE_CONV_2D",
-    "FULLY_CONNECTED",
-)  # LiteRT's names of what has weights
 FEW = 8  # images on which an int8 file is run once, to find operations that cannot be
 READ = 25  # images between two lines about the calibration
 
@@ -44,12 +39,15 @@ class CrashError(RuntimeError):
 
 
 class Quantiser:
-    """Makes the int8 form of a float LiteRT model; inputs and outputs stay float32."""
+    """Makes the int8 form of a float LiteRT model, and one with 4 bits in it; inputs and outputs stay float32."""
 
     def __init__(self, content: bytes, making: Making) -> None:
         self._content = content
         self._making = making
         self._kept: list[str] = []  # names of operations that cannot be run in int8
+        self._operations = ALL  # which are in int8 in the form that `best` returned
+        self._four: tuple[tuple[str, str], ...] = ()  # the layers with weights in 4 bits, see `last_layers`
+        self._float_top1: float | None = None
         self._content, self._ranges = with_finite_padding(content, self._calibrated())
 
     def best(self) -> bytes:
@@ -62,18 +60,51 @@ class Quantiser:
             plain = self._runnable(ALL)
         except TutelageError as error:
             self._say(f"{error}; int8 of layers alone is tried")
+            self._operations = LAYERS
             return self._runnable(LAYERS)
         if self._making.validation is None:
             return plain
-        reference = self._top1(self._content)
-        lost = reference - self._top1(plain)
+        lost = self._lost(plain)
         self._say(f"int8 loses {max(0.0, lost):.2f} points of top-1 on {self._images} images")
         if lost <= self._making.max_drop:
             return plain
         layers = self._runnable(LAYERS)
-        then = reference - self._top1(layers)
+        then = self._lost(layers)
         self._say(f"int8 of layers alone loses {max(0.0, then):.2f} points")
-        return layers if then < lost else plain
+        if then >= lost:
+            return plain
+        self._operations = LAYERS
+        return layers
+
+    def small(self) -> bytes:
+        """Return the form of `best`, which is called before, with weights in 4 bits: those of the last layers.
+
+        The scales of these weights are those of OCTAV (Sakr et al. 2022), one for each channel. The classifier's inputs
+        get their scale while the file runs, from each image's own values, and its logits stay float32. The convolution
+        before it has 4 bits too, where no more top-1 is lost than is allowed.
+
+        Raises:
+            TutelageError: there is no such form that can be run and loses no more.
+        """
+        layers = last_layers(self._content)
+        if not layers:
+            raise TutelageError("the last layer is not a linear one, so that no weights can have 4 bits")
+        for self._four in dict.fromkeys((layers, layers[:1])):
+            what = f"4 bits in the last {' and '.join(kind for kind, _ in self._four)}"
+            try:
+                content = self._tried(self._operations)
+            except (RuntimeError, ValueError) as error:
+                found = f"LiteRT cannot have {what} ({cause(error)})"
+            else:
+                if self._making.validation is None:
+                    return content
+                lost = self._lost(content)
+                found = f"{what} lose {max(0.0, lost):.2f} points of top-1 on {self._images} images"
+                if lost <= self._making.max_drop:
+                    self._say(found)
+                    return content
+            self._say(found)
+        raise TutelageError(found)
 
     def _calibrated(self) -> Any:
         """The ranges of all activations on the calibration images."""
@@ -108,6 +139,12 @@ class Quantiser:
             made.add_static_config(".*", named(name), activation_num_bits=8, weight_num_bits=8)
         for name in ("INPUT", "OUTPUT", *self._kept):
             made.update_quantization_recipe(".*", named(name), algorithm_key="no_quantize")
+        for kind, output in self._four:
+            only = f"^{re.escape(output)};?$"
+            if kind == "FULLY_CONNECTED":
+                made.add_dynamic_config(only, named(kind), num_bits=4, algorithm_key="OCTAV")
+            else:
+                made.add_static_config(only, named(kind), 8, 4, algorithm_key="OCTAV")
         return made
 
     def _quantised(self, operations: tuple[str, ...]) -> bytes:
@@ -194,6 +231,12 @@ class Quantiser:
     @property
     def _images(self) -> int:
         return 0 if self._making.validation is None else len(self._making.validation.labels)
+
+    def _lost(self, content: bytes) -> float:
+        """Points of top-1 that a form loses on the validation images."""
+        if self._float_top1 is None:
+            self._float_top1 = self._top1(self._content)
+        return self._float_top1 - self._top1(content)
 
     def _top1(self, content: bytes) -> float:
         """Percentage of the validation images that a form is right about."""

@@ -58,6 +58,7 @@ class Making:
         calibration: un-augmented training images for int8; None: no int8 files are made.
         validation: labelled images, to measure what int8 loses; None: there are none.
         max_drop: points of top-1 that int8 may lose on them.
+        int4: also make files with weights in 4 bits, in formats that have such.
         failures: the files that could not be made, each with the error.
     """
 
@@ -68,6 +69,7 @@ class Making:
     calibration: Pictures | None = None
     validation: Pictures | None = None
     max_drop: float = 1.0
+    int4: bool = False
     failures: dict[str, Exception] = field(default_factory=dict)
 
     @cached_property

@@ -132,6 +132,7 @@ def with_better_files(
             )
             return _int8_alone(one)
 
+        material = replace(material, int4=False)
         plain = made(PLAIN, deployed.model, replace(material, max_drop=math.inf))
         candidates = {PLAIN: plain, PTQ: ptq}
         candidates |= {one.name: made(one.name, one.model, material) for one in tuned}
@@ -187,7 +188,7 @@ def rows_of(
 
 def _int8_alone(deployed: Deployed) -> Deployed:
     """The model with its int8 files, each as it is run by default."""
-    kept = tuple(one for one in deployed.variants if one.int8 and not one.is_option)
+    kept = tuple(one for one in deployed.variants if one.precision == "int8" and not one.is_option)
     return replace(deployed, variants=kept)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tutelage.core.errors import TutelageError
 
 Arithmetic = Literal["f32", "bf16", "f16"]
-Precision = Literal["int8", "fp32", "fp16"]
+Precision = Literal["int8", "int4", "fp32", "fp16"]
 
 
 class Session(Protocol):
@@ -50,6 +50,7 @@ class Variant:
         file: its name in the directory.
         arithmetic: precision of the layers that are not int8.
         int8: whether the file is quantised.
+        int4: whether some of its weights have 4 bits.
         is_option: another way to run a file, which the user may choose: where it fails, the file is still good.
     """
 
@@ -57,6 +58,7 @@ class Variant:
     file: str
     arithmetic: Arithmetic = "f32"
     int8: bool = False
+    int4: bool = False
     is_option: bool = False
 
     @property
@@ -72,7 +74,9 @@ class Variant:
     @property
     def precision(self) -> Precision:
         """As `Predictor` and its users name it."""
-        return "int8" if self.int8 else "fp16" if self.arithmetic == "f16" else "fp32"
+        return (
+            "int4" if self.int4 else "int8" if self.int8 else "fp16" if self.arithmetic == "f16" else "fp32"
+        )
 
 
 @dataclass(frozen=True)

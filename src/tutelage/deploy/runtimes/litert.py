@@ -45,6 +45,10 @@ RUNTIME = Runtime(
     makers=("litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
     extra="litert",
     maker_extra="litert-export",
-    variants=(Variant("litert", "model.tflite"), Variant("litert-int8", "model-int8.tflite", int8=True)),
+    variants=(
+        Variant("litert", "model.tflite"),
+        Variant("litert-int8", "model-int8.tflite", int8=True),
+        Variant("litert-int4", "model-int4.tflite", int8=True, int4=True),
+    ),
     open=_open,
 )

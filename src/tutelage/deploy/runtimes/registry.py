@@ -49,6 +49,11 @@ def any_int8(formats: Sequence[str]) -> bool:
     return any(variant.int8 for runtime in runtimes_of(formats) for variant in runtime.variants)
 
 
+def any_int4(formats: Sequence[str]) -> bool:
+    """Whether one of these formats has files with weights in 4 bits."""
+    return any(variant.int4 for runtime in runtimes_of(formats) for variant in runtime.variants)
+
+
 def preferred() -> list[Variant]:
     """One variant for each model file, the first being the one that `Predictor` uses where it can."""
     ranks = {role: rank for rank, role in enumerate(PREFERRED)}
