@@ -236,6 +236,8 @@ def test_whatever_decides_the_targets_is_in_the_key(subset: Subset, model: Model
     ]
     assert len(set(places)) == len(places)
     assert place() == place(temperature=4.0)  # full logits serve any temperature
+    with pytest.raises(ValueError, match="has keys of the layout: temperature"):
+        Cache(tmp_path, {"temperature": 2.0}, Layout(len(subset), 10))
 
 
 def test_top_k_gives_the_loss_of_the_largest_classes(subset: Subset, model: Model, tmp_path: Path) -> None:

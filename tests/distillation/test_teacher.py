@@ -149,7 +149,7 @@ def test_cached_pooled_features_train_as_those_of_a_live_teacher(tiny: dict, tmp
 def test_other_students_and_losses_share_the_cache_and_other_views_do_not(tiny: dict, tmp_path: Path) -> None:
     tiny["targets"] = {"mode": "cached", "directory": str(tmp_path / "shared")}
 
-    def fill(name: str, **changes: dict) -> int:
+    def fill(name: str, temperature: float = 1.0, **changes: dict) -> int:
         found = prepared({key: value | changes.get(key, {}) for key, value in tiny.items()}, tmp_path, name)
         asked = 0
 
@@ -157,7 +157,7 @@ def test_other_students_and_losses_share_the_cache_and_other_views_do_not(tiny: 
             nonlocal asked
             asked += 1
 
-        teacher = Teacher(found.teachers, CPU)
+        teacher = Teacher(found.teachers, CPU, temperature=temperature)
         context = found.context
         directory = context.cache_directory(found.recipe) / "targets"
         cached_teacher(
@@ -169,6 +169,8 @@ def test_other_students_and_losses_share_the_cache_and_other_views_do_not(tiny: 
     assert fill("first", targets={"views": 1}) == batches
     assert fill("student", targets={"views": 1}, student={"model": "test_resnet@none"}) == 0
     assert fill("loss", targets={"views": 1}, loss={"name": "dist", "temperature": 1.0}) == 0
+    assert fill("calibrated", temperature=0.8, targets={"views": 1}) == batches
+    assert fill("calibrated-otherwise", temperature=0.9, targets={"views": 1}) == batches
     assert fill("more", train={"epochs": 2}) == batches  # only the second view is new
     assert fill("seed", targets={"views": 1}, train={"seed": 1}) == batches
     assert fill("view", targets={"views": 1}, view={"crop_scale": [0.6, 1.0]}) == batches

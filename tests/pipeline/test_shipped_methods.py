@@ -72,8 +72,9 @@ def test_a_dry_run_of_a_pair(package: None, tmp_path: Path, monkeypatch: pytest.
     assert "240 epochs, batches of 64, lr 0.05" in ended.output
 
 
-def test_the_study_of_methods_names_only_what_there_is() -> None:
-    plan = load_study(RECIPES / "methods.yaml")
+@pytest.mark.parametrize("file", ["methods.yaml", "methods-clothes.yaml"])
+def test_the_study_of_methods_names_only_what_there_is(file: str) -> None:
+    plan = load_study(RECIPES / file)
     assert plan.space == {}
     found = {
         name
@@ -89,11 +90,11 @@ def test_the_study_of_methods_names_only_what_there_is() -> None:
     assert any(plan.recipe(variant.overrides).loss.two_heads for variant in plan.variants)
 
 
-def test_each_command_in_the_study_s_head_is_one_that_works() -> None:
-    head = (RECIPES / "methods.yaml").read_text().split("\nbase:")[0]
-    text = re.sub(r" \\\n#\s+", " ", head)
-    commands = re.findall(r"^#\s+tutelage study recipes/methods\.yaml(.*)$", text, re.MULTILINE)
-    assert len(commands) >= 2
+@pytest.mark.parametrize("file", ["methods.yaml", "methods-clothes.yaml"])
+def test_each_command_in_the_study_s_head_is_one_that_works(file: str) -> None:
+    head = (RECIPES / file).read_text().split("\nbase:")[0]
+    commands = re.findall(rf"^#\s+tutelage study recipes/{re.escape(file)}(.*)$", head, re.MULTILINE)
+    assert commands
     for words in commands:
         overrides = [word for word in words.split() if "=" in word]
-        assert load_study(RECIPES / "methods.yaml", overrides).variants
+        assert load_study(RECIPES / file, overrides).variants

@@ -294,7 +294,7 @@ def cached_teacher(
     layout = Layout(len(subset), teacher.num_classes, settings.top_k, temperature, pooled)
     identity: dict[str, Any] = {"teachers": teacher.identity(), "precision": teacher.precision}
     if teacher.temperature != 1:
-        identity["temperature"] = teacher.temperature
+        identity["teacher_temperature"] = teacher.temperature
     cache = Cache(directory, identity | identity_of_data(subset, policy, seed), layout)
     fill_from(
         cache,

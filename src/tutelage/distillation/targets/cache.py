@@ -43,19 +43,26 @@ class Cache:
         directory: holds any number of caches, shared by runs.
         identity: all that the content depends on, as plain JSON values.
         layout: of a row.
+
+    Raises:
+        ValueError: a key of the identity is one of the layout's.
     """
 
     def __init__(self, directory: Path, identity: dict[str, Any], layout: Layout) -> None:
         self.layout = layout
-        self.identity = {
+        own = {
             "format": FORMAT,
-            **identity,
             "images": layout.rows,
             "classes": layout.classes,
             "top_k": layout.top_k,
             "temperature": layout.temperature if layout.top_k else None,
             **({"pooled": layout.pooled} if layout.pooled else {}),
         }
+        if (
+            hidden := own.keys() & identity.keys()
+        ):  # caches that differ in it alone would be taken for one another
+            raise ValueError(f"the identity of a cache has keys of the layout: {', '.join(sorted(hidden))}")
+        self.identity = identity | own
         text = json.dumps(self.identity, sort_keys=True)
         self.place = directory / f"targets-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
         # of each view that was read: its rows, and which blocks' checksums were verified
