@@ -37,8 +37,9 @@ from tutelage.data.device_views import render
 from tutelage.data.imagecache import cache_side, cached
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import train_loader
-from tutelage.data.packed import ENTRY, footer, opened, store_place
+from tutelage.data.packed import opened, store_place
 from tutelage.data.packing import fill
+from tutelage.data.parts import ENTRY, footer
 from tutelage.data.sources.base import open_source
 from tutelage.data.splits import Subset, whole
 from tutelage.data.views import ViewPolicy

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import ViewRecipe
-from tutelage.data import packed, packing
+from tutelage.data import claims, packing, parts
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import BadImages, eval_loader, train_loader
@@ -59,7 +59,7 @@ def stored(photos: Subset, directory: Path, **options: int) -> tuple[Subset, Pat
     return copy, place
 
 
-def parts(place: Path) -> dict[str, int]:
+def written(place: Path) -> dict[str, int]:
     """When each part was last written."""
     return {path.name: path.stat().st_mtime_ns for path in place.glob("*.part")}
 
@@ -67,7 +67,7 @@ def parts(place: Path) -> dict[str, int]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_are_nearly_those_of_the_files(photos: Subset, tmp_path: Path, workers: int) -> None:
     copy, place = stored(photos, tmp_path / "cache", workers=workers)
-    assert len(parts(place)) == 5
+    assert len(written(place)) == 5
     assert {path.suffix for path in place.iterdir()} == {".part"}
     assert copy.ids == photos.ids
     assert copy.labels.tolist() == photos.labels.tolist()
@@ -107,7 +107,7 @@ def test_loaders_read_a_store_as_they_read_files(photos: Subset, tmp_path: Path)
 
 def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(photos: Subset, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
-    monkeypatch.setattr(packed, "shrunk_size", lambda size, side: sizes.append(size) or size)
+    monkeypatch.setattr(parts, "shrunk_size", lambda size, side: sizes.append(size) or size)
     large = photos.images.ids.index("a/002.jpg")
     assert photos.images.image(large).size == (400, 300)
     shrunk_jpeg(photos.images, large, SIDE)
@@ -123,13 +123,13 @@ def test_a_stopped_fill_goes_on_where_it_stopped(photos: Subset, tmp_path: Path)
 
     with pytest.raises(KeyboardInterrupt):
         fill(photos, SIDE, place, 100, progress=killed)
-    before = parts(place)
+    before = written(place)
     assert len(before) == 2
     assert opened(photos, SIDE, place) is None
     seen: list[tuple[int, int]] = []
     fill(photos, SIDE, place, 100, progress=lambda *done: seen.append(done))
-    assert {name: parts(place)[name] for name in before} == before
-    assert len(parts(place)) == 5
+    assert {name: written(place)[name] for name in before} == before
+    assert len(written(place)) == 5
     assert seen[0] == (24, 44)  # 20 were there
     assert seen[-1] == (44, 44)
     assert seen == sorted(seen)
@@ -138,10 +138,10 @@ def test_a_stopped_fill_goes_on_where_it_stopped(photos: Subset, tmp_path: Path)
 def test_another_subset_adds_what_is_missing(photos: Subset, tmp_path: Path) -> None:
     few = replace(photos, indices=photos.indices[:12])
     _, place = stored(few, tmp_path)
-    before = parts(place)
+    before = written(place)
     copy, again = stored(photos, tmp_path)
     assert again == place
-    assert {name: parts(place)[name] for name in before} == before
+    assert {name: written(place)[name] for name in before} == before
     assert len(np.unique(read_store(place, SIDE).entries["image"])) == 44
     sizes = sum(int(part.stat().st_size) for part in place.iterdir())
     whole, other = stored(photos, tmp_path / "other")
@@ -165,7 +165,7 @@ def test_two_processes_fill_one_store(photos: Subset, tmp_path: Path) -> None:
     for rank in ranks:
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [0, 0]
-    assert len(parts(place)) == 5
+    assert len(written(place)) == 5
     assert opened(photos, SIDE, place) is not None
 
 
@@ -182,13 +182,13 @@ def test_a_part_that_another_process_writes_is_waited_for_and_taken_if_it_dies(
     def pause(seconds: float) -> None:
         pauses.append(seconds)
         if len(pauses) == 3:  # it has written nothing for a long time
-            old = time.time() - 2 * packing.ABANDONED
+            old = time.time() - 2 * claims.ABANDONED
             os.utime(claim, (old, old))
 
     monkeypatch.setattr(packing.time, "sleep", pause)
     fill(photos, SIDE, place, 100, workers=0)
     assert len(pauses) == 3
-    assert len(parts(place)) == 5
+    assert len(written(place)) == 5
 
 
 def test_a_claim_of_a_killed_process_costs_no_wait(
@@ -200,7 +200,7 @@ def test_a_claim_of_a_killed_process_costs_no_wait(
     process.start()
     process.join()
     (place / f".{packing._name(photos.indices[:10])}.claim").write_text(
-        f"{packing.socket.gethostname()} {process.pid}"
+        f"{claims.socket.gethostname()} {process.pid}"
     )
     monkeypatch.setattr(packing.time, "sleep", lambda seconds: pytest.fail("waited"))
     fill(photos, SIDE, place, 100, workers=0)
@@ -251,7 +251,7 @@ def test_a_flipped_byte_is_found_when_read_and_named(photos: Subset, tmp_path: P
 def test_more_parts_than_files_may_be_open(
     photos: Subset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed, "MOST_OPEN", 2)
+    monkeypatch.setattr(parts, "MOST_OPEN", 2)
     copy, _ = stored(photos, tmp_path)
     before = len(os.listdir("/proc/self/fd"))
     for position in (0, 10, 20, 30, 0, 43, 10):

@@ -25,9 +25,10 @@ from tutelage.core.files import write_bytes, write_json
 from tutelage.core.recipe import ViewRecipe
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.input_spec import InputSpec
-from tutelage.data.loading import as_it_is
+from tutelage.data.parts import shrunk_size
 from tutelage.data.splits import Subset
-from tutelage.data.stored import StoredImages, sampled, shrunk_size
+from tutelage.data.stored import StoredImages, sampled
+from tutelage.data.workers import as_it_is
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # of the files; a cache of another format is not read

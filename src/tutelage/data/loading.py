@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tutelage.core.errors import TutelageError, one_line
+from tutelage.core.errors import TutelageError
 from tutelage.core.runtime import gpu_in_use, has_gpu
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.device_views import render
@@ -26,6 +24,7 @@ from tutelage.data.order import order_epoch
 from tutelage.data.rendering import Crops, views_of
 from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy
+from tutelage.data.workers import as_it_is, dead_workers_named, deaf_to_interrupts
 
 log = logging.getLogger(__name__)
 Workers = int | Literal["auto"]
@@ -75,24 +74,6 @@ class Loading:
     workers: Workers = "auto"
     bad: BadImages = field(default_factory=lambda: BadImages(0))
     kept: KeptPixels | None = None
-
-
-@contextmanager
-def dead_workers_named() -> Iterator[None]:
-    """Turn torch's error about a dead worker into one line. Use it around code that reads batches.
-
-    torch raises the error in a signal handler, wherever the main process is at that moment.
-
-    Raises:
-        TutelageError: a worker died.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = one_line(error)
-        raise TutelageError(f"a loader process died ({reason}); try data.workers=0") from None
 
 
 class Batches:
@@ -271,11 +252,6 @@ def worker_count(workers: Workers) -> int:
     return min(8, mine if has_gpu() else mine // 4)
 
 
-def as_it_is(batch: Any) -> Any:
-    """A collate function for a data set that makes whole batches: nothing is left to do."""
-    return batch
-
-
 class _Rendered(Dataset[Batch]):
     """Makes a batch in one step."""
 
@@ -338,8 +314,3 @@ def _batches(
         worker_init_fn=deaf_to_interrupts if count else None,
     )
     return Batches(loader, bad, crops.specs, gpu_in_use())
-
-
-def deaf_to_interrupts(worker: int) -> None:
-    """Ignore Ctrl-C in workers: the main process gets it too and ends them, and they print no tracebacks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,37 +8,23 @@ so that a part that can be seen can be read, and a stopped fill goes on where it
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import logging
-import os
-import struct
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.decode import UnreadableImage, decode
+from tutelage.data.parts import ENTRY, FORMAT, QUALITY, SUFFIX, PartFiles, as_jpeg, read_list, small_jpeg
 from tutelage.data.sources.base import ImageSet
-from tutelage.data.stored import StoredImages, sampled, shrunk_size
+from tutelage.data.stored import StoredImages, sampled
 from tutelage.data.subset import Subset
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # of the parts; those of another format are not read
-QUALITY = 95  # of the JPEGs, 1 to 100, with colour at half the resolution (4:2:0)
-SUFFIX = ".part"
 SAMPLE = 64  # images encoded to estimate the size of all
-MOST_OPEN = 64  # files that a process keeps open
-JPEG = b"\xff\xd8\xff"  # the first bytes of every JPEG
-# of an image in a part: its index in the set, where its JPEG begins and how long it is; 0: it cannot be decoded
-ENTRY = np.dtype([("image", "<i8"), ("start", "<i8"), ("length", "<u4"), ("crc", "<u4")])
 PLACED = np.dtype([*ENTRY.descr, ("part", "<i4")])
-FOOTER = struct.Struct("<8sQQI")  # magic, images, bytes of the reasons, checksum of entries and reasons
-MAGIC = b"tut-jpg1"
 
 
 @dataclass(frozen=True)
@@ -72,10 +58,7 @@ class PackedImages(StoredImages):
     def __init__(self, source: ImageSet, store: Store) -> None:
         super().__init__(source)
         self._store = store
-        self._files: dict[int, int] = {}  # descriptors by part, the one that was opened first first
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
+        self._files = PartFiles(store.place, store.parts)
 
     def image(self, index: int) -> Image.Image:
         """Decode one image.
@@ -95,22 +78,12 @@ class PackedImages(StoredImages):
         _, start, length, crc, part = entries[at].item()
         if not length:
             raise UnreadableImage(self.ids[index], self._store.bad[index])
-        jpeg = os.pread(self._file(part), length, start)
-        if len(jpeg) != length or zlib.crc32(jpeg) != crc:
-            file = self._store.place / self._store.parts[part]
-            raise TutelageError(f"{file}: damaged at {self.ids[index]}; delete this file and resume")
+        jpeg = self._files.read(part, start, length, crc, self.ids[index])
         return jpeg if count < 0 else jpeg[:count]
 
     def digest(self) -> str:
         """Another digest than that of the original set, since the images are others."""
         return hashlib.sha256(f"{self._source.digest()}@{self._store.side}q{QUALITY}".encode()).hexdigest()
-
-    def _file(self, part: int) -> int:
-        if part not in self._files:
-            if len(self._files) >= MOST_OPEN:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[part] = os.open(self._store.place / self._store.parts[part], os.O_RDONLY)
-        return self._files[part]
 
 
 def store_place(images: ImageSet, side: int, directory: Path) -> Path:
@@ -134,7 +107,7 @@ def read_store(place: Path, side: int) -> Store:
     bad: dict[int, str] = {}
     for file in sorted(place.glob(f"*{SUFFIX}")):
         try:
-            entries, reasons = _read_list(file)
+            entries, reasons = read_list(file)
         except (OSError, ValueError) as error:
             log.warning("%s: damaged (%s); its images are packed again", file, error)
             file.unlink(missing_ok=True)
@@ -151,36 +124,6 @@ def read_store(place: Path, side: int) -> Store:
     return Store(place, side, tuple(parts), every[first], bad)
 
 
-def footer(entries: np.ndarray, bad: dict[int, str]) -> bytes:
-    """The end of a part: its entries, why images cannot be decoded, and a checksum of both."""
-    reasons = json.dumps(bad).encode()
-    content = entries.astype(ENTRY).tobytes() + reasons
-    return content + FOOTER.pack(MAGIC, len(entries), len(reasons), zlib.crc32(content))
-
-
-def _read_list(file: Path) -> tuple[np.ndarray, dict[str, str]]:
-    """The entries of a part and its reasons; raises `ValueError` where they are damaged."""
-    with open(file, "rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - FOOTER.size))
-        end = stream.read()
-        if len(end) != FOOTER.size:
-            raise ValueError("too short")
-        magic, count, length, crc = FOOTER.unpack(end)
-        wanted = count * ENTRY.itemsize + length
-        if magic != MAGIC or wanted + FOOTER.size > size:
-            raise ValueError("no list at its end")
-        stream.seek(size - FOOTER.size - wanted)
-        content = stream.read(wanted)
-    entries = np.frombuffer(content[: count * ENTRY.itemsize], ENTRY)
-    if (
-        zlib.crc32(content) != crc
-        or int(entries["length"].sum(dtype=np.int64)) + wanted + FOOTER.size != size
-    ):
-        raise ValueError("its list does not fit")
-    return entries, json.loads(content[count * ENTRY.itemsize :])
-
-
 def shrunk_jpeg(images: ImageSet, index: int, side: int) -> bytes:
     """One image as a JPEG whose short side is at most `side` pixels; that of the file, where it is no longer.
 
@@ -189,21 +132,8 @@ def shrunk_jpeg(images: ImageSet, index: int, side: int) -> bytes:
     """
     content = images.content(index)
     if content is None:
-        image = images.image(index)
-    else:
-        image = decode(content, images.ids[index], images.max_pixels, side)
-        if min(image.size) <= side and content.startswith(JPEG) and _is_short(content, side):
-            return content
-    stream = io.BytesIO()
-    small = image.resize(shrunk_size(image.size, side), Image.Resampling.BICUBIC)
-    small.save(stream, "JPEG", quality=QUALITY)
-    return stream.getvalue()
-
-
-def _is_short(content: bytes, side: int) -> bool:
-    """Whether the short side of an image that can be decoded has at most so many pixels, before it is scaled down."""
-    with Image.open(io.BytesIO(content)) as image:
-        return min(image.size) <= side
+        return as_jpeg(images.image(index), side)
+    return small_jpeg(content, images.ids[index], side, images.max_pixels)
 
 
 def estimated_mb(subset: Subset, side: int) -> float:

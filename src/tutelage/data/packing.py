@@ -7,10 +7,9 @@ import hashlib
 import logging
 import math
 import os
-import socket
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +18,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tutelage.core.errors import TutelageError
+from tutelage.data.claims import aside_of, claimed, clear_abandoned
 from tutelage.data.decode import UnreadableImage
-from tutelage.data.loading import as_it_is, dead_workers_named, deaf_to_interrupts
-from tutelage.data.packed import ENTRY, SUFFIX, footer, read_store, shrunk_jpeg
+from tutelage.data.packed import read_store, shrunk_jpeg
+from tutelage.data.parts import ENTRY, SUFFIX, footer
 from tutelage.data.subset import Subset
+from tutelage.data.workers import as_it_is, dead_workers_named, deaf_to_interrupts
 
 log = logging.getLogger(__name__)
 LEAST = 512  # images of a part, so that a small set has few files
@@ -30,7 +31,6 @@ MOST_PARTS = (
     256  # of one fill; a larger set has larger parts: 5,005 images, or 250 MB, of ImageNet's 1.3 million
 )
 CHUNK = 32  # images encoded by a worker at a time
-ABANDONED = 120.0  # seconds without a write, after which a part is taken from the process that claimed it
 PAUSE = 0.5  # seconds between two looks at the parts that other processes write
 Progress = Callable[[int, int], None]
 
@@ -66,7 +66,7 @@ def fill(
         OSError: the disk is full, or the directory cannot be written.
     """
     place.mkdir(parents=True, exist_ok=True)
-    _clear_abandoned(place)
+    clear_abandoned(place)
     size = max(LEAST, math.ceil(len(subset) / MOST_PARTS))
     wanted = read_store(place, side).missing(subset.indices)
     held = len(subset) - len(wanted)
@@ -79,7 +79,7 @@ def fill(
         wrote = False
         for name, block in [*left.items()]:
             if not (place / name).exists():
-                with _claimed(place / f".{name}.claim") as claim:
+                with claimed(place / f".{name}.claim") as claim:
                     if claim is None:
                         continue
                     if not (place / name).exists():
@@ -150,7 +150,7 @@ def _write(
     entries: list[np.ndarray] = []
     bad: dict[int, str] = {}
     total = done = 0
-    aside = part.with_name(f".{part.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    aside = aside_of(part)
     try:
         with open(aside, "wb") as stream, dead_workers_named():
             for jpegs, chunk, reasons in loader:
@@ -174,49 +174,6 @@ def _write(
         aside.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _claimed(claim: Path) -> Iterator[Path | None]:
-    """Claim a part for this process; None where another process writes it.
-
-    A claim only saves work. Where two processes write a part nonetheless, the later one replaces it by the same.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - claim.stat().st_mtime > ABANDONED or _ended(claim.read_text()):
-            claim.unlink()
-    try:
-        with open(claim, "x") as stream:
-            stream.write(f"{socket.gethostname()} {os.getpid()}")
-    except FileExistsError:
-        yield None
-        return
-    try:
-        yield claim
-    finally:
-        claim.unlink(missing_ok=True)
-
-
-def _ended(owner: str) -> bool:
-    """Whether a claim is by a process of this machine that has ended."""
-    host, _, process = owner.partition(" ")
-    if host != socket.gethostname() or not process.isdigit():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False  # another user's
-    return False
-
-
 def _name(indices: np.ndarray) -> str:
     """The file of a part: the same in every process that is to write these images."""
     return hashlib.sha256(np.ascontiguousarray(indices, "<i8").tobytes()).hexdigest()[:32] + SUFFIX
-
-
-def _clear_abandoned(place: Path) -> None:
-    """Remove what processes that were killed have left."""
-    for file in place.glob(".*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - file.stat().st_mtime > ABANDONED:
-                file.unlink()

@@ -31,14 +31,6 @@ class StoredImages(ImageSet):
         return self._source.stamp()
 
 
-def shrunk_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(width, height) in pixels of an image whose short side is made at most `side`."""
-    short = min(size)
-    if short <= side:
-        return size
-    return max(1, round(size[0] * side / short)), max(1, round(size[1] * side / short))
-
-
 def sampled(count: int, sample: int) -> list[int]:
     """At most `sample` positions, evenly spaced among `count`: those of which a size is estimated."""
     return [int(place) for place in np.unique(np.linspace(0, count - 1, sample).astype(int))]

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.progress import Often
-from tutelage.data.loading import BadImages, dead_workers_named, eval_loader, normalise
+from tutelage.data.loading import BadImages, eval_loader, normalise
 from tutelage.data.sources.base import open_for_evaluation, open_source, parts_of
 from tutelage.data.sources.synthetic import Synthetic
 from tutelage.data.splits import Subset, stratified, whole
+from tutelage.data.workers import dead_workers_named
 from tutelage.deploy.build import CALIBRATION, Deployed, Material, as_model, build
 from tutelage.deploy.formats.making import Say
 from tutelage.deploy.parity import Checked, complaint, parity

@@ -20,9 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.progress import Progress, Silent
 from tutelage.core.runtime import Runtime
-from tutelage.data.loading import Loading, dead_workers_named, normalise, train_loader
+from tutelage.data.loading import Loading, normalise, train_loader
 from tutelage.data.mix import draw_mix
 from tutelage.data.views import ViewPolicy
+from tutelage.data.workers import dead_workers_named
 from tutelage.distillation.batch_memory import within_memory
 from tutelage.distillation.checkpoint import (
     State,

@@ -15,8 +15,9 @@ from tutelage.core.out_of_memory import halve_until_it_fits, or_refuse
 from tutelage.core.runtime import Runtime
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.kept import Batch
-from tutelage.data.loading import Batches, Loading, dead_workers_named, eval_loader, normalise
+from tutelage.data.loading import Batches, Loading, eval_loader, normalise
 from tutelage.data.splits import Subset
+from tutelage.data.workers import dead_workers_named
 
 BATCH = 128
 

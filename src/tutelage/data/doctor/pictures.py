@@ -14,8 +14,8 @@ from scipy.fft import dctn
 from torch.utils.data import DataLoader, Dataset
 
 from tutelage.data.decode import UnreadableImage
-from tutelage.data.loading import as_it_is, dead_workers_named, deaf_to_interrupts
 from tutelage.data.subset import Subset
+from tutelage.data.workers import as_it_is, dead_workers_named, deaf_to_interrupts
 
 LOOKED_AT = (
     256  # pixels of the longer side at which light and sharpness are measured, about what a network sees

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tutelage.core.progress import Progress
 from tutelage.data.input_spec import InputSpec
-from tutelage.data.loading import Loading, dead_workers_named, view_loader
+from tutelage.data.loading import Loading, view_loader
 from tutelage.data.splits import Subset
 from tutelage.data.views import ViewPolicy
+from tutelage.data.workers import dead_workers_named
 from tutelage.distillation.outputs import Outputs
 from tutelage.distillation.targets.cache import Cache
 from tutelage.distillation.targets.layout import BATCH
