@@ -50,9 +50,12 @@ HERE = {
     "runs/pets/deploy",
     "teacher-deploy",
 }  # other names of the finished run
-ELSEWHERE = {  # needs a package of the examples, and is tested with it
+ELSEWHERE = {  # needs a package of the examples, and is tested with it; or a network, and is tested without one
     "distill --data npz:bloodmnist.npz": "tests/data/test_source_packages.py",
     "distill --student tinynet:16 --data digits": "tests/models/test_model_packages.py",
+    "distill --data wds:https://host/{000..099}.tar": "tests/data/test_streaming.py",
+    "distill --data wds:s3://bucket/train-{000..099}.tar?side=320": "tests/data/test_streaming.py",
+    "distill --data hf:food101?streaming": "tests/data/test_hub_stream.py",
 }
 SHORT = {
     "data": ["--model", "none"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from copy import copy as same
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +153,13 @@ class _Copier:
         return own[0] if own else made()  # the other processes open what the first one has made
 
     def _packed(self, reasons: list[str]) -> Subset | None:
+        images = self.subset.images
+        if (
+            images.side is not None and images.side <= self.side
+        ):  # a streamed source: its parts are such a store
+            images = same(images)
+            images.small = True
+            return replace(self.subset, images=images)
         place = store_place(self.subset.images, self.side, self.directory)
         limit = self.runtime.on_main(lambda: self._limit(place, reasons))
         if limit is None:

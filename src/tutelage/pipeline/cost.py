@@ -243,5 +243,7 @@ def _copies_mb(recipe: Recipe, splits: Splits, specs: Sequence[InputSpec]) -> fl
         return 0.0
     side = cache_side(specs, recipe.view)
     parts = [getattr(splits, role) for role in ROLES if getattr(splits, role) is not None]
+    if recipe.data.cache == "packed":  # what was streamed at no larger a side is such a store already
+        parts = [part for part in parts if part.images.side is None or part.images.side > side]
     estimated = packed.estimated_mb if recipe.data.cache == "packed" else estimated_mb
     return min(sum(estimated(part, side) for part in parts if not part.images.decoded), recipe.data.cache_mb)

@@ -63,12 +63,14 @@ class ImageSet(ABC):
         labels: int64, index into `classes`, -1 where an image has none; None when there are no labels.
         decoded: images lie in memory, so that a decoded copy on disk would gain nothing.
         small: images are hardly larger than what the models of a run see, so that whole ones can be handed to a GPU.
+        side: largest short side in pixels, where the images are JPEGs that were shrunk to it already; None: others.
         notes: sentences about what was found and not used, such as files that cannot be read.
         max_pixels: largest image to decode, in pixels; None: Pillow's limit.
     """
 
     decoded = False
     small = False
+    side: int | None = None
     notes: tuple[str, ...] = ()
     max_pixels: int | None = None
 

@@ -1,14 +1,17 @@
-"""What tar files of samples hold: which members are images, and which ones name their classes."""
+"""Tar files of samples: their names, which members are images, and which ones name the classes."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from tutelage.core.errors import TutelageError
 from tutelage.data.decode import SUFFIXES, UNREAD
 from tutelage.data.sources.names import class_name
 from tutelage.data.sources.tree import counted, unread_note
@@ -18,7 +21,30 @@ CLASS_SUFFIXES = (".cls", ".cls.txt", ".class", ".label", ".label.txt", ".target
 CLASS_KEYS = ("label", "cls", "class", "target", "class_name", "label_name", "class_id", "category", "y")
 MAX_CLASS_BYTES = 1024  # of a member that names a class; a longer one does not
 MAX_JSON_BYTES = 65_536  # of a member with a class in it
+RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
+MAX_SHARDS = 1_000_000  # of one pattern; {0..9999999999} is a mistake that would fill the memory
 Keep = Callable[[tarfile.TarFile, tarfile.TarInfo], None]
+
+
+def expanded(pattern: str) -> list[str]:
+    """The names that a pattern with braces stands for.
+
+    Raises:
+        TutelageError: braceexpand is not installed, a brace is not closed, or there are too many.
+    """
+    try:
+        from braceexpand import braceexpand
+    except ImportError:
+        raise TutelageError(
+            f"wds:{pattern}: needs the package braceexpand: pip install 'tutelage[wds]'"
+        ) from None
+    try:
+        ranges = [abs(int(last) - int(first)) + 1 for first, last in RANGE.findall(pattern)]
+        if math.prod(ranges) > MAX_SHARDS:
+            raise TutelageError(f"wds:{pattern}: names more than {MAX_SHARDS} shards")
+        return [*braceexpand(pattern)]
+    except ValueError:
+        raise TutelageError(f"wds:{pattern}: a brace is not closed") from None
 
 
 @dataclass(slots=True)

@@ -7,8 +7,6 @@ streamed once (`remote`).
 from __future__ import annotations
 
 import glob
-import math
-import re
 import tarfile
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +18,8 @@ from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.decode import UnreadableImage, decode
 from tutelage.data.sources.base import ImageSet
 from tutelage.data.sources.names import image_id, label_indices
-from tutelage.data.sources.tarred import Found, scan
-
-RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
-MAX_SHARDS = 1_000_000  # of one pattern; {0..9999999999} is a mistake that would fill the memory
+from tutelage.data.sources.remote import open_remote
+from tutelage.data.sources.tarred import Found, expanded, scan
 
 
 class Shards(ImageSet):
@@ -108,31 +104,8 @@ def load(where: str, part: str | None) -> ImageSet:
     if part:
         raise TutelageError(f"wds:{where}#{part}: shards have no parts; name a pattern for each of them")
     if "://" in where:
-        from tutelage.data.sources.remote import open_remote
-
         return open_remote(where)
     return Shards(f"wds:{where}", where, _paths(where))
-
-
-def expanded(pattern: str) -> list[str]:
-    """The names that a pattern with braces stands for.
-
-    Raises:
-        TutelageError: braceexpand is not installed, a brace is not closed, or there are too many.
-    """
-    try:
-        from braceexpand import braceexpand
-    except ImportError:
-        raise TutelageError(
-            f"wds:{pattern}: needs the package braceexpand: pip install 'tutelage[wds]'"
-        ) from None
-    try:
-        ranges = [abs(int(last) - int(first)) + 1 for first, last in RANGE.findall(pattern)]
-        if math.prod(ranges) > MAX_SHARDS:
-            raise TutelageError(f"wds:{pattern}: names more than {MAX_SHARDS} shards")
-        return [*braceexpand(pattern)]
-    except ValueError:
-        raise TutelageError(f"wds:{pattern}: a brace is not closed") from None
 
 
 def _paths(pattern: str) -> list[Path]:
