@@ -123,11 +123,11 @@ def test_tensors_have_the_short_names_of_their_modules(files: tuple[nn.Module, M
 
 
 def test_it_needs_an_int8_file_of_litert() -> None:
-    for formats, int8 in ((["onnx"], None), (["litert"], False)):
+    for others in ({"formats": ["onnx"]}, {"formats": ["litert"], "int8": False}):
         with pytest.raises(
             TutelageError, match=r"^--int4: it makes a smaller form of LiteRT's int8 file, and none"
         ):
-            export_named("tf_efficientnet_lite0@none", int4=True, formats=formats, int8=int8)
+            export_named("tf_efficientnet_lite0@none", changes={"int4": True, **others})
     with pytest.raises(TutelageError, match=r"export\.int4: it makes a smaller form"):
         parse_recipe({"export": {"int4": True}})
     assert parse_recipe({"export": {"int4": True, "formats": ["litert"]}}).export.int4

@@ -12,6 +12,7 @@ import typer
 
 from tutelage.cli.interrupts import INTERRUPTED
 from tutelage.cli.options import DeviceOption, option
+from tutelage.core.errors import TutelageError
 
 if TYPE_CHECKING:
     from tutelage.core.run_dir import Run
@@ -108,6 +109,16 @@ def export(
     if Path(what).is_dir():
         where, out = where_it_began(RunDirectory.open(Path(what))), out and out.absolute()
         web_runtime = web_runtime and web_runtime.absolute()
+    given = {
+        "formats": formats or None,
+        "int8": int8,
+        "int4": int4,
+        "teacher": teacher,
+        "max_drop": max_drop,
+        "web": web,
+        "qad": _qad(qad),
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
     check_place(out or Path(what if Path(what).is_dir() else "."))
     try:
         with where as run, shown_steps() as say:
@@ -115,13 +126,7 @@ def export(
                 str(run.path) if run else what,
                 out,
                 data=data,
-                int8=int8,
-                int4=int4,
-                max_drop=max_drop,
-                teacher=teacher,
-                formats=formats,
-                qad=qad,
-                web=web,
+                changes=changes,
                 web_tarball=web_runtime,
                 say=say,
             )
@@ -145,6 +150,15 @@ def export(
         print(f"the student cannot be fine-tuned for int8 ({report.qad.failure})", file=sys.stderr)
     if report.rejected or report.missing or report.qad.failure:
         raise SystemExit(1)
+
+
+def _qad(given: str | None) -> dict[str, int] | str | None:
+    """The recipe's ``export.qad``."""
+    if given is None or given == "auto":
+        return given
+    if not given.isdecimal() or int(given) < 1:
+        raise TutelageError(f"--qad {given}: give a number of epochs or auto, such as --qad 2")
+    return {"epochs": int(given)}
 
 
 def cascade(

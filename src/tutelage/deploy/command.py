@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from tutelage.core.components import QadRecipe
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import entry, read_json, write_json
+from tutelage.core.invalid import first_error
 from tutelage.core.recipe import ExportRecipe, Recipe, load_recipe
 from tutelage.core.run_dir import Run, write_digests
-from tutelage.core.values import AUTO
 from tutelage.data.sources.base import open_for_evaluation
 from tutelage.data.splits import Splits, Subset, make_splits, recorded_copies, whole
 from tutelage.deploy.bench import images_of
@@ -23,7 +25,7 @@ from tutelage.deploy.export import DeployReport, export_model
 from tutelage.deploy.formats.making import Say
 from tutelage.deploy.qad.candidates import Tuning
 from tutelage.deploy.qad.tune import Tuned, Tuner
-from tutelage.deploy.runtimes.registry import VARIANTS, any_int4, any_int8
+from tutelage.deploy.runtimes.registry import VARIANTS, any_int4, any_int8, runtimes_of
 from tutelage.deploy.web.runtime import web_runtime
 from tutelage.evaluation.compare import with_classes
 from tutelage.evaluation.table import Row, Table
@@ -41,14 +43,8 @@ def export_named(
     out: Path | None = None,
     *,
     data: str | None = None,
-    int8: bool | None = None,
-    int4: bool | None = None,
-    max_drop: float | None = None,
-    teacher: bool | None = None,
-    formats: Sequence[str] | None = None,
-    web: bool | None = None,
+    changes: Mapping[str, Any] | None = None,
     web_tarball: Path | None = None,
-    qad: str | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export a run's student or any model.
@@ -57,15 +53,9 @@ def export_named(
         what: the directory of a run, or a model: NAME@WEIGHTS or KIND:WHERE.
         out: directory of the files; None: the run's own, or a directory with the name of the model.
         data: images for a model, KIND:WHERE, see `images_of`. A run has its own.
-        int8: write quantised files too; None: as the run's recipe says, and for a model yes.
-        int4: with weights in 4 bits too, in formats that have such; None: as the run's recipe says, and for a model no.
-        max_drop: points of top-1 that a file may lose; None: as the run's recipe says, and for a model 1.
-        teacher: of a run, export the teacher too, to compare files of the same kind; None: as the run's recipe says.
-        formats: of the files; None: as the run's recipe says, and for a model ONNX and OpenVINO.
-        web: write the page for browsers too; None: as the run's recipe says, and for a model no.
+        changes: other values of the recipe's keys below ``export``, such as ``{"int8": False}``; the others are those
+            of the run's recipe, and for a model the defaults.
         web_tarball: the page's runtime, downloaded elsewhere; None: the cached one, or it is downloaded.
-        qad: of a run, fine-tune the student for int8 with the teacher's help: a number of epochs, or ``auto``; None:
-            as the run's recipe says.
         say: called with a line before each step.
 
     Raises:
@@ -76,35 +66,21 @@ def export_named(
             raise TutelageError(f"--data {data}: {what} is a run, which has its own images; leave --data out")
         run = Run.open(Path(what))
         with run.held():
-            report = export_run(
-                run,
-                out,
-                int8=int8,
-                int4=int4,
-                max_drop=max_drop,
-                teacher=teacher,
-                formats=formats,
-                web=web,
-                web_tarball=web_tarball,
-                qad=qad,
-                say=say,
-            )
+            report = export_run(run, out, changes=changes, web_tarball=web_tarball, say=say)
             if run.comparison.exists():  # else `tutelage resume` has something left to do
                 write_digests(run)
         return report
-    if teacher:
+    settings = _changed(ExportRecipe(), changes)
+    if settings.teacher:
         raise TutelageError(f"--teacher: {what} is no run, so it has no teacher; leave --teacher out")
-    if qad:
+    if settings.qad:
         raise TutelageError(f"--qad: {what} is no run, so it has no teacher to train with; leave --qad out")
     name = architecture(what)
     if what == name and ":" not in what and len(Path(name).parts) > 1:
         raise TutelageError(f"{what}: no such run directory")
-    default = ExportRecipe()
-    drop = default.max_drop if max_drop is None else max_drop
-    formats = formats or default.formats
-    int8 = (default.int8 if int8 is None else int8) and any_int8(formats)
-    _check_int4(int4, int8, formats)
-    runtime = _web_runtime(bool(web), formats, web_tarball, say)
+    int8 = settings.int8 and any_int8(settings.formats)
+    _check_int4(settings, changes)
+    runtime = _web_runtime(settings, web_tarball, say)
     material, test = _images(data, int8)
     (model,), notes = with_classes([load_model(what)], test, "cpu")
     for note in notes:
@@ -114,10 +90,10 @@ def export_named(
         out or Path(re.sub(r"[^\w.-]+", "-", name).strip("-") + "-deploy"),
         calibration=material,
         test=test,
-        formats=formats,
+        formats=settings.formats,
         int8=int8,
-        int4=bool(int4),
-        max_drop=drop,
+        int4=settings.int4,
+        max_drop=settings.max_drop,
         web=runtime,
         say=say,
         notes=notes,
@@ -128,14 +104,8 @@ def export_run(
     run: Run,
     out: Path | None = None,
     *,
-    int8: bool | None = None,
-    int4: bool | None = None,
-    max_drop: float | None = None,
-    teacher: bool | None = None,
-    formats: Sequence[str] | None = None,
-    web: bool | None = None,
+    changes: Mapping[str, Any] | None = None,
     web_tarball: Path | None = None,
-    qad: str | None = None,
     say: Say = lambda line: None,
 ) -> DeployReport:
     """Export the student that a run selected, and add its files to ``comparison.json``.
@@ -146,14 +116,8 @@ def export_run(
     Args:
         run: a finished run; the caller holds its lock.
         out: directory of the files; None: the run's own.
-        int8: write quantised files too; None: as the recipe says.
-        int4: with weights in 4 bits too, in formats that have such; None: as the recipe says.
-        max_drop: points of top-1 that a file may lose; None: as the recipe says.
-        teacher: export the teacher too, to compare files of the same kind; None: as the recipe says.
-        formats: of the files; None: as the recipe says.
-        web: write the page for browsers too; None: as the recipe says.
+        changes: other values of the recipe's keys below ``export``, such as ``{"int8": False}``.
         web_tarball: the page's runtime, downloaded elsewhere; None: the cached one, or it is downloaded.
-        qad: fine-tune the student for int8: a number of epochs, or ``auto``; None: as the recipe says.
         say: called with a line before each step.
 
     Raises:
@@ -161,18 +125,15 @@ def export_run(
         TutelageError: the run has no student yet, its images are gone, or `export_model` fails.
     """
     recipe = load_recipe(run.recipe)
-    wants_web = recipe.export.web if web is None else web
-    runtime = _web_runtime(wants_web, formats or recipe.export.formats, web_tarball, say)
-    int8 = recipe.export.int8 if int8 is None else int8
-    _check_int4(int4, int8, formats or recipe.export.formats)
-    settings = recipe.export.qad if qad is None else _qad(qad)
-    if qad is not None and not (int8 and any_int8(formats or recipe.export.formats)):
+    settings = _changed(recipe.export, changes)
+    _check_int4(settings, changes)
+    runtime = _web_runtime(settings, web_tarball, say)
+    if settings.qad and "qad" in (changes or {}) and not (settings.int8 and any_int8(settings.formats)):
         raise TutelageError(
             "--qad: it is for int8 files, and none are written; leave --qad out, or write some"
         )
     student = kept_student(run, recipe)
     splits = make_splits(recipe.data, recorded_copies(run.splits))
-    wants_teacher = recipe.export.teacher if teacher is None else teacher
     found = _evaluation(run)
     report = export_model(
         student,
@@ -180,17 +141,17 @@ def export_run(
         calibration=splits.train,
         validation=splits.val,
         test=splits.test,
-        teacher=_teacher(run, recipe, say) if wants_teacher else None,
-        formats=formats or recipe.export.formats,
-        int8=int8,
-        int4=recipe.export.int4 if int4 is None else int4,
-        max_drop=recipe.export.max_drop if max_drop is None else max_drop,
+        teacher=_teacher(run, recipe, say) if settings.teacher else None,
+        formats=settings.formats,
+        int8=settings.int8,
+        int4=settings.int4,
+        max_drop=settings.max_drop,
         web=runtime,
         provenance=_provenance(run, recipe, splits),
         temperature=_temperature(found),
         say=say,
         run=found,
-        tuning=_tuning(run, recipe, student, splits, settings, say),
+        tuning=_tuning(run, recipe, student, splits, settings.qad, say),
     )
     add_threshold(run, report.directory)
     if not run.comparison.exists():  # the evaluation failed; the files are good without it
@@ -201,28 +162,30 @@ def export_run(
     return report
 
 
-def _web_runtime(wanted: bool, formats: Sequence[str], given: Path | None, say: Say) -> Path | None:
-    if wanted:
-        return web_runtime(formats, given, say)
-    if given:
-        raise TutelageError(f"--web-runtime {given}: has no effect without --web; add --web")
-    return None
+def _changed(settings: ExportRecipe, changes: Mapping[str, Any] | None) -> ExportRecipe:
+    """The settings with other values of some keys."""
+    if changes and "formats" in changes:
+        runtimes_of(changes["formats"])  # which names the formats that there are
+    try:
+        return ExportRecipe.model_validate({**settings.model_dump(), **(changes or {})})
+    except ValidationError as error:
+        raise TutelageError(f"export: {first_error(error, ExportRecipe)}") from None
 
 
-def _check_int4(given: bool | None, int8: bool, formats: Sequence[str]) -> None:
-    if given and not (int8 and any_int4(formats)):
+def _check_int4(settings: ExportRecipe, changes: Mapping[str, Any] | None) -> None:
+    if (changes or {}).get("int4") and not (settings.int8 and any_int4(settings.formats)):
         raise TutelageError(
             "--int4: it makes a smaller form of LiteRT's int8 file, and none is written; leave --int4 out, or write "
             "one with --format litert"
         )
 
 
-def _qad(given: str) -> QadRecipe | Literal["auto"]:
-    if given == AUTO:
-        return "auto"
-    if not given.isdecimal() or int(given) < 1:
-        raise TutelageError(f"--qad {given}: give a number of epochs or auto, such as --qad 2")
-    return QadRecipe(epochs=int(given))
+def _web_runtime(settings: ExportRecipe, given: Path | None, say: Say) -> Path | None:
+    if settings.web:
+        return web_runtime(settings.formats, given, say)
+    if given:
+        raise TutelageError(f"--web-runtime {given}: has no effect without --web; add --web")
+    return None
 
 
 def _tuning(

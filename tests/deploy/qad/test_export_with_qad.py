@@ -44,7 +44,7 @@ def worsened(model: Model, share: float) -> Model:
 @pytest.mark.slow
 def test_a_run_is_exported_with_the_four_ways_side_by_side(tuner: Tuner, tmp_path: Path) -> None:
     run = in_copy(tuner, tmp_path / "run").run
-    report = export_run(run, qad="1", formats=["openvino"])
+    report = export_run(run, changes={"qad": {"epochs": 1}, "formats": ["openvino"]})
     record = read_json(run.deploy / "deploy.json")["qad"]
     assert record == report.record()["qad"] | {"training": record["training"]}
     assert [row["candidate"] for row in record["rows"]] == [PLAIN, PTQ, QAD, QAT]
@@ -190,7 +190,8 @@ def test_an_export_that_is_killed_continues_and_ends_alike(tuner: Tuner, tmp_pat
         "def say(line):\n"
         "    if sys.argv[2] in line:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "export_run(Run(__import__('pathlib').Path(sys.argv[1])), qad='2', formats=['openvino'], say=say)\n"
+        "changes = {'qad': {'epochs': 2}, 'formats': ['openvino']}\n"
+        "export_run(Run(__import__('pathlib').Path(sys.argv[1])), changes=changes, say=say)\n"
     )
 
     def export(run: Run, killed_at: str) -> int:
