@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -32,18 +33,6 @@ VALIDATION_IMAGES = 500  # images on which the accuracy of int8 is measured
 READ = 64  # images per batch
 MIB = 2**20
 FORMATS = ExportRecipe().formats
-# The packages whose versions are recorded where they are used.
-CONVERTERS = (
-    "onnx",
-    "openvino",
-    "nncf",
-    "executorch",
-    "torchao",
-    "pnnx",
-    "ncnn",
-    "litert_torch",
-    "coremltools",
-)
 
 
 @dataclass(frozen=True)
@@ -108,8 +97,7 @@ def build(
     """
     runtimes = runtimes_of(formats)
     require(runtimes)
-    makers = {name.partition(".")[0] for runtime in runtimes for name in runtime.makers}
-    used = [name for name in CONVERTERS if name in makers]
+    used = dict.fromkeys(name for runtime in runtimes for name in runtime.converters)
     manifest = replace(_manifest(model, material, provenance or {}, used), temperature=temperature)
     calibration = validation = None
     if material:
@@ -205,18 +193,27 @@ class _FileModule(nn.Module):
 
 
 def _manifest(
-    model: Model, material: Material | None, provenance: Mapping[str, str], used: Sequence[str]
+    model: Model, material: Material | None, provenance: Mapping[str, str], used: Iterable[str]
 ) -> Manifest:
     ids = model.class_ids or tuple(str(number) for number in range(model.num_classes))
     facts = {
         "weights": model.origin,
         **({"licence": model.licence} if model.licence else {}),
-        **{name: metadata.version(name) for name in ("tutelage", "torch", "timm", *used)},
+        **_versions(("tutelage", "torch", "timm", *used)),
         **provenance,
     }
     if material:
         facts["calibration"] = f"{material.calibration.images.name} {material.calibration.digest()[:16]}"
     return Manifest(model.name, model.input_spec, tuple(map(as_label, model.class_names or ids)), ids, facts)
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    """The version of each package that is installed under its own name, unlike onnxruntime of onnxruntime-gpu."""
+    found: dict[str, str] = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def pictures(model: Model, subset: Subset, wanted: int) -> Pictures:

@@ -125,6 +125,11 @@ class Runtime:
         return f"run `pip install tutelage[{self.maker_extra or self.extra}]`"
 
     @property
+    def converters(self) -> tuple[str, ...]:
+        """The packages of `makers`, whose versions are recorded with the files."""
+        return tuple(name.partition(".")[0] for name in self.makers)
+
+    @property
     def runs_here(self) -> bool:
         """Whether it could run files on this machine, if it is installed."""
         return self.platform in ("", sys.platform)
