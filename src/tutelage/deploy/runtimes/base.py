@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from tutelage.core.errors import TutelageError
 
+T = TypeVar("T")
 Arithmetic = Literal["f32", "bf16", "f16"]
 Precision = Literal["int8", "int4", "fp32", "fp16"]
 
@@ -24,6 +27,31 @@ class Session(Protocol):
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Give float32 logits (B, C) of normalised float32 images (B, 3, H, W)."""
+
+
+class Idle(Generic[T]):
+    """What holds the values of one call at a time, such as an interpreter: threads would mix theirs in a common one.
+
+    Args:
+        make: one more, where all others are in use; called once at first, so that its errors are seen early.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self.first = make()
+        self._idle = deque([self.first])
+
+    @contextmanager
+    def one(self) -> Iterator[T]:
+        """Lend one that no other call has."""
+        try:
+            found = self._idle.pop()
+        except IndexError:
+            found = self._make()
+        try:
+            yield found
+        finally:
+            self._idle.append(found)
 
 
 @dataclass(frozen=True)

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections import deque
 from pathlib import Path
 
 import numpy as np
 
 from tutelage.core.litert import LiteRTFile
-from tutelage.deploy.runtimes.base import Options, Runtime, Session, Variant, damaged
+from tutelage.deploy.runtimes.base import Idle, Options, Runtime, Session, Variant, damaged
 
 
 class _LiteRT:
     def __init__(self, path: Path, threads: int | None) -> None:
-        self._open = lambda: LiteRTFile(path, threads)
         try:
-            first = self._open()
+            self._interpreters = Idle(lambda: LiteRTFile(path, threads))
         except (ValueError, RuntimeError) as error:
             raise damaged(path, str(error)) from None
-        self.num_classes = first.num_outputs
-        # an interpreter holds the values of one call: each call has one to itself, since threads would mix theirs
-        self._idle: deque[LiteRTFile] = deque([first])
+        self.num_classes = self._interpreters.first.num_outputs
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        try:
-            file = self._idle.pop()
-        except IndexError:
-            file = self._open()
-        try:
+        with self._interpreters.one() as file:
             return np.concatenate([file(np.ascontiguousarray(images[i : i + 1])) for i in range(len(images))])
-        finally:
-            self._idle.append(file)
 
 
 def _open(path: Path, options: Options) -> Session:

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import importlib
 import sys
-from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.core.errors import TutelageError
-from tutelage.deploy.runtimes.base import Arithmetic, Options, Runtime, Session, Variant, damaged
+from tutelage.deploy.runtimes.base import Arithmetic, Idle, Options, Runtime, Session, Variant, damaged
 
 
 @lru_cache(maxsize=1)
@@ -65,20 +64,12 @@ class _OpenVino:
         except RuntimeError as error:
             raise damaged(path, str(error)) from None
         self.num_classes = int(model.output(0).partial_shape[1].get_length())
-        self._new_request = compiled.create_infer_request
-        # a request holds the buffers of one call: each call has one to itself, since threads would read each other's
-        self._idle: deque[Any] = deque([self._new_request()])
+        self._requests: Idle[Any] = Idle(compiled.create_infer_request)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        try:
-            request = self._idle.pop()
-        except IndexError:
-            request = self._new_request()
-        try:
+        with self._requests.one() as request:
             results = request.infer([np.ascontiguousarray(images)], share_inputs=True)
             return np.array(results[0])  # a copy, made before the next call may have the request
-        finally:
-            self._idle.append(request)
 
 
 def _check_ir(path: Path) -> None:
