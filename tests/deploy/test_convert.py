@@ -7,6 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from tests.helpers.architectures import SIX
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
@@ -35,17 +36,7 @@ def agree(module: nn.Module, spec: InputSpec, path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tf_efficientnet_lite0",
-        "efficientvit_b1",
-        "mobilenetv4_conv_small",
-        "vit_tiny_patch16_224",
-        "convnext_atto",
-        "resnet50_gn",
-    ],
-)
+@pytest.mark.parametrize("name", SIX)
 def test_six_architectures_are_exported_and_agree(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = load_model(f"{name}@none")

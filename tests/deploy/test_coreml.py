@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +14,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from tests.helpers.architectures import SIX_SMALL, network
 from tests.helpers.command_line import call
-from timm.layers import GroupNorm
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
@@ -25,7 +24,6 @@ from tutelage.deploy.manifest import Manifest
 from tutelage.deploy.predictor import Predictor
 from tutelage.deploy.runtimes import coreml
 from tutelage.deploy.runtimes.registry import files_of, open_session
-from tutelage.models.registry import load_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -212,26 +210,8 @@ def test_a_session_gives_one_image_at_a_time(package: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tf_efficientnet_lite0",
-        "efficientvit_b1",
-        "mobilenetv4_conv_small",
-        "vit_tiny_patch16_224",
-        "convnext_atto",
-        "group norm",
-    ],
-)
+@pytest.mark.parametrize("name", SIX_SMALL)
 def test_six_architectures_are_converted(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    if name == "group norm":
-        net, spec = (
-            timm.create_model("test_resnet", norm_layer=partial(GroupNorm, num_groups=8)),
-            InputSpec(96, 96),
-        )
-    else:
-        model = load_model(f"{name}@none")
-        net, spec = model.module, model.input_spec
+    net, spec = network(name)
     to_coreml(net, spec, tmp_path / "model.mlpackage", manifest(spec))
     assert coreml.RUNTIME.inspect(tmp_path / "model.mlpackage", (1, 3, spec.height, spec.width), 1000) == ""

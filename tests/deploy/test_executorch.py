@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.deploy.conftest import DATA
+from tests.helpers.architectures import SIX
 from tests.helpers.fitted import fit
 from torch import Tensor, nn
 
@@ -214,18 +215,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         require([runtime.RUNTIME])
 
 
-ARCHITECTURES = (
-    "tf_efficientnet_lite0",
-    "efficientvit_b1",
-    "mobilenetv4_conv_small",
-    "vit_tiny_patch16_224",
-    "convnext_atto",
-    "resnet50_gn",  # GroupNorm
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", SIX)
 def test_six_architectures_are_converted_and_agree(name: str, installed: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     found: Any = export_model(load_model(f"{name}@none"), tmp_path / "out", formats=FORMAT)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.helpers.architectures import SIX
 from tests.helpers.litert_files import write_litert
 from tests.helpers.litert_making import (
     CHANNELS,
@@ -324,20 +325,10 @@ def test_what_cannot_be_converted_is_one_line_with_the_cause(converter: None) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tf_efficientnet_lite0@none",
-        "efficientvit_b1@none",
-        "mobilenetv4_conv_small@none",
-        "vit_tiny_patch16_224@none",
-        "convnext_atto@none",
-        "resnet50_gn@none",
-    ],
-)
+@pytest.mark.parametrize("name", SIX)
 def test_six_architectures_are_converted_and_agree(name: str, converter: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    module, spec = (model := load_model(name, num_classes=CLASSES)).module.eval(), model.input_spec
+    module, spec = (model := load_model(f"{name}@none", num_classes=CLASSES)).module.eval(), model.input_spec
     for part in module.modules():
         if isinstance(
             part, nn.GroupNorm

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tests.helpers.architectures import SIX_SMALL, network
 from tests.helpers.command_line import call
-from timm.layers import GroupNorm
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
@@ -24,7 +23,6 @@ from tutelage.data.input_spec import InputSpec
 from tutelage.deploy.container import write_dockerfile
 from tutelage.deploy.predictor import Predictor
 from tutelage.deploy.runtimes.registry import open_session
-from tutelage.models.registry import load_model
 
 pnnx = pytest.importorskip("pnnx", reason="needs the extra `ncnn`")
 pytest.importorskip("ncnn", reason="needs the extra `ncnn`")
@@ -214,29 +212,10 @@ def test_a_container_for_the_files_has_ncnn(files: Path, tmp_path: Path) -> None
 # --- real architectures
 
 
-def group_norm_net() -> nn.Module:
-    return timm.create_model("test_resnet", norm_layer=partial(GroupNorm, num_groups=8), num_classes=10)
-
-
-ARCHITECTURES = (
-    "tf_efficientnet_lite0",
-    "efficientvit_b1",
-    "mobilenetv4_conv_small",
-    "vit_tiny_patch16_224",
-    "convnext_atto",
-    "group norm",
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", SIX_SMALL)
 def test_six_architectures_agree(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    if name == "group norm":
-        net, spec = group_norm_net().eval(), InputSpec(96, 96)
-    else:
-        model = load_model(f"{name}@none")
-        net, spec = model.module.eval(), model.input_spec
+    net, spec = network(name)
     images = noise(4, spec)
     wanted = logits(net, images)
     scale = np.abs(wanted).max()
