@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ UNLABELLED = (
     "agrees with the teacher."
 )
 TEMPLATES = Path(__file__).parent / "templates"
+COLOURS = files("tutelage.core") / "colours.css"  # also those of the page that classifies photographs
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ def render_page(title: str, sections: Sequence[Section], watch: str = "", plots:
             main=render_main(sections),
             watch=watch,
             policy=_policy([plotly_script, script]),
-            css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+            css=Markup(
+                COLOURS.read_text(encoding="utf-8") + (TEMPLATES / "page.css").read_text(encoding="utf-8")
+            ),
             plotly=Markup(plotly_script),
             script=Markup(script),
         )

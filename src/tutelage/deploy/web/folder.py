@@ -34,8 +34,10 @@ def write_folder(folder: Path, model: Path, manifest: Manifest, tarball: Path) -
     page = files(__package__) / "page"
     unpack(tarball, folder / RUNTIME)
     write_bytes(folder / RUNTIME / "LICENSE", (page / "onnxruntime-web-license.txt").read_bytes())
-    for name in ("app.js", "preprocess.js", "style.css"):
+    for name in ("app.js", "preprocess.js"):
         write_bytes(folder / name, (page / name).read_bytes())
+    colours = files("tutelage.core") / "colours.css"  # those of a run's report
+    write_bytes(folder / "style.css", colours.read_bytes() + (page / "style.css").read_bytes())
     link_file(model, folder / model.name)
     manifest.write(folder)
     write_text(folder / "index.html", _index(folder, model, manifest, (page / "index.html.j2").read_text()))
