@@ -31,8 +31,9 @@ SECONDS = {
     "resume": 45,
     "waits": 25,
     "stations": 60,
-    "b3-b1": 155,
-    "lite2-lite0": 130,
+    "deployed": 70,
+    "b3-b1": 120,
+    "lite2-lite0": 100,
 }
 FIGURES = ("b3-b1", "lite2-lite0")
 BATCH, MOST_WORKERS = 256, 12
@@ -288,6 +289,9 @@ def finding(name: str, part: dict[str, Any]) -> str:
         return f"{part['waits_per_step']:.1f} waits a step" if part["counted"] else "not counted on a CPU"
     if name == "stations" and "top1" in part:
         return "files: " + (", ".join(part["deployed"]) or "none")
+    if name == "deployed" and "rows" in part:
+        singles = {row["run_by"]: row["ms"]["1"] for row in part["rows"] if "1" in row["ms"]}
+        return "one image: " + ", ".join(f"{taken:.2f} ms {way}" for way, taken in singles.items())
     if part.get("cached_to_labels_only"):
         return f"cached targets at {part['cached_to_labels_only']:.2f} of labels only"
     return part.get("error", "")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from benchmarks.losses import SETTINGS
@@ -25,9 +26,11 @@ from tutelage.api import distill
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import DataRecipe, LossRecipe, TrainRecipe, ViewRecipe
 from tutelage.core.run_dir import Run
-from tutelage.core.runtime import Runtime
+from tutelage.core.runtime import Runtime, device_name
 from tutelage.data.loading import Loading
 from tutelage.data.splits import make_splits
+from tutelage.deploy.gpu import BATCHES, GpuTable, rows_of, ways
+from tutelage.deploy.parity import HALF
 from tutelage.distillation.distiller import Distiller
 from tutelage.distillation.losses import CrossEntropy, make_term, names
 from tutelage.distillation.losses.registry import is_built_in
@@ -344,4 +347,44 @@ def stations(device: torch.device, small: bool) -> dict[str, Any]:
     }
 
 
-CHECKS = {"losses": losses, "fold": fold, "resume": resume, "waits": waits, "stations": stations}
+# --- deployment
+
+
+def deployed(device: torch.device, small: bool) -> dict[str, Any]:
+    """Time EfficientNet-Lite0 in all ways in which the GPU can run it, in batches of 1 to 256.
+
+    It passes if PyTorch and one other way were timed, and no answer in fp32 is further from PyTorch's than TF32 may be.
+    """
+    pair = SMALL if small else PAIRS["lite2-lite0"]
+    torch.manual_seed(0)
+    model = pair.load("student")
+    batches = BATCHES[:2] if small else BATCHES
+    stand_in = ["CPUExecutionProvider"] if device.type == "cpu" and can_export() else None
+    rows = rows_of(model, device, ways(model, device, stand_in), batches, seconds=0.1 if small else 2.0)
+    table = GpuTable(device_name(device), batches, tuple(rows))
+    Console().print(table.rich())
+    failed = [
+        row.way for row in rows if row.parity and "bf16" not in row.way
+        and not row.parity.difference <= HALF * row.parity.largest  # random weights give small logits
+    ]  # fmt: skip
+    timed = {row.way.partition(",")[0] for row in rows if BATCHES[0] in row.times}
+    return {
+        "passed": not failed and "PyTorch" in timed and len(timed) > 1,
+        "failed": failed,
+        "left_out": {
+            f"{row.way}, batch {batch}" if batch else row.way: why
+            for row in rows
+            for batch, why in row.why.items()
+        },
+        "rows": table.records(),
+    }
+
+
+CHECKS = {
+    "losses": losses,
+    "fold": fold,
+    "resume": resume,
+    "waits": waits,
+    "stations": stations,
+    "deployed": deployed,
+}

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,33 @@ def test_steps_of_the_second_epoch_are_counted(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(gpu_checks, "_train", train)
     assert gpu_checks.waits(CPU, small=True)["waits_per_step"] == 2
+
+
+def test_deployment_is_timed_and_a_way_with_other_answers_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of its time is the export to ONNX."""
+    pytest.importorskip("onnxruntime")
+    found = gpu_checks.deployed(CPU, small=True)
+    assert found["passed"]
+    assert [row["run_by"] for row in found["rows"]] == [
+        "PyTorch, fp32", "PyTorch, bf16", "ONNX Runtime, CPUExecutionProvider",
+    ]  # fmt: skip
+    assert all(row["ms"].keys() == {"1", "16"} for row in found["rows"])
+    assert gpu.finding("deployed", found).startswith("one image: ")
+    real = gpu_checks.ways
+
+    def wrong(*args: Any) -> list[Any]:
+        *others, last = real(*args)
+        return [
+            *others,
+            replace(last, make=lambda folder: lambda images: 1.5 * others[0].make(folder)(images)),
+        ]
+
+    monkeypatch.setattr(gpu_checks, "ways", wrong)
+    found = gpu_checks.deployed(CPU, small=True)
+    assert (found["passed"], found["failed"]) == (False, ["ONNX Runtime, CPUExecutionProvider"])
+    monkeypatch.setattr(gpu_checks, "ways", lambda *args: real(*args)[:2])
+    assert not gpu_checks.deployed(CPU, small=True)["passed"]  # nothing but PyTorch
+    json.dumps(found, allow_nan=False)
 
 
 # --- the parts

@@ -127,7 +127,11 @@ def compare(
     ] = None,
     device: DeviceOption = None,
     deploy: Annotated[
-        bool, typer.Option("--deploy", help="Also measure each model as ONNX, OpenVINO and int8 files.")
+        bool,
+        typer.Option(
+            "--deploy",
+            help="Also measure each model as ONNX, OpenVINO and int8 files, or on a GPU.",
+        ),
     ] = False,
 ) -> None:
     """Compare size, speed and accuracy of any models, side by side."""

@@ -11,6 +11,7 @@ import torch
 from tutelage.core.errors import TutelageError
 from tutelage.deploy.bench import Bench, build_all, images_of
 from tutelage.deploy.formats.making import Say
+from tutelage.deploy.gpu import GpuTable, compare_on_gpu
 from tutelage.evaluation.compare import evaluate, with_classes
 from tutelage.evaluation.table import Table
 from tutelage.models.registry import load_model
@@ -25,25 +26,33 @@ def compare_deployed(
     threads: int | None = None,
     device: str | None = None,
     say: Say = lambda line: None,
-) -> Table:
+) -> Table | GpuTable:
     """As `evaluation.compare.compare`, with each model also as ONNX, OpenVINO and int8 files, all on the CPU.
 
-    Where the data has no parts of its own, up to a third of it (at most 300 images) is used to calibrate int8 and not
-    to evaluate; without data, int8 is calibrated on synthetic images.
+    On a CUDA GPU, the times of batches in each way in which the GPU can run a model, see `gpu.compare_on_gpu`.
+
+    On the CPU, where the data has no parts of its own, up to a third of it (at most 300 images) is used to calibrate
+    int8 and not to evaluate; without data, int8 is calibrated on synthetic images.
 
     Args:
         models: NAME@WEIGHTS, KIND:WHERE or a `Model` each; the others are compared with the first.
         data: labelled images, KIND:WHERE; None: no accuracy is measured.
         batch_size: images per batch, for the throughput.
         threads: of the CPU; None: as many as PyTorch chooses.
-        device: ``cpu`` or None; the files are measured on the CPU only.
+        device: ``cpu`` or None; or ``cuda``, or one GPU such as ``cuda:1``.
         say: called with a line before each step.
 
     Raises:
-        TutelageError: a model, the data or the extra ``deploy`` is not there, or the device is not a CPU.
+        TutelageError: a model, the data or the extra ``deploy`` is not there, or the device cannot be used.
     """
+    if device is not None and device.partition(":")[0] == "cuda":
+        if data is not None:
+            raise TutelageError("--deploy on a GPU: only speed is measured there; leave --data out")
+        return compare_on_gpu(models, device=device, say=say)
     if device not in {None, "cpu"}:
-        raise TutelageError("--deploy: deployed files are measured on the CPU; leave --device out")
+        raise TutelageError(
+            "--deploy: deployed files are measured on the CPU or a CUDA GPU; leave --device out, or write --device cuda"
+        )
     if threads:
         torch.set_num_threads(threads)
     material, subset = images_of(data)

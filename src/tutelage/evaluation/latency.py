@@ -13,6 +13,7 @@ from torch import nn
 from tutelage.core.runtime import synchronise
 
 Call = Callable[[], object]
+Clock = Callable[[Call], float]  # makes a call, and gives its time in ms
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def alternating_latency(
     seconds: float = 60.0,
     settling: int = 3,
     burst: int = 4,
+    clock: Clock | None = None,
 ) -> dict[str, Latency]:
     """Time calls in turns: in each round every call has its turn, in an order that moves on by one.
 
@@ -54,7 +56,9 @@ def alternating_latency(
         seconds: no further round begins after this time, once three are timed.
         settling: untimed calls that begin a turn.
         burst: timed calls of a turn.
+        clock: None: `wall_clock`.
     """
+    timed = clock or wall_clock
     names = list(calls)
     for _ in range(warmup):
         for name in names:
@@ -68,7 +72,7 @@ def alternating_latency(
             name = names[(turn + place) % len(names)]
             for _ in range(settling):
                 calls[name]()
-            times[name] += [_milliseconds(calls[name]) for _ in range(burst)]
+            times[name] += [timed(calls[name]) for _ in range(burst)]
     return {name: _summary(taken) for name, taken in times.items()}
 
 
@@ -88,7 +92,8 @@ def forward_call(module: nn.Module, shape: tuple[int, int, int, int], device: to
     return call
 
 
-def _milliseconds(call: Call) -> float:
+def wall_clock(call: Call) -> float:
+    """Return the time that passes during a call, in ms."""
     begin = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - begin) / 1e6
