@@ -62,7 +62,7 @@ TINY = {
         "fit": {"epochs": 2, "lr": 3e-3},
     },
     "student": {"model": "test_efficientnet@none", "resolution": 32, "crop_pct": 1.0},
-    "data": {"train": "digits", "limit": 240, "workers": 0},
+    "data": {"train": "digits", "limit": 240, "workers": 0, "val_fraction": 0.1},
     "view": {"crop_scale": [0.7, 1.0], "flip": 0.0},
     "loss": {"temperature": 2.0, "label_weight": 0.1},
     "train": {"epochs": 2, "lr": 3e-3, "batch_size": 32, "precision": "fp32", "warmup_epochs": 0},

@@ -65,8 +65,7 @@ def test_copies_within_one_folder_are_found_after_it_was_split(tmp_path: Path) -
         for path in map((tmp_path / "all").joinpath, part.ids)
     }
     assert not held & {(tmp_path / "all" / name).read_bytes() for name in splits.train.ids}
-    assert len(splits.val) == 12
-    assert len(splits.test) == 24
+    assert len(splits.val) == len(splits.test) == 24
 
 
 def test_unlabelled_copies_are_left_out_too(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_more_images_hardly_change_the_choice():
 
 
 def test_one_source_is_parted_in_three():
-    splits = make_splits(DataRecipe(train="digits"))
+    splits = make_splits(DataRecipe(train="digits", val_fraction=0.1))
     assert len(splits.test) == round(0.2 * 1797)
     assert len(splits.val) == round(0.1 * 1797)
     assert ids(splits.train) | ids(splits.val) | ids(splits.test) == set(open_source("digits").ids)
@@ -104,6 +104,42 @@ def test_one_source_is_parted_in_three():
     for part in (splits.train, splits.val, splits.test):
         share = np.bincount(part.labels) / len(part)
         assert np.allclose(share, np.bincount(open_source("digits").labels) / 1797, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("images", "val"),
+    [
+        (10, 2),
+        (20, 4),
+        (600, 120),
+        (1499, 300),
+        (1500, 300),
+        (1797, 300),
+        (2999, 300),
+        (3000, 300),
+        (3781, 378),
+    ],
+)
+def test_val_has_enough_images_to_select_by(images, val, monkeypatch):
+    """A tenth where that is 300 images or more; else 300, but at most a fifth."""
+    found = Fake([i % 2 for i in range(images)])
+    monkeypatch.setattr("tutelage.data.splits.open_source", lambda *_: found)
+    monkeypatch.setattr("tutelage.data.splits.parts_of", lambda *_: ())
+    recipe = DataRecipe(train="fake", drop_duplicates=False)
+    splits = make_splits(recipe)
+    assert len(splits.val) == val
+    assert f"{val:,} of {images:,} images" in splits.val_share.why
+    chosen = splits.val_share.fraction
+    again = make_splits(recipe.model_copy(update={"val_fraction": chosen}))
+    assert (again.val_share, again.record()) == (None, splits.record())
+
+
+def test_only_images_that_val_takes_from_are_counted(tmp_path):
+    train, val = tree(tmp_path / "a", {"cat": 40, "dog": 40}), tree(tmp_path / "b", {"cat": 10, "dog": 10})
+    own = make_splits(DataRecipe(train=train, val=val, drop_duplicates=False))
+    assert (len(own.val), own.val_share) == (20, None)
+    shared = make_splits(DataRecipe(train=train, val=val, test=val, drop_duplicates=False))
+    assert (len(shared.val), len(shared.test), shared.val_share.fraction) == (4, 16, 0.2)
 
 
 def test_val_folder_reports_and_train_is_parted_in_two(tmp_path):
@@ -121,7 +157,7 @@ def test_train_val_and_test_folders_are_taken_as_they_are(tmp_path):
     splits = make_splits(DataRecipe(train=f"folder:{tmp_path}"))
     assert (len(splits.train), len(splits.val), len(splits.test)) == (12, 6, 4)
     named = make_splits(DataRecipe(train=f"folder:{tmp_path}", test=f"folder:{tmp_path}/val"))
-    assert (len(named.train), len(named.val), len(named.test)) == (11, 1, 6)
+    assert (len(named.train), len(named.val), len(named.test)) == (10, 2, 6)
 
 
 def test_an_unlabelled_test_folder_does_not_report(tmp_path):
@@ -294,7 +330,7 @@ def test_val_is_limited_and_what_it_leaves_is_trained_on(limit):
         assert len(splits.train) == len(everything.train) + len(everything.val) - 30
         assert ids(splits.train) | ids(splits.val) == ids(everything.train) | ids(everything.val)
     (note,) = [note for note in splits.notes if "data.val_limit=30" in note]
-    assert "30 of the 180 images" in note
+    assert "30 of the 300 images" in note
     assert "the others are for training" in note
     assert splits.record()["notes"] == list(splits.notes)
 
@@ -313,7 +349,7 @@ def test_a_val_of_its_own_is_limited_and_the_rest_of_it_is_not_used(tmp_path):
 def test_a_limit_of_val_that_is_not_reached_changes_nothing():
     assert DataRecipe().val_limit == 10_000
     plain, limited = (
-        make_splits(DataRecipe(train="digits", val_limit=most)).record() for most in (None, 180)
+        make_splits(DataRecipe(train="digits", val_limit=most)).record() for most in (None, 300)
     )
     assert plain == limited
     assert make_splits(DataRecipe(train="digits", limit=20, val_limit=20)).record()["notes"] == []
@@ -358,7 +394,7 @@ def test_without_any_label_the_classes_are_the_teachers(tmp_path):
     for part, count in (("train", 8), ("val", 3), ("test", 2)):
         tree(tmp_path / "parts" / part, {".": count})
     flat = tree(tmp_path / "flat", {".": 20})
-    assert [len(s) for s in parts_of_splits(flat)] == [14, 2, 4]
+    assert [len(s) for s in parts_of_splits(flat)] == [12, 4, 4]
     assert [len(s) for s in parts_of_splits(f"folder:{tmp_path}/parts")] == [8, 3, 2]
     splits = make_splits(DataRecipe(train=flat)).with_classes(("a", "b"))
     assert splits.classes == splits.train.classes == splits.test.classes == ("a", "b")

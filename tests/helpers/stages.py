@@ -28,7 +28,7 @@ STEPS = 6
 
 
 def small_splits() -> Splits:
-    return make_splits(DataRecipe(train="digits", limit=16 * STEPS))
+    return make_splits(DataRecipe(train="digits", limit=16 * STEPS, val_fraction=0.1))
 
 
 def network(name: str, seed: int) -> Model:

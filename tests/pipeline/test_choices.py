@@ -62,12 +62,13 @@ def test_other_words_and_numbers_below_one_are_refused(value: object) -> None:
 def test_a_run_records_what_it_chose_and_resumes_with_it(tiny: dict, tmp_path: Path) -> None:
     tiny["loss"] = {"label_weight": 0.1}
     tiny["train"] |= {"epochs": "auto", "lr": "auto", "batch_size": 8, "patience": 1}
-    tiny["data"]["limit"] = 64
+    tiny["data"] |= {"limit": 64, "val_fraction": "auto"}
     tiny["control"] = False
     recipe = parse_recipe(tiny)
     run = begin(recipe, tmp_path, "test")
     distill(recipe, run, Silent())
     chosen = {key: entry["value"] for key, entry in read_json(run.choices).items()}
+    assert chosen["data.val_fraction"] == round(300 / 1797, 4)
     assert chosen["train.epochs"] == 40
     assert chosen["train.lr"] == 3e-3
     assert 1 <= chosen["loss.temperature"] <= 4

@@ -18,6 +18,7 @@ from tutelage.core.values import (
     FitEpochs,
     Fraction,
     NonNegative,
+    Part,
     Pixels,
     Positive,
     Rate,
@@ -107,8 +108,9 @@ class DataRecipe(Component):
     """Source of the labelled images that the teacher is fitted to; null: the training images."""
     labels_per_class: Annotated[int, Field(ge=1)] | None = None
     """Training images of each class whose labels are used; the others count as unlabelled. null: all."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the training images that is taken for val, stratified by class."""
+    val_fraction: Part = AUTO
+    """Share of the training images that is taken for val, stratified by class. auto: a tenth; where that is fewer than
+    300 images, 300 of them, but at most a fifth."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training images that is taken for test, stratified by class."""
     split_seed: Seed = 0

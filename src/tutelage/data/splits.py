@@ -13,15 +13,16 @@ import numpy as np
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json
 from tutelage.core.recipe import DataRecipe
+from tutelage.core.values import AUTO
 from tutelage.data.duplicates import SOURCE, Copies, Known
 from tutelage.data.exclude import Exclusion, leave_out
 from tutelage.data.joined import join
 from tutelage.data.sources.base import ImageSet, open_source, parts_of
 from tutelage.data.stratified import hashed, ranked, stratified
 from tutelage.data.subset import Subset, sample, whole
+from tutelage.data.val_share import ValShare, of_groups
 
 __all__ = ["Splits", "Subset", "make_splits", "recorded_copies", "sample", "stratified", "whole"]
-
 
 NAMED = {"train": "training", "test": "the final evaluation"}  # roles that get what is left
 
@@ -42,6 +43,7 @@ class Splits:
         teacher: images that the teacher is fitted to (``data.teacher``); None: `train`.
         copies: the images that were left out as copies of held-out ones, see `Copies.found`.
         exclusion: what ``data.exclude`` leaves out of all parts but test; None without such a list.
+        val_share: what ``data.val_fraction=auto`` chose; None where nothing was left to it.
     """
 
     train: Subset
@@ -54,6 +56,7 @@ class Splits:
     teacher: Subset | None = None
     copies: Known = field(default_factory=dict)
     exclusion: Exclusion | None = None
+    val_share: ValShare | None = None
 
     @property
     def parts(self) -> dict[str, Subset]:
@@ -114,9 +117,12 @@ def make_splits(recipe: DataRecipe, copies: Known | None = None) -> Splits:
     notes = list(dict.fromkeys(note for images in sets.values() for note in images.notes))
     finder = Copies(copies)
     left_out = _copies_of_others(sets, finder, notes) if recipe.drop_duplicates else np.array([], np.int64)
+    groups = _groups(sets).values()
+    share = of_groups(groups, left_out) if recipe.val_fraction == AUTO else None
+    recipe = recipe.model_copy(update={"val_fraction": share.fraction}) if share else recipe
     parts = {
         role: part
-        for group in _groups(sets).values()
+        for group in groups
         for role, part in _share(group, recipe, left_out if "train" in group else left_out[:0], notes).items()
     }
     exclusion = None
@@ -134,18 +140,18 @@ def make_splits(recipe: DataRecipe, copies: Known | None = None) -> Splits:
     if recipe.drop_duplicates:
         _drop_copies(parts, finder, notes)
     parts |= _labelled_apart(parts["train"], parts.get("unlabelled"), recipe)
-    unlabelled = parts.get("unlabelled")
     return Splits(
         parts["train"],
         parts["val"],
         parts["test"],
-        unlabelled,
+        parts.get("unlabelled"),
         classes,
         recipe.split_seed,
         tuple(notes),
         parts.get("teacher"),
         finder.found,
         exclusion,
+        share,
     )
 
 

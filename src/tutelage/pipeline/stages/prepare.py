@@ -104,6 +104,7 @@ def prepare(recipe: Recipe, run: Run, progress: Progress, memo: Path | None = No
         for key, choice in found.heads.items():
             record_choice(run, key, choice.head, choice.why)
     _record_splits(found.splits, context)
+    _record_val_share(found.splits, context)
     found = with_batch_size(found, context)
     recipe, splits, teachers, student = found.recipe, found.splits, found.teachers, found.student
     for line in found.lines():
@@ -161,6 +162,15 @@ def _record_splits(splits: Splits, context: Context) -> None:
             )
     elif context.runtime.is_main:
         write_json(path, record)
+
+
+def _record_val_share(splits: Splits, context: Context) -> None:
+    """Record how many images are for val, where the recipe leaves that to the run."""
+    if (share := splits.val_share) is None or not context.runtime.is_main:
+        return
+    fraction = round(share.fraction, 4)
+    record_choice(context.run, "data.val_fraction", fraction, share.why)
+    context.progress.say(f"auto: data.val_fraction = {fraction:g} ({share.why})")
 
 
 def _inputs(recipe: Recipe, teachers: Sequence[Model], student: Model) -> list[InputSpec]:
