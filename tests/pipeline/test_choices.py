@@ -23,6 +23,7 @@ from tutelage.pipeline.run import begin, distill
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.preflight import preflight
 from tutelage.pipeline.stages.prepare import prepare
+from tutelage.pipeline.stages.train import kept_line
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,28 @@ def test_auto_is_written_as_auto_and_read_again(tmp_path: Path) -> None:
     assert load_recipe(path) == recipe
 
 
+class Heard(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_difference_from_the_start_is_called_noise_where_its_interval_holds_zero() -> None:
+    one = {"difference": 1.0, "low": 0.25, "high": 1.75, "n": 1200, "within_noise": False}
+    line = "kept: ema, +1.00 points of top-1 against the start on val (95% interval +0.25 to +1.75, 1,200 images)"
+    assert kept_line("ema", one) == line
+    noise = one | {"low": -0.25, "within_noise": True}
+    assert kept_line("ema", noise) == line.replace("+0.25", "-0.25") + ", which is within noise"
+    assert kept_line("ema", None) == "kept: ema"
+    assert (
+        kept_line("start", one | {"difference": 0.0}) == "kept: start; no trained candidate is better on val"
+    )
+
+
 @pytest.mark.parametrize("value", [0, -1, "soon", True, 2.5])
 def test_other_words_and_numbers_below_one_are_refused(value: object) -> None:
     with pytest.raises(TutelageError, match=r"train\.epochs"):
@@ -66,7 +89,10 @@ def test_a_run_records_what_it_chose_and_resumes_with_it(tiny: dict, tmp_path: P
     tiny["control"] = False
     recipe = parse_recipe(tiny)
     run = begin(recipe, tmp_path, "test")
-    distill(recipe, run, Silent())
+    distill(recipe, run, heard := Heard())
+    found = read_json(run.candidates)
+    assert kept_line(found["kept"], found["training"]["kept_against_start"]) in heard.lines
+    assert f"auto: data.val_fraction = {300 / 1797:.4f} (300 of 1,797 images" in "\n".join(heard.lines)
     chosen = {key: entry["value"] for key, entry in read_json(run.choices).items()}
     assert chosen["data.val_fraction"] == round(300 / 1797, 4)
     assert chosen["train.epochs"] == 40

@@ -60,6 +60,10 @@ def of_training(
     return {
         "start_val": {"loss": sum(value.item() for value in parts.values())},
         "against_start": {"candidate": best.name, **asdict(pair), "classes": named},
-        "kept_against_start": {"candidate": choice.kept.name, **asdict(chosen)},
+        "kept_against_start": {
+            "candidate": choice.kept.name,
+            **asdict(chosen),
+            "within_noise": chosen.low <= 0 <= chosen.high,
+        },
         "batchnorm": {"distance": batchnorm.moved(module, start.state, last)},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,7 +126,27 @@ def train_student(checked: Checked) -> Distilled:
     if prepared.context.runtime.is_main:
         record = {**choice.record(), "resolutions": resolutions, "training": evidence}
         write_json(run.candidates, record)
+        prepared.context.progress.say(kept_line(choice.kept.name, evidence.get("kept_against_start")))
     return Distilled(model, choice, resolutions)
+
+
+def kept_line(kept: str, against_start: Mapping[str, Any] | None) -> str:
+    """Say which candidate was kept, and whether val shows that it is better than the start.
+
+    Args:
+        kept: its name.
+        against_start: its paired difference from the start on val; None: val has no labels.
+    """
+    if kept == "start":
+        return "kept: start; no trained candidate is better on val"
+    if against_start is None:
+        return f"kept: {kept}"
+    low, high, n = (against_start[key] for key in ("low", "high", "n"))
+    noise = ", which is within noise" if against_start["within_noise"] else ""
+    return (
+        f"kept: {kept}, {against_start['difference']:+.2f} points of top-1 against the start on val "
+        f"(95% interval {low:+.2f} to {high:+.2f}, {n:,} images){noise}"
+    )
 
 
 def _images(splits: Splits) -> Subset:
