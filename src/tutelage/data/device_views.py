@@ -100,7 +100,7 @@ class Parts:
 
     def __init__(self, specs: Sequence[InputSpec]) -> None:
         self._specs = specs
-        self._drawn: list[tuple[Image.Image, View]] = []
+        self._drawn: list[tuple[np.ndarray, View]] = []
 
     def add(self, place: int, rendered: Any) -> None:
         """Take the next image with its view."""
@@ -108,11 +108,12 @@ class Parts:
 
     def batch(self, count: int) -> dict[str, Any]:
         """``handed``, for `render`; or ``images``, what `render` returns."""
-        parts = [handed_on(np.asarray(image), view, self._specs) for image, view in self._drawn]
+        parts = [handed_on(pixels, view, self._specs) for pixels, view in self._drawn]
         handed = packed_batch([part[0] for part in parts], [part[1] for part in parts]) if parts else None
         if handed is not None:
             return {"handed": handed}
-        images = [[view.render(image, spec) for image, view in self._drawn] for spec in self._specs]
+        drawn = [(Image.fromarray(pixels), view) for pixels, view in self._drawn]
+        images = [[view.render(image, spec) for image, view in drawn] for spec in self._specs]
         return {"images": [torch.stack(one) for one in images if one]}
 
 

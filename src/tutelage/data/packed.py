@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from tutelage.core.errors import TutelageError
-from tutelage.data.decode import UnreadableImage, decode
+from tutelage.data.decode import UnreadableImage
 from tutelage.data.parts import ENTRY, FORMAT, QUALITY, SUFFIX, PartFiles, as_jpeg, read_list, small_jpeg
+from tutelage.data.plain_jpeg import jpeg_image, jpeg_pixels
 from tutelage.data.sources.base import ImageSet
 from tutelage.data.stored import StoredImages, sampled
 from tutelage.data.subset import Subset
@@ -67,7 +68,11 @@ class PackedImages(StoredImages):
             UnreadableImage: it could not be decoded when the store was filled.
             TutelageError: the store is damaged.
         """
-        return decode(self.content(index), self.ids[index])
+        return jpeg_image(self.content(index), self.ids[index])
+
+    def pixels(self, index: int) -> np.ndarray:
+        """As `image`, uint8 (H, W, 3), without the copy into Pillow's memory."""
+        return jpeg_pixels(self.content(index), self.ids[index])
 
     def content(self, index: int, count: int = -1) -> bytes:
         """The JPEG of one image; raises as `image` does."""

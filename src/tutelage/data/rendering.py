@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from tutelage.core.runtime import gpu_in_use
 from tutelage.data.device_views import Frames, Parts, can_render
@@ -49,14 +48,14 @@ class Views(Crops):
     policy: ViewPolicy
     seed: int
 
-    def drawn(self, position: int, view: int) -> tuple[Image.Image, View]:
-        """An image and its view; raises `UnreadableImage`."""
-        image = self.subset.image(position)
-        return image, self.policy.draw(image.size, view_seed(self.seed, self.subset.id(position), view))
+    def drawn(self, size: tuple[int, int], position: int, view: int) -> View:
+        """A view of an image of this size (width, height)."""
+        return self.policy.draw(size, view_seed(self.seed, self.subset.id(position), view))
 
     def render(self, position: int, view: int) -> Any:
         """One view for each spec, uint8 (H, W, 3); raises `UnreadableImage`."""
-        image, drawn = self.drawn(position, view)
+        image = self.subset.image(position)
+        drawn = self.drawn(image.size, position, view)
         rendered: dict[tuple[object, ...], np.ndarray] = {}  # models with the same input share one rendering
 
         def show(spec: InputSpec) -> np.ndarray:
@@ -77,8 +76,9 @@ class HandedOn(Views):
         return Parts(self.specs)
 
     def render(self, position: int, view: int) -> Any:
-        """An image and its view; raises `UnreadableImage`."""
-        return self.drawn(position, view)
+        """The pixels of an image, and its view; raises `UnreadableImage`."""
+        pixels = self.subset.pixels(position)
+        return pixels, self.drawn((pixels.shape[1], pixels.shape[0]), position, view)
 
 
 class _Frames:

@@ -66,6 +66,10 @@ class Subset:
         """Decode one image to RGB; raises `UnreadableImage`."""
         return self.images.image(int(self.indices[position]))
 
+    def pixels(self, position: int) -> np.ndarray:
+        """As `image`, uint8 (H, W, 3), not to be written to."""
+        return self.images.pixels(int(self.indices[position]))
+
     def digest(self) -> str:
         """A hash of the set, of which of its images are in the subset, and of their labels."""
         digest = hashlib.sha256(self.images.digest().encode())

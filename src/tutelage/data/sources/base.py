@@ -104,6 +104,10 @@ class ImageSet(ABC):
             UnreadableImage: it cannot be decoded.
         """
 
+    def pixels(self, index: int) -> np.ndarray:
+        """As `image`, uint8 (H, W, 3), not to be written to."""
+        return np.asarray(self.image(index))
+
     def content(self, index: int, count: int = -1) -> bytes | None:
         """The first `count` bytes of an encoded image, all of them for -1; None where they cannot be had cheaply.
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tutelage.data.decode import UnreadableImage, decode
+from tutelage.data.decode import UnreadableImage
 from tutelage.data.parts import QUALITY, PartFiles
+from tutelage.data.plain_jpeg import jpeg_image, jpeg_pixels
 from tutelage.data.sources.base import ImageSet
 from tutelage.data.sources.streaming import Pass, Shard
 
@@ -66,7 +67,11 @@ class Streamed(ImageSet):
             UnreadableImage: it could not be decoded when its shard was read.
             TutelageError: its part is damaged.
         """
-        return decode(self.content(index), self.ids[index])
+        return jpeg_image(self.content(index), self.ids[index])
+
+    def pixels(self, index: int) -> np.ndarray:
+        """As `image`, uint8 (H, W, 3), without the copy into Pillow's memory."""
+        return jpeg_pixels(self.content(index), self.ids[index])
 
     def content(self, index: int, count: int = -1) -> bytes:
         """The JPEG of one image; raises as `image` does."""
