@@ -12,7 +12,10 @@ try:
 except ImportError:
     simplejpeg = None
 MOST_PIXELS = 2**24  # of an image decoded here; decode() has rules for larger ones
-APP1 = b"\xff\xe1"  # begins the segment that may turn the image (EXIF, XMP); it does not occur in a picture's data
+APP1, SCAN = (
+    0xE1,
+    0xDA,
+)  # markers of JPEG: metadata that may turn the image (EXIF, XMP), and the picture's data
 
 
 def jpeg_pixels(content: bytes, image_id: str) -> np.ndarray:
@@ -34,7 +37,7 @@ def jpeg_image(content: bytes, image_id: str) -> Image.Image:
 
 
 def _plain(content: bytes) -> np.ndarray | None:
-    if simplejpeg is None or APP1 in content:
+    if simplejpeg is None or not _without_metadata(content):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
@@ -44,3 +47,11 @@ def _plain(content: bytes) -> np.ndarray | None:
     except ValueError:  # Pillow decodes it, or says why it cannot
         return None
     return pixels
+
+
+def _without_metadata(content: bytes) -> bool:
+    """Whether no segment before the picture's data may turn the image. Only the segments' heads are read."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] not in (APP1, SCAN):
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return content[at : at + 2] == bytes((0xFF, SCAN))
