@@ -335,6 +335,14 @@ def test_classes_in_bytes_that_are_no_utf8_stay_apart(tmp_path):
         ("text.tar", "not a readable, uncompressed tar file"),
         ("zipped.tar.gz", "not a readable, uncompressed tar file"),
         ("cut.tar", "not a readable, uncompressed tar file"),
+        (
+            "damaged.tar",
+            "not a readable, uncompressed tar file (it has no end but a member with bad checksum)",
+        ),
+        (
+            "without-end.tar",
+            "not a readable, uncompressed tar file (it has no end but a member with empty header)",
+        ),
         ("empty.tar", "no images found"),
     ],
 )
@@ -344,6 +352,12 @@ def test_shards_that_are_none(tmp_path, pattern, line):
     shard(tmp_path / "cut.tar", {"a.png": os.urandom(5000)})
     os.truncate(tmp_path / "cut.tar", 2000)
     shard(tmp_path / "empty.tar", {"a.txt": b"words"})
+    shard(
+        tmp_path / "damaged.tar", {f"{k}.png": bytes(512) for k in range(3)}
+    )  # 1,024 bytes each with its header
+    content = (tmp_path / "damaged.tar").read_bytes()
+    (tmp_path / "without-end.tar").write_bytes(content[: 2 * 1024])
+    (tmp_path / "damaged.tar").write_bytes(content[:1034] + b"?" + content[1035:])
     assert line in refusal(f"wds:{tmp_path}/{pattern}")
 
 

@@ -22,7 +22,7 @@ from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.sources.names import image_id, label_indices
 from tutelage.data.sources.streamed import Streamed
 from tutelage.data.sources.streaming import SIDE, Keep, side_of, stream
-from tutelage.data.sources.tarred import Found, Member, expanded, scan
+from tutelage.data.sources.tarred import Found, Member, expanded, opened, scan
 
 # The kinds of address that are opened, and the package that each needs besides fsspec.
 SCHEMES = {
@@ -68,25 +68,10 @@ class Tar:
             file = tar.extractfile(member)
             keep(file.read() if file else None, "no file")
 
-        class Header(tarfile.TarInfo):
-            """Notes at what the tar file ends: tarfile takes any header that it cannot read for the end."""
-
-            end = ""
-
-            @classmethod
-            def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
-                try:
-                    return super().frombuf(buf, encoding, errors)
-                except tarfile.HeaderError as error:
-                    cls.end = "" if isinstance(error, tarfile.EOFHeaderError) else str(error)  # type: ignore[attr-defined]
-                    raise
-
         with _opened(self.name) as raw:
             try:
-                with tarfile.open(fileobj=raw, mode="r|*", bufsize=BLOCK, tarinfo=Header) as tar:
+                with opened(fileobj=raw, mode="r|*", bufsize=BLOCK) as tar:
                     scan(tar, 0, found, keep=take)
-                if Header.end:
-                    raise tarfile.ReadError(f"it has no end but a member with {Header.end}")
             except (tarfile.TarError, EOFError, ValueError, zlib.error, LZMAError) as error:
                 raise TutelageError(
                     f"shard {self.name} is broken or cut off ({one_line(error)}); replace it, or leave it out of the "

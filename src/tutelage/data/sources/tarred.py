@@ -8,8 +8,10 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.decode import SUFFIXES, UNREAD
@@ -100,6 +102,38 @@ class Found:
         if all(self.images[number].label is None for number in chosen):
             notes.append(_no_class(name, self.keys))
         return tuple(notes)
+
+
+@contextmanager
+def opened(**arguments: Any) -> Iterator[tarfile.TarFile]:
+    """Open a tar file, whose end has to be one once it was read.
+
+    tarfile takes any header that it cannot read for the end, so that the members behind it would be lost unsaid.
+
+    Args:
+        arguments: of `tarfile.open`.
+
+    Raises:
+        tarfile.ReadError: after the body of the `with`, where the tar file ends at a damaged header, or without an end.
+    """
+
+    class Header(tarfile.TarInfo):
+        """Notes at what the tar file ends."""
+
+        end = ""
+
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
+            try:
+                return super().frombuf(buf, encoding, errors)
+            except tarfile.HeaderError as error:
+                cls.end = "" if isinstance(error, tarfile.EOFHeaderError) else str(error)  # type: ignore[attr-defined]
+                raise
+
+    with tarfile.open(tarinfo=Header, **arguments) as tar:
+        yield tar
+    if Header.end:
+        raise tarfile.ReadError(f"it has no end but a member with {Header.end}")
 
 
 def scan(

@@ -19,7 +19,7 @@ from tutelage.data.decode import UnreadableImage, decode
 from tutelage.data.sources.base import ImageSet
 from tutelage.data.sources.names import image_id, label_indices
 from tutelage.data.sources.remote import open_remote
-from tutelage.data.sources.tarred import Found, expanded, scan
+from tutelage.data.sources.tarred import Found, expanded, opened, scan
 
 
 class Shards(ImageSet):
@@ -122,7 +122,7 @@ def _paths(pattern: str) -> list[Path]:
 def _scan(name: str, number: int, path: Path, found: Found) -> None:
     """Record where the images of one shard are, and their classes."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with opened(name=path, mode="r:") as tar:
             scan(tar, number, found, path.stat().st_size)
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         reason = one_line(error)
