@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from tutelage.evaluation.fidelity import FIDELITY
 
@@ -47,6 +46,9 @@ def quality(logits: Tensor, labels: Tensor) -> Quality:
     Raises:
         ValueError: no image has a label.
     """
+    # here, since it takes two seconds to import, which each start of a process would wait for
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
     labelled = labels >= 0
     logits, labels = logits[labelled].float(), labels[labelled]
     if not len(labels):
