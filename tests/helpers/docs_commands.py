@@ -29,7 +29,7 @@ PLACEHOLDERS = {
     "RUN": "runs/done", "RUN...": "runs/done", "DIR": "runs/done", "IMAGE...": "cat.jpg", "PHOTO.jpg": "cat.jpg",
     "NAME@WEIGHTS": "test_resnet@none", "NAME": "test_resnet@none", "BIG": "test_resnet@none",
     "SMALL": "test_efficientnet@none", "STUDY.yaml": "recipes/digits-study.yaml", "[PATTERN]": "test_resnet*",
-    "[KEY]": "train", "SOURCE": "photos", "MODEL": "tf_efficientnet_lite2",
+    "[KEY]": "train", "SOURCE": "photos", "MODEL": "tf_efficientnet_lite2", "EPOCHS": "2",
 }  # fmt: skip
 DATA = (
     "photos",

@@ -59,7 +59,7 @@ def test_a_backbone_without_a_head_is_probed(tmp_path: Path) -> None:
     found = report_of(tmp_path, spec, "--data", "digits", "--images", "300", "--resolution", "32")
     assert found["new_head"]
     assert found["classes"] == 10
-    assert found["images"] <= 100
+    assert found["images"] <= 150
     assert found["top1"] > 20
     assert "linear probe" in found["head"]
 
