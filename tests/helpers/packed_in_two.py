@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+from torch import distributed
+
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.core.runtime import Runtime
@@ -38,6 +40,7 @@ def main() -> None:
     image = splits.train.image(0)
     row = {"processes": runtime.world_size, "wrote": wrote, "size": image.size, **decided.record()}
     (Path(place) / f"{runtime.rank}.json").write_text(json.dumps(row))
+    distributed.destroy_process_group()  # else its threads may end this process by SIGABRT
 
 
 if __name__ == "__main__":

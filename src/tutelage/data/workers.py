@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,8 @@ from tutelage.core.errors import TutelageError, one_line
 def dead_workers_named() -> Iterator[None]:
     """Turn torch's error about a dead worker into one line. Use it around code that reads batches.
 
-    torch raises the error in a signal handler, wherever the main process is at that moment.
+    torch raises the error in a signal handler, wherever the main process is at that moment. Where that is while a batch
+    is handed over, the connection to the worker fails first.
 
     Raises:
         TutelageError: a worker died.
@@ -24,8 +26,16 @@ def dead_workers_named() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        reason = one_line(error)
-        raise TutelageError(f"a loader process died ({reason}); try data.workers=0") from None
+        raise _died(error) from None
+    except (ConnectionError, EOFError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any("multiprocessing" in frame.filename for frame in frames):
+            raise
+        raise _died(error) from None
+
+
+def _died(error: Exception) -> TutelageError:
+    return TutelageError(f"a loader process died ({one_line(error)}); try data.workers=0")
 
 
 def as_it_is(batch: Any) -> Any:
