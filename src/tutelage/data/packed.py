@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.parts import ENTRY, FORMAT, QUALITY, SUFFIX, PartFiles, as_jpeg, read_list, small_jpeg
-from tutelage.data.plain_jpeg import jpeg_image, jpeg_pixels
 from tutelage.data.sources.base import ImageSet
+from tutelage.data.sources.jpegs import StoredJpegs
 from tutelage.data.stored import StoredImages, sampled
 from tutelage.data.subset import Subset
 
@@ -51,7 +50,7 @@ class Store:
         return indices[~np.isin(indices, self.entries["image"])]
 
 
-class PackedImages(StoredImages):
+class PackedImages(StoredJpegs, StoredImages):
     """A set of images that are read from a store. Images that the store does not hold cannot be read."""
 
     small = True
@@ -61,21 +60,8 @@ class PackedImages(StoredImages):
         self._store = store
         self._files = PartFiles(store.place, store.parts)
 
-    def image(self, index: int) -> Image.Image:
-        """Decode one image.
-
-        Raises:
-            UnreadableImage: it could not be decoded when the store was filled.
-            TutelageError: the store is damaged.
-        """
-        return jpeg_image(self.content(index), self.ids[index])
-
-    def pixels(self, index: int) -> np.ndarray:
-        """As `image`, uint8 (H, W, 3), without the copy into Pillow's memory."""
-        return jpeg_pixels(self.content(index), self.ids[index])
-
-    def content(self, index: int, count: int = -1) -> bytes:
-        """The JPEG of one image; raises as `image` does."""
+    def jpeg(self, index: int) -> bytes:
+        """See `StoredJpegs`."""
         entries = self._store.entries
         at = int(np.searchsorted(entries["image"], index))
         if at == len(entries) or entries["image"][at] != index:
@@ -83,8 +69,7 @@ class PackedImages(StoredImages):
         _, start, length, crc, part = entries[at].item()
         if not length:
             raise UnreadableImage(self.ids[index], self._store.bad[index])
-        jpeg = self._files.read(part, start, length, crc, self.ids[index])
-        return jpeg if count < 0 else jpeg[:count]
+        return self._files.read(part, start, length, crc, self.ids[index])
 
     def digest(self) -> str:
         """Another digest than that of the original set, since the images are others."""

@@ -12,10 +12,7 @@ try:
 except ImportError:
     simplejpeg = None
 MOST_PIXELS = 2**24  # of an image decoded here; decode() has rules for larger ones
-APP1, SCAN = (
-    0xE1,
-    0xDA,
-)  # markers of JPEG: metadata that may turn the image (EXIF, XMP), and the picture's data
+APP1, SCAN = 0xE1, 0xDA  # of JPEG: metadata that may turn the image (EXIF, XMP), and the picture's data
 
 
 def jpeg_pixels(content: bytes, image_id: str) -> np.ndarray:

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.parts import QUALITY, PartFiles
-from tutelage.data.plain_jpeg import jpeg_image, jpeg_pixels
-from tutelage.data.sources.base import ImageSet
+from tutelage.data.sources.jpegs import StoredJpegs
 from tutelage.data.sources.streaming import Pass, Shard
 
 
-class Streamed(ImageSet):
+class Streamed(StoredJpegs):
     """The images of a pass, read from its parts."""
 
     def __init__(
@@ -60,27 +58,13 @@ class Streamed(ImageSet):
         self._files = PartFiles(Path("/"), tuple(str(part) for part in found.parts))
         super().__init__(name, origin, ids, classes, labels)
 
-    def image(self, index: int) -> Image.Image:
-        """Decode one image.
-
-        Raises:
-            UnreadableImage: it could not be decoded when its shard was read.
-            TutelageError: its part is damaged.
-        """
-        return jpeg_image(self.content(index), self.ids[index])
-
-    def pixels(self, index: int) -> np.ndarray:
-        """As `image`, uint8 (H, W, 3), without the copy into Pillow's memory."""
-        return jpeg_pixels(self.content(index), self.ids[index])
-
-    def content(self, index: int, count: int = -1) -> bytes:
-        """The JPEG of one image; raises as `image` does."""
+    def jpeg(self, index: int) -> bytes:
+        """See `StoredJpegs`."""
         image, start, length, crc = self._entries[index].item()
         part = int(self._parts[index])
         if not length:
             raise UnreadableImage(self.ids[index], self._bad[part, image])
-        jpeg = self._files.read(part, start, length, crc, self.ids[index])
-        return jpeg if count < 0 else jpeg[:count]
+        return self._files.read(part, start, length, crc, self.ids[index])
 
     def place(self, index: int) -> str:
         """The shard, and the number of the image in it."""
