@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.helpers.refusals import source_refusal as refusal
 
-from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import DataRecipe
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.sources.base import open_source, parts_of
@@ -30,13 +30,6 @@ def zipped(path: Path, *names: str, method: int = zipfile.ZIP_DEFLATED) -> str:
         for number, name in enumerate(names):
             archive.writestr(name, picture(number))
     return str(path)
-
-
-def refusal(spec: str, part: str | None = None) -> str:
-    with pytest.raises(TutelageError) as caught:
-        open_source(spec, part)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 PETS = [f"{cls}/{i}.bmp" for cls in ("cat", "dog") for i in range(4)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.helpers.refusals import source_refusal as refusal
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import DataRecipe
@@ -41,13 +42,6 @@ def put(root: Path, *names: str | bytes, content: bytes | None = None) -> None:
 
 def pets(root: Path, count: int = 4) -> None:
     put(root, *(f"{cls}/{i}.png" for cls in ("cat", "dog") for i in range(count)))
-
-
-def refusal(spec: str, part: str | None = None) -> str:
-    with pytest.raises(TutelageError) as caught:
-        open_source(spec, part)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- what is passed over --------------------------------------------------------------------------------

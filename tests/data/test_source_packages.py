@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.helpers.packages import EXAMPLES, install, install_example
+from tests.helpers.refusals import source_refusal as refusal
 
-from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import DataRecipe
 from tutelage.data.sources.base import GROUP, open_source, parts_of
 from tutelage.data.splits import make_splits
@@ -31,13 +31,6 @@ def archive(tmp_path: Path) -> Path:
         arrays[f"{part}_labels"] = np.arange(count)[:, None] % 2
     np.savez(tmp_path / "photos.npz", **arrays)
     return tmp_path / "photos.npz"
-
-
-def refusal(spec: str) -> str:
-    with pytest.raises(TutelageError) as caught:
-        open_source(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_example_package_opens_arrays(site: Path, archive: Path) -> None:

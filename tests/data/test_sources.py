@@ -10,6 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from tests.helpers.refusals import source_refusal as refusal
 
 from tutelage.core.errors import TutelageError
 from tutelage.data.sources.base import Names, open_for_evaluation, open_source, parts_of
@@ -26,13 +27,6 @@ def put(root, *names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture())
-
-
-def refusal(spec, part=None) -> str:
-    with pytest.raises(TutelageError) as caught:
-        open_source(spec, part)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- naming ---------------------------------------------------------------------------------------------

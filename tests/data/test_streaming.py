@@ -19,6 +19,7 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
+from tests.helpers.refusals import source_refusal as refusal
 from tests.helpers.shard_server import Server, digit, serving, write_shards
 
 from tutelage.core.errors import TutelageError
@@ -65,13 +66,6 @@ def pattern(place: str) -> str:
 
 def parts(cache: Path) -> list[Path]:
     return sorted(cache.rglob("*.part"))
-
-
-def refusal(spec: str) -> str:
-    with pytest.raises(TutelageError) as caught:
-        open_source(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def assert_same(images: ImageSet, others: ImageSet) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.conftest import TINY
+from tests.helpers.refusals import source_refusal as refusal
 
-from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import DataRecipe, parse_recipe
 from tutelage.data.decode import UnreadableImage
 from tutelage.data.sources.base import open_for_evaluation, open_source, parts_of
@@ -53,13 +53,6 @@ def named(images) -> list[tuple[str, str | None]]:
         (name, images.classes[label] if label >= 0 else None)
         for name, label in zip(images.ids, images.labels, strict=True)
     ]
-
-
-def refusal(spec: str, part: str | None = None) -> str:
-    with pytest.raises(TutelageError) as caught:
-        open_source(spec, part)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- what a list says -----------------------------------------------------------------------------------

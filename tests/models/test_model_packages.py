@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers.packages import EXAMPLES, install, install_example
+from tests.helpers.refusals import model_refusal as refusal
 
 from tutelage.core.errors import TutelageError
 from tutelage.models.class_mapping import align_heads
@@ -21,13 +22,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.mkdir()
     monkeypatch.syspath_prepend(place)
     return place
-
-
-def refusal(spec: str) -> str:
-    with pytest.raises(TutelageError) as caught:
-        load_model(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def same(one: Model, other: Model) -> bool:

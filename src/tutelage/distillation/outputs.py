@@ -23,8 +23,8 @@ class TopK:
     log_probs: Tensor
 
     def to(self, device: torch.device) -> TopK:
-        """Copy to a device."""
-        return TopK(self.indices.to(device), self.log_probs.to(device))
+        """Copy to a device, as `Outputs.to`."""
+        return TopK(_copied(self.indices, device), _copied(self.log_probs, device))
 
 
 Targets = Tensor | TopK
@@ -41,3 +41,19 @@ class Outputs:
 
     logits: Targets | None
     features: dict[Layer, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Outputs:
+        """Copy from the CPU to a device; the CPU does not wait for a GPU to take them."""
+        logits = self.logits
+        if isinstance(logits, TopK):
+            logits = logits.to(device)
+        elif logits is not None:
+            logits = _copied(logits, device)
+        return Outputs(logits, {layer: _copied(one, device) for layer, one in self.features.items()})
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy from the CPU to a device. A copy from pageable memory would wait for all queued work of a GPU."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -228,10 +228,7 @@ class CachedTeacher:
 
     def outputs(self, images: Sequence[Tensor], index: Tensor, views: Tensor) -> Outputs:
         """Read the targets of the images at `index` (B,), each in its view (B,)."""
-        found = self.cache.outputs(views.numpy() % self.views, index.numpy())
-        assert found.logits is not None
-        features = {layer: feature.to(self.device) for layer, feature in found.features.items()}
-        return Outputs(found.logits.to(self.device), features)
+        return self.cache.outputs(views.numpy() % self.views, index.numpy()).to(self.device)
 
 
 def passes(recipe: Recipe) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.helpers.litert_files import write_litert
+from tests.helpers.refusals import model_refusal as refusal
 from torch import Tensor
 
 from tutelage.core.errors import TutelageError
@@ -33,13 +34,6 @@ def linear(spec: InputSpec) -> Tensor:
     """What the layer gives for the images as a file takes them."""
     images = normalise(PIXELS, spec, torch.device("cpu")).permute(0, 2, 3, 1).flatten(1)
     return images @ torch.from_numpy(WEIGHT).T + torch.from_numpy(BIAS)
-
-
-def refusal(spec: str) -> str:
-    with pytest.raises(TutelageError) as caught:
-        load_model(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_float_file_gives_the_layers_logits(tmp_path: Path) -> None:

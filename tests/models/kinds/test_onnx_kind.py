@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers.onnx_files import Takes, write_onnx
+from tests.helpers.refusals import model_refusal as refusal
 from torch import Tensor
 
 from tutelage.core.errors import TutelageError
@@ -46,13 +47,6 @@ def expected(live: Model, pixels: Tensor) -> Tensor:
     with torch.no_grad():
         found: Tensor = live.module(normalise(pixels, spec, torch.device("cpu")))
     return found
-
-
-def refusal(spec: str) -> str:
-    with pytest.raises(TutelageError) as caught:
-        load_model(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_input_is_described_by_metadata_a_file_beside_it_or_settings(

@@ -6,22 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers.refusals import model_refusal as refusal
 from torch import nn
 from torchvision.models import get_model
 
-from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import eval_pixels
 from tutelage.models.registry import architecture, from_scratch, load_model
 from tutelage.models.weights import save_weights
 
 NAME = "torchvision:shufflenet_v2_x0_5"
-
-
-def refusal(spec: str) -> str:
-    with pytest.raises(TutelageError) as caught:
-        load_model(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_weights_own_transform_gives_the_input() -> None:

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from tests.helpers.clip_files import MEAN, STD, write_clip
+from tests.helpers.refusals import model_refusal as refusal
 from torch import Tensor
 
 from tutelage.core.errors import TutelageError
@@ -40,13 +41,6 @@ def logits_of(model: Model, images: Tensor) -> Tensor:
     with torch.no_grad():
         found: Tensor = model.module(images)
     return found
-
-
-def refusal(spec: str) -> str:
-    with pytest.raises(TutelageError) as caught:
-        load_model(spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("bias", [{}, {"init_logit_bias": -3.0}])
