@@ -32,7 +32,7 @@ from tutelage.distillation.stop import Interrupted
 from tutelage.evaluation.paired import paired
 from tutelage.evaluation.roles import Role
 from tutelage.pipeline.run import begin, distill
-from tutelage.pipeline.study import ranking
+from tutelage.pipeline.study import ranking, trials
 from tutelage.pipeline.study.plan import load_study
 from tutelage.pipeline.study.worker import MAX_DEATHS, StudyFiles, _Worker, run_study
 
@@ -101,12 +101,12 @@ def test_two_processes_share_the_trials_and_one_that_is_killed_loses_none(tmp_pa
         for process in (first, second):
             process.kill()
 
-    trials = trials_of(files)
-    assert [t.number for t in trials] == list(range(TRIALS))
-    assert {t.state for t in trials} == {TrialState.COMPLETE}
-    claims = {t.number: len(t.user_attrs["claims"]) for t in trials}
+    tried = trials_of(files)
+    assert [t.number for t in tried] == list(range(TRIALS))
+    assert {t.state for t in tried} == {TrialState.COMPLETE}
+    claims = {t.number: len(t.user_attrs["claims"]) for t in tried}
     assert claims == {number: 2 if number == left else 1 for number in range(TRIALS)}
-    pids = {claim["pid"] for t in trials for claim in t.user_attrs["claims"]}
+    pids = {claim["pid"] for t in tried for claim in t.user_attrs["claims"]}
     assert len(pids) >= 2  # both worked
     completed = [
         row
@@ -230,8 +230,8 @@ def test_each_finished_trial_is_read_once(tmp_path: Path, monkeypatch: pytest.Mo
         return wrapped
 
     monkeypatch.setattr("tutelage.pipeline.study.worker.distill", finish)
-    monkeypatch.setattr(ranking, "read_predictions", counted("read", read_predictions))
-    monkeypatch.setattr(ranking, "paired", counted("paired", paired))
+    monkeypatch.setattr(trials, "read_predictions", counted("read", read_predictions))
+    monkeypatch.setattr(trials, "paired", counted("paired", paired))
     variants = [{"name": f"v{epochs}", "train.epochs": epochs} for epochs in (9, 1, 2, 3, 4, 5, 6, 7)]
     path = small(tmp_path, variants=variants)
     found = run_study(load_study(path), tmp_path, Silent(), "test")
@@ -387,6 +387,11 @@ def test_the_shipped_studies_are_sound() -> None:
         ({"search": {"train.lr": [0.1]}}, "trials: set the number"),
         ({"search": {"train.lr": {"low": 0.1, "high": 0.2}}, "sampler": "grid"}, "a grid needs a list"),
         ({"seed": -1}, "seed: -1: write a number of at least 0, such as seed: 0"),
+        ({"seeds": 0}, "seeds: 0"),
+        ({"seeds": 2, "search": {"train.lr": [0.1]}, "trials": 3}, "seeds: variants and a grid have several seeds"),
+        ({"seeds": 2, "variants": [{"name": "x", "train.seed": 5}]}, "variant 'x': sets train.seed, which --seeds"),
+        ({"seeds": 2, "variants": [{"name": "x"}, {"name": "x-seed-1"}]}, "'x-seed-1': a variant with another seed"),
+        ({"against": "three"}, "against: no variant is named 'three'; there are one, two"),
         ({"storage": "oracle9://x"}, "storage 'oracle9://x': cannot be opened"),
     ],
 )  # fmt: skip
@@ -448,7 +453,7 @@ def test_an_existing_study_of_another_base_is_refused(
     assert [t.user_attrs["name"] for t in worker(more, tmp_path).study.trials] == ["one", "two", "three"]
 
 
-def ranked(top1: float = 50.0, control: bool = True, is_probe: bool = False) -> ranking.Ranked:
+def ranked(top1: float = 50.0, control: bool = True, is_probe: bool = False) -> trials.Ranked:
     """A finished trial of one image of class 0, which the student and the start have right and the control wrong."""
     by_role = {Role.DISTILLED: np.array([0]), Role.START: np.array([0]), Role.CONTROL: np.array([1])}
     test = {Role.DISTILLED: {"top1": 60.0, "nll": 1.0}, Role.START: {"top1": top1, "nll": 2.0}}
@@ -456,14 +461,14 @@ def ranked(top1: float = 50.0, control: bool = True, is_probe: bool = False) -> 
         test[Role.CONTROL] = {"top1": 55.0, "nll": 1.5}
     else:
         del by_role[Role.CONTROL]
-    one = ranking.Entry(0, "a", {}, Run(Path("studies/s/trials/000-a")), "done")
-    top = ranking.TopClass(np.array(["0"]), np.array([0]), by_role)
-    return ranking.Ranked(one, {"top1": 1.0, "nll": 1.0}, "last", test, False, is_probe, top)
+    one = trials.Entry(0, "a", {}, Run(Path("studies/s/trials/000-a")), "done")
+    top = trials.TopClass(np.array(["0"]), np.array([0]), by_role)
+    return trials.Ranked(one, {"top1": 1.0, "nll": 1.0}, "last", test, False, is_probe, top)
 
 
 def test_the_note_below_the_table_has_the_models_that_trials_are_compared_with() -> None:
-    def note(*trials: ranking.Ranked) -> str:
-        return ranking.Ranking("a", "top1", list(trials), []).note().partition(" On test, ")[2]
+    def note(*given: trials.Ranked) -> str:
+        return ranking.Ranking("a", "top1", list(given), []).note().partition(" On test, ")[2]
 
     assert note() == ""
     assert note(ranked()) == "top-1 (NLL): the start 50.00 (2.000); labels only 55.00 (1.500)."
@@ -474,7 +479,7 @@ def test_the_note_below_the_table_has_the_models_that_trials_are_compared_with()
 
 def test_a_terminal_shows_the_difference_from_the_control_and_from_the_start_without_one() -> None:
     def columns(control: bool, every: bool) -> dict[str, list[str]]:
-        figures = ranking.Figures()
+        figures = trials.Figures()
         one = ranked(control=control)
         start, control_ = (figures.pair(one, one, role) for role in (Role.START, Role.CONTROL))
         return ranking.Ranking("a", "top1", [replace(one, start=start, control=control_)], []).columns(every)
@@ -486,6 +491,6 @@ def test_a_terminal_shows_the_difference_from_the_control_and_from_the_start_wit
     every = columns(control=True, every=True)
     assert every["NLL"] == ["1.000"]
     assert {"Against start", "Against control"} <= every.keys()
-    failed = ranking.Entry(1, "b", {}, Run(Path("b")), "failed", "no memory")
+    failed = trials.Entry(1, "b", {}, Run(Path("b")), "failed", "no memory")
     table = ranking.Ranking("a", "top1", [ranked()], [failed]).columns()
     assert [cells[1] for cells in table.values()] == ["1", "b", "failed", "", "", "no memory"]

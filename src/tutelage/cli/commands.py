@@ -213,6 +213,14 @@ def study(
     trials: Annotated[
         int | None, option("Number of trials, variants included.", "as in STUDY", min=1, metavar="N")
     ] = None,
+    seeds: Annotated[
+        int | None,
+        option("Number of training seeds of each variant.", "as in STUDY, else 1", min=1, metavar="N"),
+    ] = None,
+    against: Annotated[
+        str | None,
+        option("The variant that all are held against.", "as in STUDY, else the best", metavar="VARIANT"),
+    ] = None,
     name: Annotated[str | None, option("Name of the study's directory.", "as in STUDY")] = None,
     studies: Annotated[Path, typer.Option(help="Directory in which study directories are created.")] = Path(
         "studies"
@@ -228,7 +236,7 @@ def study(
     except ModuleNotFoundError as error:
         raise TutelageError(f"{error.name} is not installed; run `pip install 'tutelage[study]'`") from None
 
-    plan = load_study(Path(words[0]), words[1:], trials=trials, name=name)
+    plan = load_study(Path(words[0]), words[1:], trials=trials, name=name, seeds=seeds, against=against)
     reporter = open_progress(progress)
     interrupts_raise()  # also between stages, as in a run
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,15 +59,26 @@ class StudyRecipe(Component):
     sampler: Literal["tpe", "random", "grid"] = "tpe"  # grid: every combination of the choices
     trials: Annotated[int, Field(ge=1)] | None = None  # in total, variants first; null: variants and grid
     seed: Seed = 0  # of the sampler
+    seeds: Annotated[int, Field(ge=1)] = (
+        1  # of training, for each variant: train.seed and the numbers after it
+    )
+    against: Text | None = None  # the variant that all are held against; null: the best
     storage: str | None = None  # a database's URL; null: a journal in the study's directory
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A named set of overrides."""
+    """A named set of overrides.
+
+    Attributes:
+        name: of its trial.
+        overrides: by key.
+        of: name of the variant in the study's file, where this one has another seed.
+    """
 
     name: str
     overrides: dict[str, Any]
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ class Plan:
         trials: in total; None only where there is nothing to sample.
         seed: of the sampler.
         storage: a database's URL, or None.
+        against: name of the variant that all are held against, or None.
     """
 
     name: str
@@ -95,6 +107,7 @@ class Plan:
     trials: int | None
     seed: int
     storage: str | None
+    against: str | None = None
 
     def recipe(self, overrides: Mapping[str, Any], where: str = "trial") -> Recipe:
         """Return the base with some keys changed.
@@ -119,7 +132,12 @@ class Plan:
 
 
 def load_study(
-    path: Path, overrides: Sequence[str] = (), trials: int | None = None, name: str | None = None
+    path: Path,
+    overrides: Sequence[str] = (),
+    trials: int | None = None,
+    name: str | None = None,
+    seeds: int | None = None,
+    against: str | None = None,
 ) -> Plan:
     """Read a study's file and the files that it names, and validate all variants and the ends of the search space.
 
@@ -128,6 +146,8 @@ def load_study(
         overrides: ``key.key=value`` each, for the base recipe.
         trials: number of trials in total, instead of the file's.
         name: name of the study, instead of the file's.
+        seeds: number of seeds of each variant, instead of the file's.
+        against: name of the variant that all are held against, instead of the file's.
 
     Raises:
         TutelageError: the file or a recipe is not valid; the message names the file and the key.
@@ -153,9 +173,40 @@ def load_study(
         trials or file.trials,
         file.seed,
         file.storage,
+        against or file.against,
     )
     _check(plan, path)
-    return plan
+    return _with_seeds(plan, seeds or file.seeds, path)
+
+
+def _with_seeds(plan: Plan, seeds: int, path: Path) -> Plan:
+    """Add the variants with the seeds after the base's: first all with the second seed, then all with the third, ...
+
+    Those with the first seed stay as they are, so that a study that was begun with one seed goes on.
+    """
+    if seeds == 1:
+        return plan
+    if plan.space:
+        raise TutelageError(
+            f"{path}: seeds: variants and a grid have several seeds, a search has one for each trial"
+        )
+    first = plan.base.train.seed
+    for variant in plan.variants:
+        if plan.recipe(variant.overrides).train.seed != first:
+            raise TutelageError(
+                f"{path}: variant {variant.name!r}: sets train.seed, which --seeds sets; leave out one of them"
+            )
+    names = {variant.name for variant in plan.variants}
+    added = []
+    for seed in range(first + 1, first + seeds):
+        for variant in plan.variants:
+            name = f"{variant.name}-seed-{seed}"
+            if name in names:
+                raise TutelageError(
+                    f"{path}: variant {name!r}: a variant with another seed gets this name; give yours another one"
+                )
+            added.append(Variant(name, variant.overrides | {"train.seed": seed}, variant.name))
+    return replace(plan, variants=(*plan.variants, *added))
 
 
 def _base(file: StudyRecipe, path: Path) -> tuple[dict[str, Any], str]:
@@ -220,6 +271,10 @@ def _check(plan: Plan, path: Path) -> None:
         raise TutelageError(f"{path}: there are neither variants nor a search; add one of them")
     if plan.space and plan.trials is None:
         raise TutelageError(f"{path}: trials: set the number of trials (or use --trials)")
+    if plan.against and plan.against not in (names := [v.name for v in plan.variants]):
+        raise TutelageError(
+            f"{path}: against: no variant is named {plan.against!r}; there are {', '.join(names) or 'none'}"
+        )
     tried = [(f"variant {v.name!r}", v.overrides) for v in plan.variants]
     for key, distribution in plan.space.items():
         tried += [(f"search.{key}", {key: value}) for value in _ends(distribution)]

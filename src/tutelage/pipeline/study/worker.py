@@ -44,7 +44,8 @@ from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
 from tutelage.pipeline.stages.preflight import preflight, with_measured_precision
 from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.study.plan import Plan, value_of
-from tutelage.pipeline.study.ranking import Entry, Figures, Ranking, Reached, kept_candidate, ranking
+from tutelage.pipeline.study.ranking import Ranking, ranking
+from tutelage.pipeline.study.trials import Entry, Figures, Reached, kept_candidate
 from tutelage.pipeline.versions import versions
 
 SEARCHED = "search"  # name of the trials that are not variants
@@ -173,7 +174,8 @@ class _Worker:
         }
         for variant in self.plan.variants:
             if variant.name not in known:
-                study.enqueue_trial({}, user_attrs={"name": variant.name, "overrides": variant.overrides})
+                attrs = {"name": variant.name, "overrides": variant.overrides, "variant": variant.of}
+                study.enqueue_trial({}, user_attrs=attrs)
             elif known[variant.name] != variant.overrides:
                 raise TutelageError(
                     f"{self.files.path}: variant {variant.name!r} was begun with {known[variant.name]}, "
@@ -315,9 +317,9 @@ class _Worker:
         """Rank the finished trials, and write study.json and study.md."""
         with FileLock(self.files.lock):
             entries = [self._entry(t) for t in self.study.get_trials(deepcopy=False)]
-            found = ranking(
-                self.plan.name, self.plan.base.selection.metric, [e for e in entries if e], self.figures
-            )
+            metric = self.plan.base.selection.metric
+            begun = [e for e in entries if e]
+            found = ranking(self.plan.name, metric, begun, self.figures, self.plan.against)
             write_json(self.files.json, found.record())
             write_text(self.files.markdown, found.markdown())
         return found
@@ -332,7 +334,7 @@ class _Worker:
         running = trial.state == TrialState.RUNNING
         # a failed trial may have been finished by hand since
         state: Reached = "running" if running else "done" if run.comparison.exists() else "failed"
-        return Entry(trial.number, name, overrides, run, state, attrs.get("reason"))
+        return Entry(trial.number, name, overrides, run, state, attrs.get("reason"), attrs.get("variant", ""))
 
 
 def _free(lock: FileLock) -> bool:
