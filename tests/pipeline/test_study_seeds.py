@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from tutelage.core.files import write_json
 from tutelage.core.progress import Silent
@@ -115,6 +117,7 @@ def test_the_differences_are_pooled_over_the_seeds(tmp_path: Path) -> None:
 def test_files_and_terminal_have_the_variants(tmp_path: Path) -> None:
     found = run(study(tmp_path, seeds=2, against="one"))
     record = json.loads((tmp_path / "small" / "study.json").read_text())
+    assert record["against"] == "one"
     assert (record["best"], record["sentence"]) == ("two", found.sentence())
     assert record["sentence"].startswith("Of 2 variants two is best on val over 2 seeds (top1 ")
     assert [(one["name"], one["seeds"]) for one in record["variants"]] == [("two", [3, 4]), ("one", [3, 4])]
@@ -149,13 +152,17 @@ def test_a_variant_with_fewer_seeds_comes_last_and_is_compared_over_those_that_b
             (2, "one-seed-4", "one", "002-one-seed-4"),
         )
     ]
-    failed = Entry(3, "two-seed-4", {}, Run(tmp_path / "none"), "failed", "no memory", "two")
+    reason = "no memory is left " * 20
+    failed = Entry(3, "two-seed-4", {}, Run(tmp_path / "none"), "failed", reason, "two")
     found = ranking("s", "top1", [*entries, failed])
     best, last = found.variants
     assert (best.name, last.name, last.best.seeds) == ("one", "two", 1)  # though "two" is better on val
     assert last.val("top1") > best.val("top1")
     lines = list(zip(*found.variant_columns().values(), strict=True))
-    assert (lines[-1][0], lines[-1][2], lines[-1][-1]) == ("two-seed-4", "failed", "no memory")
+    assert (lines[-1][0], lines[-1][2], lines[-1][-1]) == ("two-seed-4", "failed", reason)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(found.rich())
+    assert "Against best" in console.export_text()  # a long reason takes lines, not the room of other columns
 
 
 def test_single_trials_are_held_against_the_named_variant(tmp_path: Path) -> None:

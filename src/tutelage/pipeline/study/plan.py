@@ -192,7 +192,7 @@ def _with_seeds(plan: Plan, seeds: int, path: Path) -> Plan:
         )
     first = plan.base.train.seed
     for variant in plan.variants:
-        if plan.recipe(variant.overrides).train.seed != first:
+        if "train.seed" in variant.overrides or plan.recipe(variant.overrides).train.seed != first:
             raise TutelageError(
                 f"{path}: variant {variant.name!r}: sets train.seed, which --seeds sets; leave out one of them"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -63,6 +63,7 @@ class Ranking:
             else self.done[0].entry.name
             if self.done
             else None,
+            "against": self.against,
             "sentence": self.sentence(),
             "variants": [one.record(self.metric) for one in self.variants],
             "trials": self.records(),
@@ -134,7 +135,7 @@ class Ranking:
         """Leave out the columns that are not shown, and add a line for each trial that is not finished."""
         for column in over_seeds.left_out(table, self.against, every):
             table.pop(column, None)
-        last = [column for column in table if column.startswith("Against")][-1]
+        last = _last(table)
         for one in self.others:
             known = {"#": str(one.number), name: one.name, "Val": one.state, last: one.reason or ""}
             for column, cells in table.items():
@@ -185,10 +186,12 @@ class Ranking:
         caption = f"{SEED_NOTE} {self.note()}" if self.variants else self.note()
         table = Table(title=self.name, caption=caption, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         columns = self.variant_columns() if self.variants else self.columns()
+        last = _last(columns)
         for column in columns:
             named = column in ("Trial", "Variant")
             justify: Literal["left", "right"] = "left" if named else "right"
-            table.add_column(column, justify=justify, overflow="fold", no_wrap=not named)
+            reasons = column == last and bool(self.others)  # why trials failed, which can be long
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=not (named or reasons))
         for line in zip(*columns.values(), strict=True):
             table.add_row(*map(escape, line))
         return table
@@ -263,6 +266,11 @@ def _entry_record(one: Entry) -> dict[str, Any]:
         "run": f"{one.run.path.parent.name}/{one.run.path.name}",
         "reason": one.reason,
     }
+
+
+def _last(table: Iterable[str]) -> str:
+    """Return the column in which a trial that is not finished has its reason."""
+    return [column for column in table if column.startswith("Against")][-1]
 
 
 def _level(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from tutelage.pipeline.study.trials import Entry
+from tutelage.pipeline.study.trials import SEARCHED, Entry
 
 
 class Interval(Protocol):
@@ -44,7 +44,7 @@ def interval(pair: Interval | None, digits: int = 2) -> str:
 def title(one: Entry) -> str:
     """Return a variant's name, or the settings of a searched trial."""
     short = {key.rpartition(".")[2]: value for key, value in one.overrides.items()}
-    return one.name if one.name != "search" else settings(short)
+    return one.name if one.name != SEARCHED else settings(short)
 
 
 def settings(overrides: Mapping[str, Any]) -> str:

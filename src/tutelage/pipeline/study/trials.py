@@ -15,6 +15,7 @@ from tutelage.core.run_dir import Run
 from tutelage.evaluation.paired import Paired, paired
 from tutelage.evaluation.roles import Role
 
+SEARCHED = "search"  # name of the trials that are not variants
 Reached = Literal["running", "done", "failed"]
 
 

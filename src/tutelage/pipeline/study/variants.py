@@ -12,7 +12,7 @@ import numpy as np
 from tutelage.evaluation.paired import pooled
 from tutelage.evaluation.roles import Role
 from tutelage.pipeline.study.text import extent, figure, interval
-from tutelage.pipeline.study.trials import Ranked
+from tutelage.pipeline.study.trials import SEARCHED, Ranked
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,12 @@ def by_variant(done: Sequence[Ranked], metric: str, against: str | None = None) 
         against: name of the variant that all are held against.
 
     Returns:
-        The variants; an empty list where none has more than one finished seed.
+        The variants, without sampled trials; an empty list where none has more than one finished seed.
     """
     groups: dict[str, list[Ranked]] = {}
     for one in done:
-        groups.setdefault(one.entry.variant, []).append(one)
+        if one.entry.name != SEARCHED:  # each of them has settings of its own
+            groups.setdefault(one.entry.variant, []).append(one)
     if max(map(len, groups.values()), default=0) < 2:
         return []
     found = [Variant(name, tuple(sorted(trials, key=lambda t: t.seed))) for name, trials in groups.items()]
@@ -123,7 +124,7 @@ def gap(new: Variant, old: Variant, role: str) -> Gap | None:
     ids = both[0][0].top_class.ids
     tops = [top for one, other in both for top in (one.top_class, other.top_class)]
     if any(role not in other.top_class.by_role for _, other in both) or not all(
-        np.array_equal(top.ids, ids) for top in tops
+        top.ids is ids or np.array_equal(top.ids, ids) for top in tops
     ):
         return None
     ours = np.stack([_right(one, Role.DISTILLED) for one, _ in both])

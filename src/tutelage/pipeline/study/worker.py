@@ -45,10 +45,9 @@ from tutelage.pipeline.stages.preflight import preflight, with_measured_precisio
 from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.study.plan import Plan, value_of
 from tutelage.pipeline.study.ranking import Ranking, ranking
-from tutelage.pipeline.study.trials import Entry, Figures, Reached, kept_candidate
+from tutelage.pipeline.study.trials import SEARCHED, Entry, Figures, Reached, kept_candidate
 from tutelage.pipeline.versions import versions
 
-SEARCHED = "search"  # name of the trials that are not variants
 POLL_SECONDS = 1.0  # between two checks of trials that other processes work on
 MAX_DEATHS = 3  # processes that may die in a trial before it counts as failed
 MAX_FAILURES = 3  # in a row; then the cause is probably this process or machine
