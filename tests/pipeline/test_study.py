@@ -391,7 +391,7 @@ def test_the_shipped_studies_are_sound() -> None:
         ({"seeds": 2, "search": {"train.lr": [0.1]}, "trials": 3}, "seeds: variants and a grid have several seeds"),
         ({"seeds": 2, "variants": [{"name": "x", "train.seed": 5}]}, "variant 'x': sets train.seed, which --seeds"),
         ({"seeds": 2, "variants": [{"name": "x"}, {"name": "x-seed-1"}]}, "'x-seed-1': a variant with another seed"),
-        ({"against": "three"}, "against: no variant is named 'three'; there are one, two"),
+        ({"against": "three"}, "against 'three': no variant has this name; there are one, two"),
         ({"storage": "oracle9://x"}, "storage 'oracle9://x': cannot be opened"),
     ],
 )  # fmt: skip

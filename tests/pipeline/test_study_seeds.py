@@ -11,6 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from tutelage.core.errors import TutelageError
 from tutelage.core.files import write_json
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import Recipe
@@ -85,6 +86,25 @@ def test_a_study_of_one_seed_is_continued_with_more(tmp_path: Path) -> None:
     }
     assert {t.entry.overrides.get("train.lr") for t in found.variants[0].trials} == {0.1}
     assert run(path).record() == found.record()  # fewer seeds leave out nothing that is finished
+
+
+def test_a_part_of_the_variants_is_run_and_the_others_later(tmp_path: Path) -> None:
+    path = study(tmp_path)
+    some = load_study(path, seeds=2, only=["two"], against="one")
+    assert [one.name for one in some.variants] == ["two", "two-seed-4"]
+    assert {one.entry.name for one in run_study(some, tmp_path, Silent(), "test").done} == {
+        "two",
+        "two-seed-4",
+    }
+    found = run(path, seeds=2)
+    assert sorted(d.name for d in (tmp_path / "small" / "trials").iterdir()) == [
+        "000-two", "001-two-seed-4", "002-one", "003-one-seed-4",
+    ]  # fmt: skip
+    assert [one.name for one in found.variants] == ["two", "one"]
+    with pytest.raises(
+        TutelageError, match=r"--variant 'three': no variant has this name; there are one, two"
+    ):
+        load_study(path, only=["three"])
 
 
 def test_the_differences_are_pooled_over_the_seeds(tmp_path: Path) -> None:

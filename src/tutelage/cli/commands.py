@@ -221,6 +221,10 @@ def study(
         str | None,
         option("The variant that all are held against.", "as in STUDY, else the best", metavar="VARIANT"),
     ] = None,
+    variant: Annotated[
+        list[str] | None,
+        option("Run this variant only; repeat it for several.", "all of STUDY", metavar="VARIANT"),
+    ] = None,
     name: Annotated[str | None, option("Name of the study's directory.", "as in STUDY")] = None,
     studies: Annotated[Path, typer.Option(help="Directory in which study directories are created.")] = Path(
         "studies"
@@ -236,7 +240,15 @@ def study(
     except ModuleNotFoundError as error:
         raise TutelageError(f"{error.name} is not installed; run `pip install 'tutelage[study]'`") from None
 
-    plan = load_study(Path(words[0]), words[1:], trials=trials, name=name, seeds=seeds, against=against)
+    plan = load_study(
+        Path(words[0]),
+        words[1:],
+        trials=trials,
+        name=name,
+        seeds=seeds,
+        against=against,
+        only=variant or (),
+    )
     reporter = open_progress(progress)
     interrupts_raise()  # also between stages, as in a run
     try:

@@ -138,6 +138,7 @@ def load_study(
     name: str | None = None,
     seeds: int | None = None,
     against: str | None = None,
+    only: Sequence[str] = (),
 ) -> Plan:
     """Read a study's file and the files that it names, and validate all variants and the ends of the search space.
 
@@ -148,6 +149,7 @@ def load_study(
         name: name of the study, instead of the file's.
         seeds: number of seeds of each variant, instead of the file's.
         against: name of the variant that all are held against, instead of the file's.
+        only: names of the variants to run; none: all of them.
 
     Raises:
         TutelageError: the file or a recipe is not valid; the message names the file and the key.
@@ -176,7 +178,18 @@ def load_study(
         against or file.against,
     )
     _check(plan, path)
+    if only:
+        for one in only:
+            _known(one, plan, f"{path}: --variant {one!r}")
+        plan = replace(plan, variants=tuple(v for v in plan.variants if v.name in only))
     return _with_seeds(plan, seeds or file.seeds, path)
+
+
+def _known(name: str, plan: Plan, where: str) -> None:
+    """Check that a variant is one of the study's."""
+    names = [variant.name for variant in plan.variants]
+    if name not in names:
+        raise TutelageError(f"{where}: no variant has this name; there are {', '.join(names) or 'none'}")
 
 
 def _with_seeds(plan: Plan, seeds: int, path: Path) -> Plan:
@@ -271,10 +284,8 @@ def _check(plan: Plan, path: Path) -> None:
         raise TutelageError(f"{path}: there are neither variants nor a search; add one of them")
     if plan.space and plan.trials is None:
         raise TutelageError(f"{path}: trials: set the number of trials (or use --trials)")
-    if plan.against and plan.against not in (names := [v.name for v in plan.variants]):
-        raise TutelageError(
-            f"{path}: against: no variant is named {plan.against!r}; there are {', '.join(names) or 'none'}"
-        )
+    if plan.against:
+        _known(plan.against, plan, f"{path}: against {plan.against!r}")
     tried = [(f"variant {v.name!r}", v.overrides) for v in plan.variants]
     for key, distribution in plan.space.items():
         tried += [(f"search.{key}", {key: value}) for value in _ends(distribution)]
