@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -237,14 +238,23 @@ def test_quickstart(command: tuple[str, ...], place: Path, capsys: pytest.Captur
 @commands("study")
 def test_study(command: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = Path(command[1])
+    named = [word for before, word in pairwise(command) if before == "--variant"][:2]
+    seeds = 2 if "--seeds" in command else 1
     if len(command) > 2:  # the same recipe as a whole is tested without these words
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        tree["variants"] = tree["variants"][:2]
+        tree["variants"] = [one for one in tree["variants"] if not named or one["name"] in named][:2]
         file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    if named:
+        command = (
+            *command[:2],
+            "--seeds",
+            str(seeds),
+            *(word for name in named for word in ("--variant", name)),
+        )
     words = shortened(command)
     run_to_the_end(words, capsys)
     (study,) = Path("studies").iterdir()
-    plan = load_study(file)
+    plan = load_study(file, seeds=seeds)
     trials = plan.trials or len(plan.variants)
     ranked = read_json(study / "study.json")["trials"]
     assert len(list((study / "trials").iterdir())) == len(ranked) == trials > 1
