@@ -55,14 +55,11 @@ class Ranking:
 
     def record(self) -> dict[str, Any]:
         """Return the content of study.json."""
+        names = [one.name for one in self.variants] or [one.entry.name for one in self.done]
         return {
             "name": self.name,
             "metric": self.metric,
-            "best": self.variants[0].name
-            if self.variants
-            else self.done[0].entry.name
-            if self.done
-            else None,
+            "best": next(iter(names), None),
             "against": self.against,
             "sentence": self.sentence(),
             "variants": [one.record(self.metric) for one in self.variants],
