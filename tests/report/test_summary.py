@@ -36,6 +36,9 @@ def test_lines_fit_a_terminal_and_begin_with_the_file(run: Run) -> None:
     student = next(row for row in read_json(run.comparison)["rows"] if row["role"] == "distilled")
     assert f"{student['top1']:.2f}% of {student['n']:,} test images" in lines[2]
     assert [line for line in lines if len(line) > 80 and not line.split()[-1].startswith(str(run.path))] == []
+    assert "another training seed can change the figures as well, which --seeds 3 shows)" in " ".join(
+        " ".join(lines).split()
+    )
 
 
 def test_each_badge_says_what_its_interval_shows(run: Run) -> None:

@@ -29,6 +29,10 @@ TOP1 = {  # whose top-1 is told, in order, but for a start with random weights
     Role.PROBE: "linear probe",
     Role.START: "start",
 }
+INTERVALS = (
+    "paired 95% intervals over the test images; another training seed can change the figures as well, which "
+    "--seeds 3 shows"
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Summary:
             ("result", self.note),
         ]
         pairs += [(badge.question, f"{badge.answer}: {badge.figures}") for badge in self.badges]
-        pairs += [("", "(in brackets: paired 95% intervals)")] if self.badges else []
+        pairs += [("", f"(in brackets: {INTERVALS})")] if self.badges else []
         pairs += [("next" if not k else "", command) for k, command in enumerate(self.commands)]
         width = max(len(name) for name, _ in pairs) + 2
         whole = {str(self.file), *self.commands}  # to be copied, so they are never broken into lines
