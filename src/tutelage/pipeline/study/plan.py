@@ -59,9 +59,7 @@ class StudyRecipe(Component):
     sampler: Literal["tpe", "random", "grid"] = "tpe"  # grid: every combination of the choices
     trials: Annotated[int, Field(ge=1)] | None = None  # in total, variants first; null: variants and grid
     seed: Seed = 0  # of the sampler
-    seeds: Annotated[int, Field(ge=1)] = (
-        1  # of training, for each variant: train.seed and the numbers after it
-    )
+    seeds: Annotated[int, Field(ge=1)] = 1  # of training: each variant has a trial for each
     against: Text | None = None  # the variant that all are held against; null: the best
     storage: str | None = None  # a database's URL; null: a journal in the study's directory
 
