@@ -14,7 +14,16 @@ from tutelage.evaluation.paired import Paired
 from tutelage.evaluation.roles import Role
 from tutelage.evaluation.verdict import Outcome, outcome
 from tutelage.pipeline.study import variants as over_seeds
-from tutelage.pipeline.study.text import extent, figure, interval, markdown, settings, title
+from tutelage.pipeline.study.text import (
+    differences,
+    extent,
+    figure,
+    interval,
+    left_out,
+    markdown,
+    settings,
+    title,
+)
 from tutelage.pipeline.study.trials import Entry, Figures, Ranked
 from tutelage.pipeline.study.variants import Variant, by_variant
 
@@ -108,17 +117,13 @@ class Ranking:
             every: all columns, with two decimals. Otherwise as many as fit 80 characters, with intervals of one
                 decimal: of the differences from start and control, that from the control where there is one.
         """
-        digits = 2 if every else 1
         table = {
             "#": [str(one.entry.number) for one in self.done],
             "Trial": [title(one.entry) for one in self.done],
             "Val": [figure(one.val[self.metric], self.metric) for one in self.done],
             "Test": [f"{one.test_top1:.2f}" for one in self.done],
             "NLL": [f"{one.test[Role.DISTILLED]['nll']:.3f}" for one in self.done],
-            "Against control": [interval(one.control, digits) for one in self.done],
-            "Against start": [interval(one.start, digits) for one in self.done],
-            "Against best": [interval(one.best, digits) for one in self.done],
-            over_seeds.named(self.against): [interval(one.named, digits) for one in self.done],
+            **differences(self.done, self.against, every),
             "Kept": [one.kept for one in self.done],
         }
         return self._with_others(table, "Trial", every)
@@ -130,7 +135,7 @@ class Ranking:
 
     def _with_others(self, table: dict[str, list[str]], name: str, every: bool) -> dict[str, list[str]]:
         """Leave out the columns that are not shown, and add a line for each trial that is not finished."""
-        for column in over_seeds.left_out(table, self.against, every):
+        for column in left_out(table, self.against, every):
             table.pop(column, None)
         last = _last(table)
         for one in self.others:

@@ -25,6 +25,26 @@ class Interval(Protocol):
         """The upper end."""
 
 
+class Compared(Protocol):
+    """A trial, or the trials of a variant, with its differences; None where there is nothing to compare with."""
+
+    @property
+    def start(self) -> Interval | None:
+        """From its start."""
+
+    @property
+    def control(self) -> Interval | None:
+        """From its labels-only control."""
+
+    @property
+    def best(self) -> Interval | None:
+        """From the best one."""
+
+    @property
+    def named(self) -> Interval | None:
+        """From the variant that all are held against."""
+
+
 def figure(val: float, metric: str) -> str:
     """Write a figure of val, top-1 in % or NLL."""
     return f"{val:.2f}" if metric == "top1" else f"{val:.4f}"
@@ -39,6 +59,31 @@ def extent(figures: Sequence[Mapping[str, float]]) -> str:
 def interval(pair: Interval | None, digits: int = 2) -> str:
     """Write a difference and its interval; an empty text where there is none."""
     return f"{pair.difference:+.2f} [{pair.low:+.{digits}f} {pair.high:+.{digits}f}]" if pair else ""
+
+
+def differences(rows: Sequence[Compared], against: str | None, every: bool) -> dict[str, list[str]]:
+    """Return the columns of differences: with two decimals in a table that has `every` column, else with one."""
+    digits = 2 if every else 1
+    columns = {
+        "Against control": [interval(one.control, digits) for one in rows],
+        "Against start": [interval(one.start, digits) for one in rows],
+        "Against best": [interval(one.best, digits) for one in rows],
+    }
+    if against:
+        columns[_named(against)] = [interval(one.named, digits) for one in rows]
+    return columns
+
+
+def left_out(table: Mapping[str, Sequence[str]], against: str | None, every: bool) -> list[str]:
+    """Return the columns that are not shown.
+
+    A terminal of 80 characters has the difference from the control, or from the start where there is no control, and
+    that from the named variant, or from the best where none is named.
+    """
+    if every:
+        return []
+    other = "Against start" if any(table["Against control"]) else "Against control"
+    return ["NLL", "Kept", other, *(["Against best"] if against else [])]
 
 
 def title(one: Entry) -> str:
@@ -64,3 +109,8 @@ def markdown(table: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False).strip('"')
+
+
+def _named(against: str) -> str:
+    """Return the heading of the column that holds all against a named variant."""
+    return f"Against {against}" + (" (variant)" if against in ("control", "start", "best") else "")

@@ -11,7 +11,7 @@ import numpy as np
 
 from tutelage.evaluation.paired import pooled
 from tutelage.evaluation.roles import Role
-from tutelage.pipeline.study.text import extent, figure, interval
+from tutelage.pipeline.study.text import differences, extent, figure
 from tutelage.pipeline.study.trials import SEARCHED, Ranked
 
 
@@ -136,36 +136,14 @@ def columns(
     variants: Sequence[Variant], metric: str, against: str | None, every: bool
 ) -> dict[str, list[str]]:
     """Return all columns of the table of the variants as text; `every` is as in `Ranking.columns`."""
-    digits = 2 if every else 1
     return {
         "Variant": [one.name for one in variants],
         "Seeds": [str(len(one.trials)) for one in variants],
         "Val": [figure(one.val(metric), metric) for one in variants],
         "Test": [one.test for one in variants],
         "NLL": [f"{one.nll:.3f}" for one in variants],
-        "Against control": [interval(one.control, digits) for one in variants],
-        "Against start": [interval(one.start, digits) for one in variants],
-        "Against best": [interval(one.best, digits) for one in variants],
-        named(against): [interval(one.named, digits) for one in variants],
+        **differences(variants, against, every),
     }
-
-
-def named(against: str | None) -> str:
-    """Return the heading of the column that holds all against a named variant."""
-    return f"Against {against}" + (" (variant)" if against in ("control", "start", "best") else "")
-
-
-def left_out(table: Mapping[str, Sequence[str]], against: str | None, every: bool) -> list[str]:
-    """Return the columns that are not shown.
-
-    A terminal of 80 characters has the difference from the control, or from the start where there is no control, and
-    that from the named variant, or from the best where none is named.
-    """
-    nobody = [] if against else [named(against)]
-    if every:
-        return nobody
-    other = "Against start" if any(table["Against control"]) else "Against control"
-    return [*nobody, "NLL", "Kept", other, *(["Against best"] if against else [])]
 
 
 def spread(figures: Sequence[Mapping[str, float]]) -> str:
