@@ -74,6 +74,15 @@ def second_is_refused(rank: int) -> None:
         before(Updater, "apply", refused)
 
 
+def second_is_slow_to_say(rank: int) -> None:
+    """As `second_is_refused`, and it takes a while to write why, longer than a launcher waits for it."""
+    from tutelage.cli import commands
+
+    second_is_refused(rank)
+    if rank == 1:
+        before(commands, "one_line", lambda: time.sleep(2))
+
+
 def second_is_broken(rank: int) -> None:
     """As `second_is_refused`, with an error that no one expects."""
     from tutelage.distillation.update import Updater

@@ -66,7 +66,7 @@ def test_an_error_of_one_process_ends_all_with_its_line(
 
 def test_torchrun_does_not_stop_the_others_before_they_have_named_the_error(recipe: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(free_port()), "-m", "tests.helpers.faults", "second_is_refused"]
+    command += ["--master_port", str(free_port()), "-m", "tests.helpers.faults", "second_is_slow_to_say"]
     command += ["distill", str(recipe), "--name", "run", "--runs", str(recipe.parent)]
     environment = os.environ | ONE_THREAD | {"ACCELERATE_USE_CPU": "true"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

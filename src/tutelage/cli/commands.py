@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -284,18 +285,31 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _end(error: Exception) -> NoReturn:
     """End this process and the others of its run with an error: in one line where it means something to the user."""
-    if processes := sys.modules.get("tutelage.core.processes"):  # not imported: there are no others
-        error = processes.end_together(error)
+    processes = sys.modules.get("tutelage.core.processes")
+    if processes is not None and processes.peers() is not None:
+        error = processes.end_together(error, _say)
+    elif _line(error) is None:
+        raise error
+    else:
+        _say(error)
+    _, code = _line(error) or ("", 1)
+    raise SystemExit(code) from None
+
+
+def _say(error: Exception) -> None:
+    if (told := _line(error)) is None:
+        traceback.print_exception(error)
+    else:
+        print(f"error: {told[0]}", file=sys.stderr, flush=True)
+
+
+def _line(error: Exception) -> tuple[str, int] | None:
+    """Return the line for the user and the exit code of an error; None: it is a fault of the program."""
     if isinstance(error, TutelageError):
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        return one_line(error), error.exit_code
     if isinstance(error, RuntimeError | MemoryError):
         from tutelage.core.out_of_memory import is_out_of_memory  # PyTorch is imported here
 
         if is_out_of_memory(error):
-            print(
-                f"error: out of memory ({one_line(error)}); use smaller models or resolutions",
-                file=sys.stderr,
-            )
-            raise SystemExit(2) from None
-    raise error
+            return f"out of memory ({one_line(error)}); use smaller models or resolutions", 2
+    return None

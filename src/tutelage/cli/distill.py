@@ -205,20 +205,27 @@ def carry_out(recipe: Recipe, run: Run, progress: str) -> None:
     except (Interrupted, KeyboardInterrupt):
         reporter.say(f"stopped; all results are kept: continue with `tutelage resume {run.path}`")
         raise SystemExit(INTERRUPTED) from None
-    except WeakTeacher as stopped:
-        end_together(stopped)
-        if Runtime.start().is_main:
-            print(f"{stopped} (`tutelage resume {run.path} --allow-weak-teacher`)", file=sys.stderr)
-        raise SystemExit(1) from None
-    except Incomplete as error:
-        end_together(error)
-        if Runtime.start().is_main:
-            print(f"error: {one_line(error)}", file=sys.stderr)
+    except (WeakTeacher, Incomplete) as ended:
+        end_together(ended, lambda error: _say_once(error, run))
         raise SystemExit(1) from None
     if seeds == 1:
         show(run, reporter)
     if any(map(_incomplete, [run.deploy, *run.path.glob("seed-*/deploy")])):
         raise SystemExit(1)
+
+
+def _say_once(error: Exception, run: Run) -> None:
+    """Show an error that all processes have alike, by the first one only."""
+    from tutelage.core.runtime import Runtime
+
+    if Runtime.start().is_main:
+        weak = isinstance(error, WeakTeacher)
+        text = (
+            f"{error} (`tutelage resume {run.path} --allow-weak-teacher`)"
+            if weak
+            else f"error: {one_line(error)}"
+        )
+        print(text, file=sys.stderr, flush=True)
 
 
 def _incomplete(deployed: Path) -> bool:

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 
@@ -24,6 +25,8 @@ from tutelage.core.errors import TutelageError, one_line
 PATIENCE = 24 * 3600.0  # seconds after which a process does not wait any longer for work of the first one
 PAUSE = 0.5  # seconds between two looks into the store, at most
 GRACE = 3.0  # seconds in which a process may end by itself after another one has failed
+
+Say = Callable[[Exception], None]  # shows an error to the user
 
 
 class OtherFailed(TutelageError):  # noqa: N818 - the error is in another process
@@ -47,7 +50,7 @@ class Peers:
         self.rank, self.size = rank, size
         self._store = store
         self._calls = count()  # all processes make the same calls in the same order
-        self._ended = False
+        self._said = self._counted = False
         self._ending = threading.Lock()
         self._told = threading.Event()
 
@@ -94,42 +97,57 @@ class Peers:
         line, code = json.loads(self._store.get("failure"))
         return OtherFailed(line, code)
 
-    def end(self, error: Exception) -> Exception:
+    def end(self, error: Exception, say: Say) -> Exception:
         """Tell the others that this process fails, and return the error with which it ends.
 
-        It returns when all are about to end, or after a while: a launcher stops them as soon as one has ended.
+        It returns when all have said theirs, or after a while: a launcher stops them as soon as one has ended.
 
         Args:
             error: of this process. One that only follows from the failure of another is replaced by that one's.
+            say: shows the error with which this process ends to the user; called once.
         """
         with self._ending:  # held to the end: either this thread ends the process, or the one that watches
             self._told.set()
-            if self._ended:
-                return error
-            self._ended = True
             try:
-                return self._end(error)
+                found = self._tell(error)
             except RuntimeError:  # the store has ended with its process
-                return as_told(error)
+                found = as_told(error)
+            if not self._said:
+                say(found)
+                self._said = True
+            with suppress(RuntimeError):
+                self._linger()
+            return found
 
-    def _end(self, error: Exception) -> Exception:
+    def _tell(self, error: Exception) -> Exception:
         own = as_told(error)
         told = (str(own), own.exit_code) if isinstance(own, TutelageError) else (self._named(own), 1)
         self._store.compare_set("failure", "", json.dumps(told))
         first = self.failure()
-        self._linger()
         return first if first and isinstance(own, OtherFailed) else error
 
     def _named(self, error: Exception) -> str:
         return f"process {self.rank}: {type(error).__name__}: {one_line(error)}"
 
     def _linger(self) -> None:
-        """Stay until all processes are about to end: one of them holds the store, and a launcher kills the others."""
+        """Stay until all processes have said why they end: a launcher kills the others when one has ended.
+
+        The first one stays the longest, since it may hold the store that the others look into.
+        """
         until = time.monotonic() + 3 * GRACE
-        ended = self._store.add("ended", 1)
-        while ended < self.size and time.monotonic() < until:
+        if not self._counted:
+            self._counted = True
+            self._store.add("ended", 1)
+        self._count("ended", self.size, until)
+        if self.rank == 0:
+            self._count("left", self.size - 1, until)
+        else:
+            self._store.add("left", 1)
+
+    def _count(self, key: str, wanted: int, until: float) -> None:
+        """Wait until so many processes have added themselves to a key, or for a time of `time.monotonic`."""
+        while self._store.add(key, 0) < wanted and time.monotonic() < until:
             time.sleep(0.05)
-            ended = self._store.add("ended", 0)
 
     def watch(self) -> None:
         """End this process where another one fails, also while it waits in a collective operation.
@@ -154,10 +172,10 @@ class Peers:
             with self._ending:
                 if self._told.is_set():
                     return
-                with suppress(RuntimeError):
-                    self._linger()
                 sys.stdout.flush()
                 print(f"\nerror: {one_line(failure)}", file=sys.stderr, flush=True)
+                with suppress(RuntimeError):
+                    self._linger()
                 os._exit(failure.exit_code)
 
 
@@ -177,23 +195,33 @@ def peers() -> Peers | None:
     return _current
 
 
-def end_together(error: Exception) -> Exception:
+def _not_here(error: Exception) -> None:
+    """Leave it to the caller of `end_together` to show the error."""
+
+
+def end_together(error: Exception, say: Say = _not_here) -> Exception:
     """Tell the other processes of an error, and return the one with which this process ends.
 
     It is the same one, or that of another process, where this one only follows from it.
+
+    Args:
+        error: of this process.
+        say: shows the returned error to the user, before any process of the run ends. What is shown later can be lost:
+            a launcher such as torchrun stops the other processes as soon as one has ended.
     """
     try:
-        return _end_together(error)
+        return _end_together(error, say)
     except OtherFailed:  # thrown in by `Peers.watch` at the last moment
-        return _end_together(error)
+        return _end_together(error, say)
 
 
-def _end_together(error: Exception) -> Exception:
+def _end_together(error: Exception, say: Say) -> Exception:
     global _current, _failures
     found = peers()
     if found is None:
+        say(error)
         return error
-    first = found.end(error)
+    first = found.end(error, say)
     _current, _failures = None, _failures + 1  # a program may go on with another run
     return first
 
