@@ -77,6 +77,15 @@ def test_a_module_has_its_own_weights_back_even_after_an_error() -> None:
     assert all(torch.equal(own[name], tensor) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "other", [{"weight": torch.zeros(1, 2)}, {"weight": torch.zeros(1), "bias": torch.zeros(1)}]
+)
+def test_a_module_is_given_no_weights_of_other_names_or_shapes(other: dict[str, torch.Tensor]) -> None:
+    module = nn.Linear(2, 1)
+    with pytest.raises(RuntimeError, match="in loading state_dict"), with_state(module, other):
+        raise AssertionError("the weights were taken")
+
+
 def test_an_unreadable_training_image_is_counted_and_no_image_is_decoded_again_for_the_selection(
     tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

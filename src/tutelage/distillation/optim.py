@@ -35,7 +35,9 @@ def make_optimizer(
     """
     _check_name(settings.optimizer)
     layer_decay = settings.layer_decay if settings.layer_decay < 1 and not head_only else None
-    kernel: dict[str, Any] = {"fused": True} if fused(student, settings) else {}
+    kernel: dict[str, Any] = {}
+    if settings.optimizer.lower() == "adamw":  # all tensors in one call: the same arithmetic, in less time
+        kernel = {"fused": True} if fused(student, settings) else {"foreach": True}
     try:
         optimizer = create_optimizer_v2(
             student,
