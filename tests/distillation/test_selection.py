@@ -1,6 +1,7 @@
 """Whatever the figures are, the kept student is never worse on val than the start."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tutelage.distillation.selection import (
     FINALISTS,
     Candidate,
     Screening,
+    Work,
     average,
     best_of,
     choose,
@@ -157,14 +159,21 @@ def test_without_statistics_nothing_is_weighed_twice() -> None:
     assert not any(c.recalibrated for c in choice.candidates)
 
 
+OLD, ROUGH, THOROUGH = 0.0, 1.0, 2.0  # BatchNorm statistics of a candidate
+
+
+def with_statistics(value: float) -> Callable[[State], State]:
+    return lambda averaged: {**averaged, "statistics": torch.tensor(value)}
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), recipe=RECIPES)
-def test_after_a_screening_the_start_and_the_best_others_are_evaluated_exactly_and_one_of_them_is_kept(
+def test_after_a_screening_in_a_faster_precision_the_start_and_the_best_others_are_measured_exactly(
     data: st.DataObject, recipe: SelectionRecipe
 ) -> None:
-    old = {"statistics": torch.tensor(0.0)}
-    start = state(0.0) | old
-    trained = {"last": state(1.0) | old, "best": state(3.0) | old, "ema": state(0.5) | old}
+    old = with_statistics(OLD)
+    start = old(state(0.0))
+    trained = {"last": old(state(1.0)), "best": old(state(3.0)), "ema": old(state(0.5))}
     exact: list[State] = []
 
     def screen(_: State) -> dict[str, float]:
@@ -175,13 +184,8 @@ def test_after_a_screening_the_start_and_the_best_others_are_evaluated_exactly_a
         first = candidate is start
         return {"top1": data.draw(st.floats(0, 100) if first else FIGURE), "nll": 1.0}
 
-    def rough(averaged: State) -> State:
-        return {**averaged, "statistics": torch.tensor(1.0)}
-
-    def thorough(averaged: State) -> State:
-        return {**averaged, "statistics": torch.tensor(2.0)}
-
-    choice = choose(start, trained, evaluate, thorough, recipe, screening=Screening(screen, rough))
+    screening = Screening(with_statistics(ROUGH), screen)
+    choice = choose(start, trained, evaluate, with_statistics(THOROUGH), recipe, screening=screening)
     finalists = [c for c in choice.candidates if not c.screened]
     others = len(choice.candidates) - 1
     assert len(exact) == len(finalists) == 1 + min(FINALISTS, others)
@@ -192,15 +196,48 @@ def test_after_a_screening_the_start_and_the_best_others_are_evaluated_exactly_a
     flags = [c.get("screened", False) for c in choice.record()["candidates"]]
     assert flags == [c.screened for c in choice.candidates]
     for candidate in choice.candidates:  # statistics on few images serve the screening alone
-        wanted = (1.0 if candidate.screened else 2.0) if candidate.recalibrated else 0.0
+        wanted = (ROUGH if candidate.screened else THOROUGH) if candidate.recalibrated else OLD
         assert candidate.state["statistics"] == wanted
-    plain, screened = (count(3, recipe, batchnorm=True, screened=one) for one in (False, True))
-    assert screened.evaluations == plain.evaluations + 1 + FINALISTS
-    assert (screened.screened, screened.recalibrations) == (
-        plain.recalibrations,
-        min(FINALISTS, plain.recalibrations),
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), recipe=RECIPES)
+def test_a_screening_in_the_same_precision_recalibrates_the_best_candidate_on_all_images(
+    data: st.DataObject, recipe: SelectionRecipe
+) -> None:
+    old = with_statistics(OLD)
+    trained = {"last": old(state(1.0)), "best": old(state(3.0)), "ema": old(state(0.5))}
+    again: list[dict[str, float]] = []
+
+    def evaluate(candidate: State) -> dict[str, float]:
+        figures = {"top1": data.draw(FIGURE), "nll": data.draw(NLL)}
+        if candidate["statistics"] == THOROUGH:
+            again.append(figures)
+        return figures
+
+    screening = Screening(with_statistics(ROUGH))
+    choice = choose(
+        old(state(0.0)), trained, evaluate, with_statistics(THOROUGH), recipe, screening=screening
     )
-    assert plain.screened == 0
+    assert not any(c.screened for c in choice.candidates)
+    best = max(merit(c.val, recipe.metric) for c in choice.candidates)
+    assert merit(choice.kept.val, recipe.metric) == best
+    assert len(again) <= 1
+    if choice.kept.state["statistics"] == THOROUGH:
+        assert choice.kept.val == again[0]
+    elif choice.kept.recalibrated:  # the statistics of all images were tried, and are worse
+        assert merit(again[0], recipe.metric) <= best
+    else:
+        assert not again
+
+
+def test_the_work_of_a_screening_is_counted() -> None:
+    recipe = SelectionRecipe()
+    same, faster = (count(3, recipe, batchnorm=True, faster=one) for one in (False, True))
+    made = 3 * (1 + 3 + 1) + 2
+    assert same == Work(1 + 2 * made + 1, 1, made)
+    assert faster == Work(1 + 2 * made + 1 + FINALISTS, FINALISTS, made)
+    assert count(3, recipe, batchnorm=False) == Work(1 + made, 0)
 
 
 def test_a_screening_that_ranks_wrongly_among_the_best_does_not_decide() -> None:
@@ -217,7 +254,7 @@ def test_a_screening_that_ranks_wrongly_among_the_best_does_not_decide() -> None
         lambda s: figures(-1.0, s),
         lambda s: s,
         recipe,
-        screening=Screening(lambda s: figures(1.0, s), lambda s: s),
+        screening=Screening(lambda s: s, lambda s: figures(1.0, s)),
     )
     assert choice.kept.name == "start"
     assert [c.val["top1"] for c in choice.candidates] == [50.0, 49.0, 48.0, 47.0]

@@ -29,15 +29,16 @@ Recalibrate = Callable[[State], State]
 
 @dataclass(frozen=True)
 class Screening:
-    """How all candidates are compared before the best are evaluated: faster, and less exact.
+    """How all candidates are compared first: faster, and less exact.
 
     Attributes:
-        evaluate: returns the figures of a state on val.
         recalibrate: measures a state's BatchNorm statistics on fewer images.
+        evaluate: returns the figures of a state on val in a faster precision; None: there is none, and only the best
+            candidate is recalibrated on all images.
     """
 
-    evaluate: Evaluate
     recalibrate: Recalibrate
+    evaluate: Evaluate | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,10 @@ def choose(
     All but the start are evaluated as they are and with recalibrated BatchNorm statistics: averages may need new ones,
     while near a start that was pretrained on more images the old ones are better.
 
-    With `screening`, all candidates are made and ranked by its figures; the best of them then get statistics of
-    `recalibrate`, and `evaluate` decides between them and the start, so that what holds of the kept candidate's figures
-    against the start's holds as without it.
+    With a `screening` in a faster precision, all candidates are made and ranked by its figures; the best of them then
+    get statistics of `recalibrate`, and `evaluate` decides between them and the start, so that what holds of the kept
+    candidate's figures against the start's holds as without it. With one in the same precision, the best candidate
+    gets statistics of `recalibrate` where it is not worse with them.
 
     Args:
         start: the weights before training.
@@ -142,40 +144,46 @@ def choose(
     before = two_heads.doubled(start) if two_heads else start
     figures, statistics = evaluate, recalibrate
     if screening:
-        figures, statistics = screening.evaluate, screening.recalibrate
-    candidates = [Candidate("start", "start", 0.0, figures(start), before)]
-    for name, state in distinct(trained).items():
-        ends = _evaluated(name, name, 1.0, state, figures, statistics)
-        candidates += ends
+        figures, statistics = screening.evaluate or evaluate, screening.recalibrate
+    first = Candidate("start", "start", 0.0, figures(start), before)
+    candidates = [first]
+    ends = distinct(trained)
+    for name, state in ends.items():
+        candidates += _evaluated(name, name, 1.0, state, figures, statistics)
         if recipe.interpolate:
-            candidates += _between(candidates[0], ends, figures, statistics, recipe.metric)
+            candidates += _between(before, name, state, COARSE, figures, statistics)
+    if recipe.interpolate and ends:
+        name, finer = _around_best(candidates, recipe.metric)
+        candidates += _between(before, name, ends[name], finer, figures, statistics)
     if recipe.soup:
         whole = [c for c in candidates if c.alpha in (0.0, 1.0) and not c.recalibrated]
         candidates += _soup(whole, figures, statistics, recipe.metric)
-    if screening:
-        exact = replace(candidates[0], val=evaluate(start))
+    if screening and screening.evaluate:
+        exact = replace(first, val=evaluate(start))
         candidates = [exact, *_with_finalists(candidates[1:], evaluate, recalibrate, recipe.metric)]
+    elif screening:
+        candidates = _with_best_recalibrated(candidates, evaluate, recalibrate, recipe.metric)
     if two_heads:
         candidates = [replace(c, state=two_heads.folded(c.state, c.share or 0.0)) for c in candidates]
     kept = best_of([c for c in candidates if not c.screened], recipe.metric)
     return Choice(recipe.metric, kept, candidates)
 
 
-def count(states: int, recipe: SelectionRecipe, batchnorm: bool, screened: bool = False) -> Work:
-    """Count how often `choose` evaluates and recalibrates at most.
+def count(states: int, recipe: SelectionRecipe, batchnorm: bool, faster: bool = False) -> Work:
+    """Count how often `choose` evaluates and recalibrates at most, with a screening where one saves time.
 
     Args:
         states: number of different trained states.
         recipe: which candidates are made.
         batchnorm: whether the network has BatchNorm statistics that are measured again.
-        screened: whether there is a screening before the finalists are evaluated.
+        faster: whether candidates are screened in a faster precision.
     """
-    points = len(COARSE) + 2 if recipe.interpolate else 0
-    made = states * (1 + points + recipe.soup)
+    coarse, finer = (len(COARSE), 2) if recipe.interpolate else (0, 0)
+    made = states * (1 + coarse + recipe.soup) + finer
     evaluations, recalibrations = 1 + made * (1 + batchnorm), made * batchnorm
-    if not screened:
-        return Work(evaluations, recalibrations)
-    return Work(evaluations + 1 + FINALISTS, min(FINALISTS, recalibrations), recalibrations)
+    if faster:
+        return Work(evaluations + 1 + FINALISTS, min(FINALISTS, recalibrations), recalibrations)
+    return Work(evaluations + batchnorm, int(batchnorm), recalibrations)
 
 
 def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
@@ -235,31 +243,57 @@ def _with_finalists(
     candidates: Sequence[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
 ) -> list[Candidate]:
     """Evaluate the best candidates of a screening again; the others are marked as screened."""
-
-    def exact(one: Candidate) -> Candidate:
-        state = recalibrate(one.state) if one.recalibrated else one.state
-        return _with_figures(replace(one, state=state), evaluate)
-
     ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
     finalists = {id(candidate) for candidate in ranked[:FINALISTS]}
-    return [exact(c) if id(c) in finalists else replace(c, screened=True) for c in candidates]
+    return [
+        _exact(c, evaluate, recalibrate) if id(c) in finalists else replace(c, screened=True)
+        for c in candidates
+    ]
+
+
+def _with_best_recalibrated(
+    candidates: Sequence[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
+) -> list[Candidate]:
+    """Recalibrate the best candidate on all images, where its statistics are of fewer, unless it is worse then."""
+    best = best_of(candidates, metric)
+    if not best.recalibrated:
+        return list(candidates)
+    better = best_of([_exact(best, evaluate, recalibrate), best], metric)
+    return [better if c is best else c for c in candidates]
+
+
+def _exact(candidate: Candidate, evaluate: Evaluate, recalibrate: Recalibrate) -> Candidate:
+    state = recalibrate(candidate.state) if candidate.recalibrated else candidate.state
+    return _with_figures(replace(candidate, state=state), evaluate)
 
 
 def _between(
-    start: Candidate, ends: list[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
+    start: State,
+    name: str,
+    trained: State,
+    alphas: Sequence[float],
+    evaluate: Evaluate,
+    recalibrate: Recalibrate,
 ) -> list[Candidate]:
-    """Interpolate on a coarse grid from start to trained, and at two finer points around the best one."""
-    trained = ends[0]
+    """Make candidates between the start and a trained state."""
+    return [
+        candidate
+        for alpha in alphas
+        for candidate in _evaluated(
+            f"{name}@{alpha:.3g}", name, alpha, interpolate(start, trained, alpha), evaluate, recalibrate
+        )
+    ]
 
-    def at(alpha: float) -> list[Candidate]:
-        state = interpolate(start.state, trained.state, alpha)
-        return _evaluated(f"{trained.name}@{alpha:.3g}", trained.name, alpha, state, evaluate, recalibrate)
 
-    grid = [candidate for alpha in COARSE for candidate in at(alpha)]
-    best = best_of([start, *grid, *ends], metric)
-    assert best.alpha is not None
-    finer = [alpha for alpha in (best.alpha - FINE_STEP, best.alpha + FINE_STEP) if 0 < alpha < 1]
-    return grid + [candidate for alpha in finer for candidate in at(alpha)]
+def _around_best(candidates: Sequence[Candidate], metric: str) -> tuple[str, list[float]]:
+    """Return the trained state of the best candidate so far, and the finer points beside it: next to the start where
+    that is the best.
+    """
+    nearest = best_of(candidates[1:], metric)
+    best = best_of(candidates, metric)
+    alpha = best.alpha
+    assert alpha is not None  # the soup is made later
+    return nearest.source, [at for at in (alpha - FINE_STEP, alpha + FINE_STEP) if 0 < at < 1]
 
 
 def _soup(

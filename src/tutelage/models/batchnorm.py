@@ -17,7 +17,7 @@ from tutelage.data.splits import Subset, sample
 
 IMAGES = 2048
 BATCH = 128
-SCREENED = 8 * BATCH  # images, where many states are compared before the best are measured on all
+SCREENED = 2 * BATCH  # images, where many states are compared before the best are measured on all
 
 
 def has_batchnorm(module: nn.Module) -> bool:

@@ -223,7 +223,7 @@ def _selecting(
     prepared = checked.prepared
     recipe = _selection_recipe(checked)
     again = _has_new_statistics(prepared, model)
-    work = count(len(distinct(trained.states)), recipe, again, _is_screened(prepared))
+    work = count(len(distinct(trained.states)), recipe, again, _is_faster(prepared))
     steps = (work.evaluations + evidence) * batches(prepared, prepared.splits.val)
     images = min(len(prepared.splits.train), batchnorm.IMAGES)
     steps += work.recalibrations * math.ceil(images / batchnorm.BATCH)
@@ -251,11 +251,11 @@ def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = Non
             return evaluate_two_heads(prepared, model, state)
         return evaluate_state(prepared, student, state)
 
-    def screen(state: State) -> dict[str, float]:
+    def in_training_precision(state: State) -> dict[str, float]:
         with prepared.context.runtime.autocast():
             return evaluate(state)
 
-    def screened_statistics(state: State) -> State:
+    def on_fewer_images(state: State) -> State:
         with prepared.context.runtime.autocast():
             return _recalibrated(checked, model, state, batchnorm.SCREENED // batchnorm.BATCH)
 
@@ -266,12 +266,12 @@ def _choose(checked: Checked, trained: Trained, two_heads: TwoHeads | None = Non
         recalibrate=lambda state: _recalibrated(checked, model, state),
         recipe=_selection_recipe(checked),
         two_heads=two_heads,
-        screening=Screening(screen, screened_statistics) if _is_screened(prepared) else None,
+        screening=Screening(on_fewer_images, in_training_precision if _is_faster(prepared) else None),
     )
 
 
-def _is_screened(prepared: Prepared) -> bool:
-    """Whether candidates are compared in the precision of the training first, which is faster than full precision."""
+def _is_faster(prepared: Prepared) -> bool:
+    """Whether the precision of the training is a faster one than that of all figures."""
     return prepared.context.runtime.precision != "fp32"
 
 
