@@ -1,13 +1,22 @@
 """The temperature of kl, where the recipe leaves it to the run."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.evaluation.calibration import entropy
+from tutelage.core.files import entry
+from tutelage.core.progress import Silent
+from tutelage.core.recipe import parse_recipe
+from tutelage.data.loading import eval_loader
+from tutelage.evaluation.calibration import calibrating_temperature, entropy
+from tutelage.pipeline.run import begin
+from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers, teacher_of_targets
+from tutelage.pipeline.stages.preflight import preflight
+from tutelage.pipeline.stages.prepare import prepare
 from tutelage.pipeline.stages.temperatures import CERTAIN, HIGH, matching_or_high
 
 
@@ -43,3 +52,38 @@ def test_others_have_the_entropy_of_val_on_training_views_within_bounds(
     assert f"and {target:.3f} on val" in why
     if value not in (1.0, 4.0):
         assert entropy(views, value) == pytest.approx(target, abs=0.02 * math.log(classes))
+
+
+class Lines(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.mark.parametrize("others", [[], ["test_efficientnet@none"]], ids=["one", "two"])
+def test_a_teacher_with_several_looks_is_calibrated_by_their_mean(
+    tiny: dict, tmp_path: Path, others: list[str]
+) -> None:
+    tiny["teacher"] |= {"fit": {"epochs": 1, "lr": 3e-3}, "others": others}
+    tiny["targets"] = {"flip": True, "resolutions": [40, 32]}
+    tiny["loss"] = {"teacher_temperature": "auto", "temperature": 2.0}
+    lines = Lines()
+    recipe = parse_recipe(tiny | {"name": "run"})
+    prepared = prepare(recipe, begin(recipe, tmp_path, "test"), lines)
+    checked = preflight(Fitted(prepared, fit_teachers(prepared), fit_head(prepared)))
+    val = prepared.splits.val
+    teacher = teacher_of_targets(prepared, checked.teachers, "fp32")
+    loader = eval_loader(val, teacher.input_specs, 64, 0)
+    logits = torch.cat([teacher.logits(batch["images"]) for batch in loader])
+    labels = torch.from_numpy(prepared.class_mapping.labels(val.labels))
+    chosen = checked.prepared.recipe.loss.teacher_temperature
+    assert chosen == pytest.approx(calibrating_temperature(logits, labels), abs=2e-3)
+    assert chosen != pytest.approx(calibrating_temperature(checked.teacher_on_val.logits, labels), abs=2e-3)
+    target = entry(prepared.run.preflight, "target_entropy")
+    assert target == pytest.approx(entropy(logits / chosen, 2.0), abs=1e-4)
+    top1 = 100 * (logits.argmax(1) == labels).float().mean().item()
+    assert any(f"the mean of the teacher's looks has {top1:.2f} top-1" in line for line in lines.said)

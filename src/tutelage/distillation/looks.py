@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.input_spec import InputSpec
@@ -46,6 +47,15 @@ class Looks:
             for spec in self.inputs(model.input_spec)
         ]
 
+    def networks(self, model: Model) -> list[tuple[nn.Module, InputSpec]]:
+        """Return a network and its input for each look, the mean of whose probabilities is the answer."""
+        found: list[tuple[nn.Module, InputSpec]] = []
+        for one in self.models(model):
+            found.append((one.module, one.input_spec))
+            if self.flip:
+                found.append((_Mirrored(one.module), one.input_spec))
+        return found
+
     def check(self, model: Model) -> None:
         """Run a model once at each further resolution.
 
@@ -62,3 +72,15 @@ class Looks:
                     f"targets.resolutions: {model.spec} does not work at {spec.height} px ({one_line(error)[:200]}); "
                     "leave this resolution out"
                 ) from None
+
+
+class _Mirrored(nn.Module):
+    """A network that sees the mirror image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.network(images.flip(3))
+        return found

@@ -12,7 +12,7 @@ from tutelage.distillation.outputs import Outputs
 from tutelage.distillation.stage import Stage
 from tutelage.evaluation.fidelity import FIDELITY, fidelity
 from tutelage.evaluation.predict import predict_logits
-from tutelage.evaluation.quality import quality
+from tutelage.evaluation.quality import top1_and_nll
 
 
 def validate(stage: Stage, module: nn.Module, runtime: Runtime, loading: Loading) -> dict[str, float | None]:
@@ -47,8 +47,8 @@ def validate(stage: Stage, module: nn.Module, runtime: Runtime, loading: Loading
 
 def _figures(logits: Tensor, labels: Tensor, targets: Outputs | None) -> dict[str, float | None]:
     if (labels >= 0).any():
-        figures = quality(logits, labels)
-        return {"top1": figures.top1, "nll": figures.nll}
+        top1, nll = top1_and_nll(logits, labels)
+        return {"top1": top1, "nll": nll}
     assert targets is not None  # without labels there is no stage but the distillation
     assert isinstance(targets.logits, Tensor)
     close = fidelity(logits, targets.logits)

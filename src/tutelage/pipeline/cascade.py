@@ -33,7 +33,7 @@ from tutelage.evaluation.cascade import (
 )
 from tutelage.evaluation.intervals import LEVEL
 from tutelage.evaluation.predict import Predictions, in_common, predict_together
-from tutelage.evaluation.quality import quality
+from tutelage.evaluation.quality import top1_and_nll
 from tutelage.evaluation.roles import Role
 from tutelage.models.class_mapping import head_labels
 from tutelage.models.kept import kept_student, kept_teacher
@@ -224,7 +224,7 @@ def _check_teacher(run: Run, logits: Tensor, labels: Tensor) -> None:
     before = ((content.get("val") or {}).get("top1") or {}).get(str(Role.TEACHER))
     if before is None or not (labels >= 0).any():
         return
-    now = quality(logits, labels).top1
+    now, _ = top1_and_nll(logits, labels)
     if abs(now - before) > MOST_APART:
         raise TutelageError(
             f"{run.path}: the teacher has a top-1 of {now:.2f}% on val now and had {before:.2f}% in the run; its "

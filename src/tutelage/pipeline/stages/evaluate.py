@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from tutelage.core.progress import shown
 from tutelage.data.splits import Subset, sample
+from tutelage.distillation.looks import Looks
 from tutelage.distillation.losses import mean_teacher_logits
 from tutelage.distillation.selection import SHARE
 from tutelage.distillation.two_heads import SHARES, mixed
 from tutelage.evaluation import resolution
 from tutelage.evaluation.fidelity import FIDELITY, fidelity
 from tutelage.evaluation.predict import BATCH, Predictions, in_common, predict_logits, predict_together
-from tutelage.evaluation.quality import Quality, merit, quality
+from tutelage.evaluation.quality import Quality, merit, quality, top1_and_nll
 from tutelage.models.source import Model, with_state
 from tutelage.pipeline.stages.prepare import Prepared
 
@@ -44,6 +46,15 @@ def predict_jointly(prepared: Prepared, models: Sequence[Model], subset: Subset)
     """Compute the joint logits of one or several teachers on a subset, as used for the student's targets."""
     predictions = in_common([predict(prepared, model, subset) for model in models])
     return joint(predictions)
+
+
+def predict_looks(prepared: Prepared, models: Sequence[Model], looks: Looks, subset: Subset) -> Predictions:
+    """As `predict_jointly`, where each model's answer for an image is the mean over its looks at it."""
+    context = prepared.context
+    networks = [looks.networks(model) for model in models]
+    found = predict_together(list(chain(*networks)), subset, context.runtime, context.loading)
+    each = iter(in_common(found))
+    return joint([joint([next(each) for _ in own]) for own in networks])
 
 
 def predict_entries(
@@ -82,8 +93,9 @@ def quality_on(prepared: Prepared, model: Model, subset: Subset) -> Quality:
 def evaluate_state(prepared: Prepared, model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
     """Measure top-1 and NLL on val of a model with other weights; the model keeps its own."""
     with with_state(model.module, state):
-        figures = quality_on(prepared, model, prepared.splits.val)
-    return {"top1": figures.top1, "nll": figures.nll}
+        found = predict(prepared, model, prepared.splits.val)
+    top1, nll = top1_and_nll(found.logits, labels_of(prepared, prepared.splits.val, found))
+    return {"top1": top1, "nll": nll}
 
 
 def evaluate_two_heads(prepared: Prepared, model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
@@ -96,8 +108,8 @@ def evaluate_two_heads(prepared: Prepared, model: Model, state: Mapping[str, Ten
     labels = labels_of(prepared, prepared.splits.val, found)
     every = []
     for share in SHARES:
-        figures = quality(mixed(found.logits, share), labels)
-        every.append({"top1": figures.top1, "nll": figures.nll, SHARE: share})
+        top1, nll = top1_and_nll(mixed(found.logits, share), labels)
+        every.append({"top1": top1, "nll": nll, SHARE: share})
     return max(every, key=lambda figures: merit(figures, prepared.recipe.selection.metric))
 
 

@@ -22,7 +22,7 @@ from tutelage.evaluation.fidelity import NO_LABELS, fidelity, unlabelled_verdict
 from tutelage.evaluation.latency import forward_call
 from tutelage.evaluation.paired import Paired, paired
 from tutelage.evaluation.predict import in_common
-from tutelage.evaluation.quality import quality
+from tutelage.evaluation.quality import quality, top1_and_nll
 from tutelage.evaluation.roles import Role
 from tutelage.evaluation.rows import COSTS, graded, likened, sized, timed, without
 from tutelage.evaluation.table import Row, Table
@@ -132,7 +132,7 @@ def _on_val(
     pairs = combinations([str(role) for role in ON_VAL if role in logits], 2)
     record = {
         "n": int((labels >= 0).sum()),
-        "top1": {role: quality(one, labels).top1 for role, one in logits.items()},
+        "top1": {role: top1_and_nll(one, labels)[0] for role, one in logits.items()},
         "pairs": [
             {"new": new, "old": old}
             | asdict(paired(logits[new].numpy(), logits[old].numpy(), labels.numpy()))

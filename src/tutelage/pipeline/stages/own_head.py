@@ -17,7 +17,7 @@ from tutelage.distillation.probe import can_be_probed, fit_probe
 from tutelage.evaluation.input_variants import probe_description
 from tutelage.evaluation.paired import paired
 from tutelage.evaluation.predict import in_common, predict_together
-from tutelage.evaluation.quality import over_classes, quality
+from tutelage.evaluation.quality import over_classes, top1_and_nll
 from tutelage.models.class_mapping import known_classes
 from tutelage.models.source import Model
 
@@ -127,7 +127,7 @@ def _choose(
     theirs = over_classes(own.logits, torch.from_numpy(index))
     labels = torch.from_numpy(val.labels)[own.index]
     result = paired(new.logits, theirs, labels)
-    top1 = [quality(logits, labels).top1 for logits in (new.logits, theirs)]
+    top1 = [top1_and_nll(logits, labels)[0] for logits in (new.logits, theirs)]
     why = (
         f"on {result.n:,} images of val a linear probe of {len(train):,} training images has {top1[0]:.2f} top-1, its "
         f"own head {top1[1]:.2f}: {result.difference:+.2f} points, {result.low:+.2f} to {result.high:+.2f}"

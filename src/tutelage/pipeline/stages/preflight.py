@@ -43,7 +43,7 @@ from tutelage.pipeline.stages.fit import Fitted
 from tutelage.pipeline.stages.prepare import Prepared
 from tutelage.pipeline.stages.speeds import Probe, measured
 from tutelage.pipeline.stages.teacher_inputs import as_checks, check_descriptions, faults, say_faults
-from tutelage.pipeline.stages.temperatures import view_batches, with_temperatures
+from tutelage.pipeline.stages.temperatures import answers_on_val, view_batches, with_temperatures
 
 TRAIN_IMAGES = 500  # on which the teacher's predictions are compared with the labels
 SPEEDS = 3  # that are measured
@@ -110,10 +110,11 @@ def preflight(fitted: Fitted) -> Checked:
             prepared = _with_precision(prepared, chosen[0])
             each = in_common([predict(prepared, one, prepared.splits.val) for one in teachers])
             on_val = joint(each)
-            prepared = with_temperatures(prepared, teachers, chosen[1], on_val, before)
+            answers = on_val if before else answers_on_val(prepared, teachers, on_val)
+            prepared = with_temperatures(prepared, teachers, chosen[1], answers, before)
             checked = Checked(prepared, teachers, fitted.student, chosen[1], each, on_val)
             if rates is not None:
-                record = _measure(checked, rates) | {"resolutions": resolutions}
+                record = _measure(checked, rates, answers) | {"resolutions": resolutions}
         if rates is not None:
             record |= _ahead(checked, rates, time.monotonic() - begun)
             if prepared.context.runtime.is_main:
@@ -221,9 +222,11 @@ def _with_precision(prepared: Prepared, chosen: Precision) -> Prepared:
     return replace(prepared, context=prepared.context.in_precision(chosen))
 
 
-def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict[str, Any]:
-    """Measure and check the models, and return what preflight.json records."""
-    prepared, teachers, on_val = checked.prepared, checked.teachers, checked.teacher_on_val
+def _measure(
+    checked: Checked, rates: dict[str, dict[Precision, float]], answers: Predictions
+) -> dict[str, Any]:
+    """Measure and check the models, and return what preflight.json records; `answers`: of the targets, on val."""
+    prepared, teachers = checked.prepared, checked.teachers
     recipe, classes = prepared.recipe, len(prepared.class_mapping.class_ids)
     checks = structure(teachers, checked.student, prepared.class_mapping)
     if prepared.splits.val.labelled:
@@ -240,7 +243,7 @@ def _measure(checked: Checked, rates: dict[str, dict[Precision, float]]) -> dict
         "advantage": figures["advantage"],
         "temperatures": recipe.loss.model_dump(include={"teacher_temperature", "temperature"}),
         "target_entropy": calibration.entropy(
-            on_val.logits / recipe.loss.teacher_temperature, soft_temperature(recipe.loss)
+            answers.logits / recipe.loss.teacher_temperature, soft_temperature(recipe.loss)
         ),
         "precision": {
             "chosen": prepared.context.runtime.precision,

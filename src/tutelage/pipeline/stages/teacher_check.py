@@ -13,7 +13,7 @@ from tutelage.core.recipe import Recipe, dump_recipe, load_recipe
 from tutelage.core.run_dir import Run
 from tutelage.evaluation.paired import paired
 from tutelage.evaluation.predict import in_common
-from tutelage.evaluation.quality import quality
+from tutelage.evaluation.quality import top1_and_nll
 from tutelage.evaluation.verdict import outcome
 from tutelage.models.source import Model
 from tutelage.pipeline.stages.evaluate import labels_of, predict
@@ -74,7 +74,7 @@ def judged(teacher: Tensor, control: Tensor, labels: Tensor) -> dict[str, Any]:
         labels: (N,) classes; -1: not labelled, left out.
     """
     pair = paired(teacher.numpy(), control.numpy(), labels.numpy())
-    top1 = [quality(logits, labels).top1 for logits in (teacher, control)]
+    top1 = [top1_and_nll(logits, labels)[0] for logits in (teacher, control)]
     found = outcome(pair)
     if pair.n < FEWEST:
         words = "These are too few images to show a difference of a realistic size."

@@ -17,12 +17,14 @@ from tutelage.core.values import AUTO
 from tutelage.data.loading import view_loader
 from tutelage.data.splits import sample
 from tutelage.data.views import ViewPolicy
+from tutelage.distillation.looks import Looks
 from tutelage.distillation.teacher import Teacher
 from tutelage.evaluation import calibration
 from tutelage.evaluation.predict import Predictions
+from tutelage.evaluation.quality import top1_and_nll
 from tutelage.models.source import Model
 from tutelage.pipeline.choices import choices_of, record_choice
-from tutelage.pipeline.stages.evaluate import labels_of
+from tutelage.pipeline.stages.evaluate import labels_of, predict_looks
 from tutelage.pipeline.stages.fit import teacher_of_targets
 from tutelage.pipeline.stages.prepare import Prepared
 
@@ -46,7 +48,7 @@ def with_temperatures(
         prepared: the data and the recipe.
         teachers: at the resolution of their targets.
         precision: in which they compute the targets.
-        on_val: their joint logits on val.
+        on_val: their answers on val, as `answers_on_val` gives them.
         before: content of preflight.json; None where the pre-flight is yet to be made.
     """
     recipe = prepared.recipe
@@ -60,6 +62,30 @@ def with_temperatures(
             prepared, {key: value for key, value in before.get("temperatures", {}).items() if key in auto}
         )
     return replace(prepared, recipe=recipe.model_copy(update={"loss": loss}))
+
+
+def answers_on_val(prepared: Prepared, teachers: Sequence[Model], on_val: Predictions) -> Predictions:
+    """Return what the teachers answer on val as they do for targets: where the recipe has several looks, their mean.
+
+    Args:
+        prepared: the data and the recipe.
+        teachers: at the resolution of their targets.
+        on_val: their joint logits on val, from one look at each image.
+    """
+    looks = Looks(prepared.recipe.targets.flip, prepared.recipe.targets.resolutions)
+    if looks == Looks():
+        return on_val
+    val = prepared.splits.val
+    answers = predict_looks(prepared, teachers, looks, val)
+    if val.labelled:
+        one, mean = (
+            top1_and_nll(found.logits, labels_of(prepared, val, found)) for found in (on_val, answers)
+        )
+        prepared.context.progress.say(
+            f"targets.flip, targets.resolutions: on val the mean of the teacher's looks has {mean[0]:.2f} top-1 "
+            f"(NLL {mean[1]:.3f}), one look {one[0]:.2f} ({one[1]:.3f})"
+        )
+    return answers
 
 
 def view_batches(prepared: Prepared) -> int:
