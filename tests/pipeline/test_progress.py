@@ -98,13 +98,13 @@ def test_a_resumed_preflight_counts_what_it_does(tiny: dict, tmp_path: Path) -> 
     ("wish", "batchnorm", "expected"),
     [
         ({"interpolate": False, "soup": False}, False, Work(3, 0)),
-        ({"interpolate": False, "soup": False}, True, Work(5, 2)),
-        ({"interpolate": True, "soup": False}, False, Work(13, 0)),
-        ({"interpolate": True, "soup": True}, True, Work(29, 14)),
+        ({"interpolate": False, "soup": False}, True, Work(6, 1, 2)),
+        ({"interpolate": True, "soup": False}, False, Work(11, 0)),
+        ({"interpolate": True, "soup": True}, True, Work(26, 1, 12)),
     ],
 )
 def test_how_many_candidates_there_are_at_most(wish: dict, batchnorm: bool, expected: Work) -> None:
-    """Of two states: themselves, five points between the start and each, and one step of the soup for each."""
+    """Of two states: themselves, three points between the start and each, two beside the best, and a soup for each."""
     assert count(2, parse_recipe({"selection": wish}).selection, batchnorm) == expected
 
 

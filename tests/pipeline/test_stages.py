@@ -20,7 +20,8 @@ from tutelage.distillation.stage import Stage, Trained
 from tutelage.evaluation.predict import Predictions
 from tutelage.models.batchnorm import decode_sample
 from tutelage.models.digest import state_digest
-from tutelage.models.source import Model, with_state
+from tutelage.models.source import Model
+from tutelage.models.weights import with_state
 from tutelage.pipeline.context import Context
 from tutelage.pipeline.run import begin
 from tutelage.pipeline.stages.assemble import shared_splits

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -381,23 +380,3 @@ def _logits(name: str, module: nn.Module, spec: InputSpec) -> Tensor:
     raise TutelageError(
         f"{name}: gives {what} for {takes}, not logits of shape (B, C); wrap it in a module that returns the logits"
     )
-
-
-@contextmanager
-def with_state(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give a module other weights for the body of a `with`; afterwards it has its own again.
-
-    Args:
-        module: stays on its device.
-        state: a state dictionary of the module, on any device.
-    """
-    tensors = module.state_dict()
-    if {name: tensor.shape for name, tensor in state.items()} != {n: t.shape for n, t in tensors.items()}:
-        module.load_state_dict(state)  # raises an error that names what does not fit
-    own = [tensor.clone() for tensor in tensors.values()]
-    # as load_state_dict, in a seventh of the time, which counts where many candidates are compared
-    torch._foreach_copy_(list(tensors.values()), [state[name] for name in tensors])
-    try:
-        yield
-    finally:
-        torch._foreach_copy_(list(module.state_dict().values()), own)  # a network may have exchanged a buffer

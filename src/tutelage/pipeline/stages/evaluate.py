@@ -20,7 +20,8 @@ from tutelage.evaluation import resolution
 from tutelage.evaluation.fidelity import FIDELITY, fidelity
 from tutelage.evaluation.predict import BATCH, Predictions, in_common, predict_logits, predict_together
 from tutelage.evaluation.quality import Quality, merit, quality, top1_and_nll
-from tutelage.models.source import Model, with_state
+from tutelage.models.source import Model
+from tutelage.models.weights import with_state
 from tutelage.pipeline.stages.prepare import Prepared
 
 

@@ -27,7 +27,8 @@ from tutelage.distillation.two_heads import TwoHeads
 from tutelage.evaluation.fidelity import FIDELITY
 from tutelage.evaluation.predict import Predictions
 from tutelage.models import batchnorm
-from tutelage.models.source import Model, with_state
+from tutelage.models.source import Model
+from tutelage.models.weights import with_state
 from tutelage.pipeline.diagnose.evidence import of_training
 from tutelage.pipeline.memo import made_once, stage_key, train_once
 from tutelage.pipeline.stages.evaluate import (
