@@ -15,6 +15,8 @@ from tutelage.core.files import read_json
 from tutelage.core.recipe import SelectionRecipe
 from tutelage.distillation.checkpoint import State
 from tutelage.distillation.selection import (
+    CALIBRATED,
+    ERROR,
     FINALISTS,
     Candidate,
     Screening,
@@ -23,6 +25,7 @@ from tutelage.distillation.selection import (
     best_of,
     choose,
     count,
+    in_order,
     interpolate,
 )
 from tutelage.evaluation.quality import merit
@@ -229,6 +232,55 @@ def test_a_screening_in_the_same_precision_recalibrates_the_best_candidate_on_al
         assert merit(again[0], recipe.metric) <= best
     else:
         assert not again
+
+
+SOUND = st.floats(0, 100, allow_nan=False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), recipe=RECIPES, error=st.floats(0, 5), faster=st.booleans(), screened=st.booleans())
+def test_of_those_within_a_standard_error_of_the_best_the_lowest_calibrated_nll_is_kept(
+    data: st.DataObject, recipe: SelectionRecipe, error: float, faster: bool, screened: bool
+) -> None:
+    """It is never below the start either, whatever precision the candidates were screened in."""
+
+    def evaluate(_: State) -> dict[str, float]:
+        nll = data.draw(st.floats(0, 9))
+        return {"top1": data.draw(SOUND), "nll": nll, CALIBRATED: data.draw(st.floats(0, 9)), ERROR: error}
+
+    trained = {"last": state(1.0), "best": state(3.0), "ema": state(0.5)}
+    screening = Screening(lambda s: s, evaluate if faster else None) if screened else None
+    choice = choose(state(0.0), trained, evaluate, lambda s: s, recipe, screening=screening)
+    found = [c.val for c in choice.candidates if not c.screened]
+    kept, start = choice.kept.val, choice.candidates[0].val
+    if recipe.metric == "nll":
+        assert kept["nll"] == min(val["nll"] for val in found)
+        return
+    best = max(val["top1"] for val in found)
+    assert kept["top1"] >= max(best - error, start["top1"])
+    near = [val for val in found if val["top1"] >= max(best - error, start["top1"])]
+    assert kept[CALIBRATED] == min(val[CALIBRATED] for val in near)
+
+
+def test_a_lucky_candidate_does_not_win_against_one_that_is_better_by_all_its_answers() -> None:
+    def one(name: str, top1: float, calibrated: float) -> Candidate:
+        val = {"top1": top1, "nll": 2.0, CALIBRATED: calibrated, ERROR: 1.57}
+        return Candidate(name, name, 1.0, val, {})
+
+    start, lucky, better, worse = (
+        one("start", 43.4, 2.9),
+        one("best", 56.2, 1.9),
+        one("ema", 55.2, 1.7),
+        one("x", 54, 1.6),
+    )
+    assert [c.name for c in in_order([start, lucky, better, worse], "top1", start)] == [
+        "ema",
+        "best",
+        "x",
+        "start",
+    ]
+    good = one("start", 55.5, 2.9)  # a start that is better than it on val
+    assert in_order([good, lucky, better, worse], "top1", good)[0].name == "best"
 
 
 def test_the_work_of_a_screening_is_counted() -> None:

@@ -314,7 +314,8 @@ class SelectionRecipe(Component):
     """Which candidate is kept. It is selected on val, and the start is always a candidate."""
 
     metric: Literal["top1", "nll"] = "top1"
-    """Figure on val by which candidates are compared."""
+    """Figure on val by which candidates are compared. top1: of those within one standard error of the best, the one
+    with the lowest NLL after calibration is kept."""
     interpolate: bool = True
     """Add interpolations between the start and each trained candidate (WiSE-FT, Wortsman 2022)."""
     soup: bool = True

@@ -22,6 +22,10 @@ FINE_STEP = 0.125
 FINALISTS = 5  # beside the start, evaluated in full precision where all are screened in a faster one
 
 SHARE = "share"
+CALIBRATED, ERROR = (
+    "calibrated_nll",
+    "top1_error",
+)  # further figures on val; the error is a standard error in points
 
 Evaluate = Callable[[State], dict[str, float]]
 Recalibrate = Callable[[State], State]
@@ -160,12 +164,12 @@ def choose(
         candidates += _soup(whole, figures, statistics, recipe.metric)
     if screening and screening.evaluate:
         exact = replace(first, val=evaluate(start))
-        candidates = [exact, *_with_finalists(candidates[1:], evaluate, recalibrate, recipe.metric)]
+        candidates = [exact, *_with_finalists(candidates, evaluate, recalibrate, recipe.metric)]
     elif screening:
         candidates = _with_best_recalibrated(candidates, evaluate, recalibrate, recipe.metric)
     if two_heads:
         candidates = [replace(c, state=two_heads.folded(c.state, c.share or 0.0)) for c in candidates]
-    kept = best_of([c for c in candidates if not c.screened], recipe.metric)
+    kept = in_order([c for c in candidates if not c.screened], recipe.metric, candidates[0])[0]
     return Choice(recipe.metric, kept, candidates)
 
 
@@ -189,6 +193,31 @@ def count(states: int, recipe: SelectionRecipe, batchnorm: bool, faster: bool = 
 def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
     """Return the best candidate on val; of equal figures the one with the lower NLL, then the earlier one."""
     return max(candidates, key=lambda c: merit(c.val, metric))
+
+
+def in_order(candidates: Sequence[Candidate], metric: str, start: Candidate) -> list[Candidate]:
+    """Sort candidates; the one to keep comes first.
+
+    The best top-1 of many candidates on few images is often the luckiest one. So of those whose top-1 is within one
+    standard error of the best (the rule of Breiman et al. 1984, "Classification and regression trees") and not below
+    the start's, the first is the one with the lowest calibrated NLL, which also sees how close each answer is.
+
+    Args:
+        candidates: with figures on val.
+        metric: of the choice; by NLL and fidelity they are ranked as `best_of` does.
+        start: the starting student.
+    """
+    ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
+    if metric != "top1" or not all({CALIBRATED, ERROR} <= c.val.keys() for c in (start, *ranked)):
+        return ranked
+    least = max(ranked[0].val["top1"] - ranked[0].val[ERROR], start.val["top1"])
+    near = [c for c in ranked if c.val["top1"] >= least]
+    others = [c for c in ranked if not c.val["top1"] >= least]  # NaN, too
+    return sorted(near, key=lambda c: _or_worst(c.val[CALIBRATED])) + others
+
+
+def _or_worst(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def interpolate(start: State, trained: State, alpha: float) -> State:
@@ -242,12 +271,11 @@ def _with_figures(candidate: Candidate, evaluate: Evaluate) -> Candidate:
 def _with_finalists(
     candidates: Sequence[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
 ) -> list[Candidate]:
-    """Evaluate the best candidates of a screening again; the others are marked as screened."""
-    ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
-    finalists = {id(candidate) for candidate in ranked[:FINALISTS]}
+    """Evaluate the best candidates of a screening beside the start again; the others are marked as screened."""
+    start, *others = candidates
+    finalists = {id(candidate) for candidate in in_order(others, metric, start)[:FINALISTS]}
     return [
-        _exact(c, evaluate, recalibrate) if id(c) in finalists else replace(c, screened=True)
-        for c in candidates
+        _exact(c, evaluate, recalibrate) if id(c) in finalists else replace(c, screened=True) for c in others
     ]
 
 
@@ -255,10 +283,10 @@ def _with_best_recalibrated(
     candidates: Sequence[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
 ) -> list[Candidate]:
     """Recalibrate the best candidate on all images, where its statistics are of fewer, unless it is worse then."""
-    best = best_of(candidates, metric)
+    best = in_order(candidates, metric, candidates[0])[0]
     if not best.recalibrated:
         return list(candidates)
-    better = best_of([_exact(best, evaluate, recalibrate), best], metric)
+    better = in_order([_exact(best, evaluate, recalibrate), best], metric, candidates[0])[0]
     return [better if c is best else c for c in candidates]
 
 

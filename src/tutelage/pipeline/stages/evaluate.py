@@ -14,9 +14,10 @@ from tutelage.core.progress import shown
 from tutelage.data.splits import Subset, sample
 from tutelage.distillation.looks import Looks
 from tutelage.distillation.losses import mean_teacher_logits
-from tutelage.distillation.selection import SHARE
+from tutelage.distillation.selection import CALIBRATED, ERROR, SHARE
 from tutelage.distillation.two_heads import SHARES, mixed
 from tutelage.evaluation import resolution
+from tutelage.evaluation.calibration import calibrated_nll
 from tutelage.evaluation.fidelity import FIDELITY, fidelity
 from tutelage.evaluation.predict import BATCH, Predictions, in_common, predict_logits, predict_together
 from tutelage.evaluation.quality import Quality, merit, quality, top1_and_nll
@@ -92,11 +93,10 @@ def quality_on(prepared: Prepared, model: Model, subset: Subset) -> Quality:
 
 
 def evaluate_state(prepared: Prepared, model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
-    """Measure top-1 and NLL on val of a model with other weights; the model keeps its own."""
+    """Measure on val what a model with other weights is chosen by; the model keeps its own."""
     with with_state(model.module, state):
         found = predict(prepared, model, prepared.splits.val)
-    top1, nll = top1_and_nll(found.logits, labels_of(prepared, prepared.splits.val, found))
-    return {"top1": top1, "nll": nll}
+    return _to_choose_by(found.logits, labels_of(prepared, prepared.splits.val, found))
 
 
 def evaluate_two_heads(prepared: Prepared, model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
@@ -111,7 +111,15 @@ def evaluate_two_heads(prepared: Prepared, model: Model, state: Mapping[str, Ten
     for share in SHARES:
         top1, nll = top1_and_nll(mixed(found.logits, share), labels)
         every.append({"top1": top1, "nll": nll, SHARE: share})
-    return max(every, key=lambda figures: merit(figures, prepared.recipe.selection.metric))
+    best = max(every, key=lambda figures: merit(figures, prepared.recipe.selection.metric))
+    return best | _to_choose_by(mixed(found.logits, best[SHARE]), labels)
+
+
+def _to_choose_by(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Measure top-1 in percent and its standard error in points, and the NLL in nats, as it is and calibrated."""
+    top1, nll = top1_and_nll(logits, labels)
+    error = math.sqrt(top1 * (100 - top1) / int((labels >= 0).sum()))
+    return {"top1": top1, "nll": nll, CALIBRATED: calibrated_nll(logits, labels), ERROR: error}
 
 
 def fidelity_of_state(
