@@ -169,14 +169,18 @@ def with_statistics(value: float) -> Callable[[State], State]:
     return lambda averaged: {**averaged, "statistics": torch.tensor(value)}
 
 
+def with_old_statistics() -> tuple[State, dict[str, State]]:
+    """A start, and three trained states."""
+    old = with_statistics(OLD)
+    return old(state(0.0)), {"last": old(state(1.0)), "best": old(state(3.0)), "ema": old(state(0.5))}
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), recipe=RECIPES)
 def test_after_a_screening_in_a_faster_precision_the_start_and_the_best_others_are_measured_exactly(
     data: st.DataObject, recipe: SelectionRecipe
 ) -> None:
-    old = with_statistics(OLD)
-    start = old(state(0.0))
-    trained = {"last": old(state(1.0)), "best": old(state(3.0)), "ema": old(state(0.5))}
+    start, trained = with_old_statistics()
     exact: list[State] = []
 
     def screen(_: State) -> dict[str, float]:
@@ -208,8 +212,7 @@ def test_after_a_screening_in_a_faster_precision_the_start_and_the_best_others_a
 def test_a_screening_in_the_same_precision_recalibrates_the_best_candidate_on_all_images(
     data: st.DataObject, recipe: SelectionRecipe
 ) -> None:
-    old = with_statistics(OLD)
-    trained = {"last": old(state(1.0)), "best": old(state(3.0)), "ema": old(state(0.5))}
+    start, trained = with_old_statistics()
     again: list[dict[str, float]] = []
 
     def evaluate(candidate: State) -> dict[str, float]:
@@ -219,9 +222,7 @@ def test_a_screening_in_the_same_precision_recalibrates_the_best_candidate_on_al
         return figures
 
     screening = Screening(with_statistics(ROUGH))
-    choice = choose(
-        old(state(0.0)), trained, evaluate, with_statistics(THOROUGH), recipe, screening=screening
-    )
+    choice = choose(start, trained, evaluate, with_statistics(THOROUGH), recipe, screening=screening)
     assert not any(c.screened for c in choice.candidates)
     best = max(merit(c.val, recipe.metric) for c in choice.candidates)
     assert merit(choice.kept.val, recipe.metric) == best

@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 from PIL import Image
 from tests.helpers.clip_files import write_clip
+from tests.helpers.heard import Heard
 from tests.helpers.stages import network
 
 from tutelage.core.components import AUTO, FitRecipe, TrainRecipe
@@ -52,16 +53,6 @@ def test_auto_is_written_as_auto_and_read_again(tmp_path: Path) -> None:
     assert tree["train"]["epochs"] == tree["train"]["lr"] == tree["teacher"]["fit"]["lr"] == "auto"
     assert tree["loss"]["temperature"] == tree["loss"]["teacher_temperature"] == "auto"
     assert load_recipe(path) == recipe
-
-
-class Heard(Silent):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_a_difference_from_the_start_is_called_noise_where_its_interval_holds_zero() -> None:

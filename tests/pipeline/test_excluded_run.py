@@ -5,23 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.helpers.heard import Heard
 
 from tutelage.core.begun import where_it_began
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json
-from tutelage.core.progress import Silent
 from tutelage.core.recipe import Recipe, parse_recipe
 from tutelage.data.splits import make_splits
 from tutelage.pipeline.run import begin
 from tutelage.pipeline.stages.prepare import prepare
-
-
-class Saying(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture
@@ -36,7 +28,7 @@ def recipe(tiny: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recip
 def test_a_run_counts_and_names_what_it_leaves_out_and_notices_an_edited_list(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    run, progress = begin(recipe, tmp_path / "runs", "test"), Saying()
+    run, progress = begin(recipe, tmp_path / "runs", "test"), Heard()
     prepared = prepare(recipe, run, progress)
     first, second = (tmp_path / "list.txt").read_text().split()
     assert not {first, second} & {*prepared.splits.train.ids}

@@ -12,13 +12,13 @@ import pytest
 import torch
 from tests.conftest import TINY
 from tests.helpers.coloured import PX, coloured_digits, fitted_to
+from tests.helpers.heard import Heard
 from tests.helpers.onnx_files import Takes, write_onnx
 from tests.helpers.score_files import answers_of, write_csv
 from torch import nn
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json
-from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.data.input_spec import InputSpec
 from tutelage.data.loading import normalise
@@ -62,20 +62,6 @@ def recipe_tree(data: str, teacher: str | dict[str, Any]) -> dict[str, Any]:
     tree["data"] = {"train": data, "val_fraction": 0.4, "test_fraction": 0.3, "workers": 0, "cache": False}
     tree["teacher"] = {"model": teacher, "crop_pct": 1.0} if isinstance(teacher, str) else teacher
     return tree
-
-
-class Heard(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    @property
-    def warnings(self) -> list[str]:
-        return [line for line in self.lines if line.startswith("warning: ")]
 
 
 def checked(tree: dict[str, Any], root: Path) -> tuple[dict[str, Any], list[str]]:

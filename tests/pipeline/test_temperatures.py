@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers.heard import Heard
 
 from tutelage.core.files import entry
-from tutelage.core.progress import Silent
 from tutelage.core.recipe import parse_recipe
 from tutelage.data.loading import eval_loader
 from tutelage.evaluation.calibration import calibrating_temperature, entropy
@@ -54,16 +54,6 @@ def test_others_have_the_entropy_of_val_on_training_views_within_bounds(
         assert entropy(views, value) == pytest.approx(target, abs=0.02 * math.log(classes))
 
 
-class Lines(Silent):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-
 @pytest.mark.parametrize("others", [[], ["test_efficientnet@none"]], ids=["one", "two"])
 def test_a_teacher_with_several_looks_is_calibrated_by_their_mean(
     tiny: dict, tmp_path: Path, others: list[str]
@@ -71,9 +61,9 @@ def test_a_teacher_with_several_looks_is_calibrated_by_their_mean(
     tiny["teacher"] |= {"fit": {"epochs": 1, "lr": 3e-3}, "others": others}
     tiny["targets"] = {"flip": True, "resolutions": [40, 32]}
     tiny["loss"] = {"teacher_temperature": "auto", "temperature": 2.0}
-    lines = Lines()
+    heard = Heard()
     recipe = parse_recipe(tiny | {"name": "run"})
-    prepared = prepare(recipe, begin(recipe, tmp_path, "test"), lines)
+    prepared = prepare(recipe, begin(recipe, tmp_path, "test"), heard)
     checked = preflight(Fitted(prepared, fit_teachers(prepared), fit_head(prepared)))
     val = prepared.splits.val
     teacher = teacher_of_targets(prepared, checked.teachers, "fp32")
@@ -86,4 +76,4 @@ def test_a_teacher_with_several_looks_is_calibrated_by_their_mean(
     target = entry(prepared.run.preflight, "target_entropy")
     assert target == pytest.approx(entropy(logits / chosen, 2.0), abs=1e-4)
     top1 = 100 * (logits.argmax(1) == labels).float().mean().item()
-    assert any(f"the mean of the teacher's looks has {top1:.2f} top-1" in line for line in lines.said)
+    assert any(f"the mean of the teacher's looks has {top1:.2f} top-1" in line for line in heard.lines)

@@ -11,6 +11,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from tests.conftest import TINY
 from tests.helpers.fitted import fit
+from tests.helpers.heard import Heard
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.files import read_json, read_jsonl
@@ -22,14 +23,6 @@ from tutelage.data.splits import whole
 from tutelage.pipeline.console import Bars
 from tutelage.pipeline.run import begin, distill, show
 from tutelage.pipeline.seeds import summary
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def go(tree: dict, root: Path, name: str, progress: Silent | Bars | None = None) -> Run:

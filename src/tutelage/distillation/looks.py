@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from tutelage.core.components import TargetsRecipe
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.data.input_spec import InputSpec
 from tutelage.evaluation import resolution
@@ -30,6 +31,11 @@ class Looks:
 
     flip: bool = False
     resolutions: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, targets: TargetsRecipe) -> Looks:
+        """Return the looks that a recipe asks for."""
+        return cls(targets.flip, targets.resolutions)
 
     def inputs(self, spec: InputSpec) -> list[InputSpec]:
         """Return a model's own input, and that at each further resolution."""

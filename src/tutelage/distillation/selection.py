@@ -192,7 +192,11 @@ def count(states: int, recipe: SelectionRecipe, batchnorm: bool, faster: bool = 
 
 def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate:
     """Return the best candidate on val; of equal figures the one with the lower NLL, then the earlier one."""
-    return max(candidates, key=lambda c: merit(c.val, metric))
+    return _ranked(candidates, metric)[0]
+
+
+def _ranked(candidates: Sequence[Candidate], metric: str) -> list[Candidate]:
+    return sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
 
 
 def in_order(candidates: Sequence[Candidate], metric: str, start: Candidate) -> list[Candidate]:
@@ -207,7 +211,7 @@ def in_order(candidates: Sequence[Candidate], metric: str, start: Candidate) -> 
         metric: of the choice; by NLL and fidelity they are ranked as `best_of` does.
         start: the starting student.
     """
-    ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
+    ranked = _ranked(candidates, metric)
     if metric != "top1" or not all({CALIBRATED, ERROR} <= c.val.keys() for c in (start, *ranked)):
         return ranked
     least = max(ranked[0].val["top1"] - ranked[0].val[ERROR], start.val["top1"])
@@ -328,7 +332,7 @@ def _soup(
     candidates: Sequence[Candidate], evaluate: Evaluate, recalibrate: Recalibrate, metric: str
 ) -> list[Candidate]:
     """Add candidates to an average, the best first, as long as the average does not get worse on val."""
-    ranked = sorted(candidates, key=lambda c: merit(c.val, metric), reverse=True)
+    ranked = _ranked(candidates, metric)
     ingredients, soup = [ranked[0]], ranked[0]
     for candidate in ranked[1:]:
         more = [*ingredients, candidate]

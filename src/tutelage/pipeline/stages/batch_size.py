@@ -94,7 +94,7 @@ def _stages(found: Assembled, context: Context) -> Iterator[Stage]:
     device = context.runtime.device
     # a teacher is frozen here, which would keep it from being fitted
     teachers = [model.copied() if place in fitted else model for place, model in enumerate(found.teachers)]
-    looks = Looks(recipe.targets.flip, recipe.targets.resolutions)
+    looks = Looks.of(recipe.targets)
     teacher = Teacher(teachers, device, context.runtime.precision, looks=looks)
     student = TwoHeads(found.student).model if recipe.loss.two_heads else found.student
     start = body_state(student, state_of(student.module), device) if recipe.train.l2_sp else {}

@@ -206,7 +206,7 @@ def teacher_of_targets(
     splits, targets = prepared.splits, prepared.recipe.targets
     images = splits.images
     models, folds = _out_of_fold(prepared, teachers, images)
-    looks = Looks(targets.flip, targets.resolutions)
+    looks = Looks.of(targets)
     return Teacher(models, prepared.device, precision, looks=looks, temperature=temperature, folds=folds)
 
 

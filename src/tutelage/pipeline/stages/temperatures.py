@@ -72,7 +72,7 @@ def answers_on_val(prepared: Prepared, teachers: Sequence[Model], on_val: Predic
         teachers: at the resolution of their targets.
         on_val: their joint logits on val, from one look at each image.
     """
-    looks = Looks(prepared.recipe.targets.flip, prepared.recipe.targets.resolutions)
+    looks = Looks.of(prepared.recipe.targets)
     if looks == Looks():
         return on_val
     val = prepared.splits.val
