@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.recipe import ViewRecipe
+from tutelage.data.imagecache import cached
 from tutelage.data.input_spec import InputSpec, eval_pixels, normalised
 from tutelage.data.loading import BadImages, eval_loader, normalise, train_loader, worker_count
 from tutelage.data.sources.base import ImageSet, open_source
@@ -81,6 +83,55 @@ def test_an_unlabelled_image_has_label_minus_one(tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers):
     assert same(train(digits(), workers=workers), train(digits()))
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Sets the number of PyTorch's threads, which are those that render, too."""
+    return lambda count: monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+
+
+def test_threads_change_nothing(broken, tmp_path, threads):
+    copy = cached(broken, 32, tmp_path / "cache", 1)
+    assert copy.images.threadsafe
+    epochs, reasons = [], []
+    for count in (1, 2, 8):
+        threads(count)
+        bad = BadImages(3)
+        epochs.append([*train(copy, bad=bad), *eval_loader(copy, SPECS, 3, 0, bad=bad)])
+        reasons.append(list(bad.reasons.items()))
+    assert same(epochs[0], epochs[1])
+    assert same(epochs[0], epochs[2])
+    assert len(reasons[0]) == 3
+    assert reasons[0] == reasons[1] == reasons[2]
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_batch_is_rendered_by_two_threads_where_its_images_can_be_read_so(threads, safe):
+    class Awaiting(ImageSet):
+        """Gives an image when a second one is asked for at the same time, or else after a moment."""
+
+        threadsafe = safe
+
+        def __init__(self) -> None:
+            super().__init__("awaiting", "awaiting", [str(i) for i in range(8)])
+            self.both = threading.Barrier(2)
+            self.met = 0
+
+        def image(self, index: int) -> Image.Image:
+            try:
+                self.both.wait(10 if self.threadsafe else 0.01)
+                self.met += 1
+            except threading.BrokenBarrierError:
+                pass
+            return Image.new("RGB", (4, 4), (index, 0, 0))
+
+    threads(2)
+    images = Awaiting()
+    batches = list(eval_loader(whole(images), SPECS, 4, 0))
+    assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert batches[1]["images"][0][:, 0, 0, 0].tolist() == [4, 5, 6, 7]
+    assert images.met == (8 if safe else 0)
 
 
 def test_a_resumed_epoch_is_the_rest_of_it():
@@ -221,8 +272,13 @@ def test_a_worker_that_dies_is_a_clear_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("safe", [True, False])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_line_for_the_user_comes_through_a_worker_unchanged(workers):
+def test_a_line_for_the_user_comes_through_a_worker_or_a_thread_unchanged(
+    workers, safe, monkeypatch, threads
+):
+    threads(2)
+    monkeypatch.setattr(Failing, "threadsafe", safe)
     with pytest.raises(TutelageError) as caught:
         list(eval_loader(whole(Failing()), SPECS, 4, workers))
     assert str(caught.value) == "cache/x: damaged; delete it"

@@ -95,6 +95,10 @@ def cached(
 class CachedImages(StoredImages):
     """A set of images read from a decoded copy; ids, classes and labels are those of the original set."""
 
+    threadsafe = (
+        True  # all read at places of one descriptor; two that open the file at once leave one more open
+    )
+
     def __init__(self, subset: Subset, place: Path, header: dict[str, Any], index: np.ndarray) -> None:
         super().__init__(subset.images)
         self._place = place

@@ -6,13 +6,15 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.runtime import gpu_in_use, has_gpu
@@ -29,6 +31,8 @@ from tutelage.data.workers import as_it_is, dead_workers_named, deaf_to_interrup
 log = logging.getLogger(__name__)
 Workers = int | Literal["auto"]
 Wanted = tuple[np.ndarray, np.ndarray]  # positions and views of a batch
+Unread = list[tuple[str, str]]  # ids of images that cannot be decoded, and why
+THREADS = 2  # that render a batch where no loader process does; more have not been measured
 
 
 class BadImages:
@@ -268,20 +272,20 @@ class _Rendered(Dataset[Batch]):
         self._tries = tries
 
     def __getitem__(self, wanted: Wanted) -> Batch:
-        positions, views = (array.tolist() for array in wanted)
-        frames = self._crops.frames(len(positions))
+        rows = list(zip(*(array.tolist() for array in wanted), strict=True))
+        frames = self._crops.frames(len(rows))
         index: list[int] = []
         shown: list[int] = []
-        bad: list[tuple[str, str]] = []
-        for position, view in zip(positions, views, strict=True):
-            try:
-                found = self._readable(position, view, bad)
-            except TutelageError as error:  # raised in a worker, it would lose its class and gain a traceback
-                return {"error": str(error)}
-            if found is not None:
-                frames.add(len(index), found[1])
-                index.append(found[0])
-                shown.append(view)
+        bad: Unread = []
+        try:
+            for (_, view), (found, unread) in zip(rows, self._rendered(rows), strict=True):
+                bad += unread
+                if found is not None:
+                    frames.add(len(index), found[1])
+                    index.append(found[0])
+                    shown.append(view)
+        except TutelageError as error:  # raised in a worker, it would lose its class and gain a traceback
+            return {"error": str(error)}
         return {
             "index": torch.tensor(index, dtype=torch.int64),
             "view": torch.tensor(shown, dtype=torch.int64),
@@ -290,15 +294,34 @@ class _Rendered(Dataset[Batch]):
             **frames.batch(len(index)),
         }
 
-    def _readable(self, position: int, view: int, bad: list[tuple[str, str]]) -> tuple[int, Any] | None:
+    def _rendered(self, rows: Sequence[tuple[int, int]]) -> Iterable[tuple[tuple[int, Any] | None, Unread]]:
+        """What `_readable` gives for each position and view, in their order.
+
+        Where there are no loader processes, no network computes meanwhile, and the cores of PyTorch's threads are free
+        to render: Pillow resizes outside Python's lock.
+        """
+        alone = get_worker_info() is not None or not self._part.images.threadsafe
+        threads = 1 if alone else min(THREADS, torch.get_num_threads())
+        if threads == 1:
+            return (self._readable(*row) for row in rows)
+        parts = [rows[len(rows) * n // threads : len(rows) * (n + 1) // threads] for n in range(threads)]
+        return chain.from_iterable(_pool().map(lambda part: [self._readable(*row) for row in part], parts))
+
+    def _readable(self, position: int, view: int) -> tuple[tuple[int, Any] | None, Unread]:
         """The image at a position, or else the first of the next `tries` - 1 images that can be decoded."""
+        bad: Unread = []
         for step in range(min(self._tries, len(self._part))):
             candidate = (position + step) % len(self._part)
             try:
-                return candidate, self._crops.render(candidate, view)
+                return (candidate, self._crops.render(candidate, view)), bad
             except UnreadableImage as error:
                 bad.append((error.image_id, error.reason))
-        return None
+        return None, bad
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, "rendering")
 
 
 def _in_view(positions: np.ndarray, view: int) -> Wanted:

@@ -62,6 +62,7 @@ class ImageSet(ABC):
         ids: one for each image, unique within the source; the same image keeps its id.
         labels: int64, index into `classes`, -1 where an image has none; None when there are no labels.
         decoded: images lie in memory, so that a decoded copy on disk would gain nothing.
+        threadsafe: several threads may call `image` and `pixels` at the same time.
         small: images are hardly larger than what the models of a run see, so that whole ones can be handed to a GPU.
         side: largest short side in pixels, where the images are JPEGs that were shrunk to it already; None: others.
         notes: sentences about what was found and not used, such as files that cannot be read.
@@ -69,6 +70,7 @@ class ImageSet(ABC):
     """
 
     decoded = False
+    threadsafe = False
     small = False
     side: int | None = None
     notes: tuple[str, ...] = ()
