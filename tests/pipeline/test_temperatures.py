@@ -25,12 +25,12 @@ def logits(scale: float, classes: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("classes", [2, 10, 200])
-def test_a_teacher_that_is_nearly_certain_on_training_views_has_a_high_temperature(classes: int) -> None:
+def test_a_teacher_that_is_rather_certain_on_training_views_has_a_high_temperature(classes: int) -> None:
     certain = logits(40.0, classes)
     for target in (0.0, 0.5, math.log(classes)):  # whatever it is on val
         value, why = matching_or_high(certain, target)
         assert value == HIGH
-        assert "nearly certain" in why
+        assert "rather certain" in why
         assert f"{entropy(certain, 1.0):.3f} nats" in why
 
 

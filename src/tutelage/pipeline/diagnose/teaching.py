@@ -211,6 +211,7 @@ def flat_temperature(figures: Figures) -> Iterator[Finding]:
             "top1": teacher["top1"],
         },
         (
+            Try("loss.teacher_temperature", "auto", "calibrate the teacher first, as a run does by default"),
             Try("loss.temperature", "1", "this teacher is soft enough already (Chandrasegaran 2022)"),
             Try(
                 "loss.name",

@@ -31,8 +31,10 @@ from tutelage.pipeline.stages.prepare import Prepared
 IMAGES = 500  # whose training views show how certain the teacher is there
 BATCH = 50
 BOUNDS = (1.0, 4.0)  # of the temperature of kl
-CERTAIN = 0.15  # share of a uniform guess's entropy, below which targets say little more than the labels
-HIGH = 4.0  # for such targets, as in most work since Hinton et al. 2015, "Distilling the knowledge in a neural network"
+CERTAIN = (
+    0.3  # share of a uniform guess's entropy, below which `HIGH` was the best in all trials (docs/methods.md)
+)
+HIGH = 4.0  # as in most work since Hinton et al. 2015, "Distilling the knowledge in a neural network"
 
 
 def with_temperatures(
@@ -120,10 +122,10 @@ def _choose(
     """Replace ``auto`` in ``loss.teacher_temperature`` and ``loss.temperature``.
 
     The first one calibrates the teacher on val (Guo et al. 2017, "On calibration of modern neural networks"). The
-    second one is that of kl only: other losses keep their own. A teacher that was fitted to the training images, or
-    that is right nearly always, is certain of them, so that its targets say little more than the labels: then the
-    temperature is a high one. Otherwise it makes the targets on training views as uncertain, by their mean entropy,
-    as the calibrated teacher is on val, where it knows no image.
+    second one is that of kl only: other losses keep their own. A teacher that is rather certain of the training images
+    says little more than the labels, and which classes it takes for similar is seen at a high temperature only. One
+    that is uncertain there has the temperature at which its targets are as uncertain, by their mean entropy, as the
+    calibrated teacher is on val, where it knows no image.
     """
     loss = prepared.recipe.loss
     chosen: dict[str, tuple[float, str]] = {}
@@ -158,7 +160,7 @@ def matching_or_high(views: Tensor, target: float) -> tuple[float, str]:
     if own < CERTAIN * guess:
         share = 100 * own / guess
         return HIGH, (
-            f"the teacher is nearly certain on training views: its mean entropy is {own:.3f} nats, {share:.0f}% of a "
+            f"the teacher is rather certain on training views: its mean entropy is {own:.3f} nats, {share:.0f}% of a "
             "uniform guess"
         )
     found = round(calibration.matching_temperature(views, target, BOUNDS), 2)
