@@ -18,7 +18,7 @@ from tutelage.core.recipe import dump_recipe, load_recipe, parse_recipe
 from tutelage.core.recipe_tree import read_yaml
 from tutelage.models.registry import load_model
 from tutelage.models.weights import save_weights
-from tutelage.pipeline.choices import epochs_for, settings_of, with_fit_choices, with_train_choices
+from tutelage.pipeline.choices import settings_of, with_fit_choices, with_train_choices
 from tutelage.pipeline.early import check_early
 from tutelage.pipeline.run import begin, distill
 from tutelage.pipeline.stages.fit import Fitted, fit_head, fit_teachers
@@ -29,10 +29,11 @@ from tutelage.pipeline.stages.train import kept_line
 
 @pytest.mark.parametrize(
     ("images", "epochs"),
-    [(3068, 18), (10_000, 6), (1_000_000, 6), (500, 40), (10, 40)],
+    [(3068, 18), (10_000, 16), (1_000_000, 16), (500, 40), (10, 40)],
 )
 def test_epochs_are_counted_in_steps(images: int, epochs: int) -> None:
-    assert epochs_for(800, images, 64, (6, 40)) == epochs
+    train = TrainRecipe(batch_size=64)
+    assert with_train_choices(train, images, load_model("test_resnet@none")).epochs == epochs
 
 
 def test_random_weights_have_a_higher_rate_and_longer_fits() -> None:

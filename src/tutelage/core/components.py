@@ -225,7 +225,7 @@ class TrainRecipe(Component):
     """The training loop of control and student."""
 
     epochs: Epochs = AUTO
-    """Passes over the training images. auto: as many as make about 800 steps, from 6 to 40."""
+    """Passes over the training images. auto: as many as make about 800 steps, from 16 to 40."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many epochs without a better val; control and student may then have unequal numbers of steps.
     null: never."""
