@@ -95,9 +95,7 @@ def cached(
 class CachedImages(StoredImages):
     """A set of images read from a decoded copy; ids, classes and labels are those of the original set."""
 
-    threadsafe = (
-        True  # all read at places of one descriptor; two that open the file at once leave one more open
-    )
+    threadsafe = True  # all read at places of one file; two that open it at once leave a descriptor more
 
     def __init__(self, subset: Subset, place: Path, header: dict[str, Any], index: np.ndarray) -> None:
         super().__init__(subset.images)

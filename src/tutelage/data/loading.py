@@ -300,8 +300,8 @@ class _Rendered(Dataset[Batch]):
         Where there are no loader processes, no network computes meanwhile, and the cores of PyTorch's threads are free
         to render: Pillow resizes outside Python's lock.
         """
-        alone = get_worker_info() is not None or not self._part.images.threadsafe
-        threads = 1 if alone else min(THREADS, torch.get_num_threads())
+        several = self._part.images.threadsafe and get_worker_info() is None
+        threads = min(THREADS, torch.get_num_threads()) if several else 1
         if threads == 1:
             return (self._readable(*row) for row in rows)
         parts = [rows[len(rows) * n // threads : len(rows) * (n + 1) // threads] for n in range(threads)]

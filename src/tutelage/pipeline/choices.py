@@ -15,10 +15,7 @@ from tutelage.models.source import Model
 
 STEPS = 800  # of control and student, at least: fewer leave a network under-trained
 FIT_STEPS = 400  # of a teacher's fit, at least
-EPOCHS = (
-    16,
-    40,
-)  # of control and student: bounds on that; in six a student learned little from its teacher (docs/methods.md)
+EPOCHS = (16, 40)  # of control and student: bounds on that; in 6 little of the teacher was learnt
 FIT_EPOCHS = (4, 20)
 BATCH = 64  # of control and student, at most: the rates below suit no larger one
 PRETRAINED_LR, RANDOM_LR = 3e-4, 3e-3  # of AdamW

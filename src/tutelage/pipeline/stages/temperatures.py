@@ -31,9 +31,7 @@ from tutelage.pipeline.stages.prepare import Prepared
 IMAGES = 500  # whose training views show how certain the teacher is there
 BATCH = 50
 BOUNDS = (1.0, 4.0)  # of the temperature of kl
-CERTAIN = (
-    0.3  # share of a uniform guess's entropy, below which `HIGH` was the best in all trials (docs/methods.md)
-)
+CERTAIN = 0.3  # share of a uniform guess's entropy; `HIGH` was best or as good up to 0.24 (docs/methods.md)
 HIGH = 4.0  # as in most work since Hinton et al. 2015, "Distilling the knowledge in a neural network"
 
 
