@@ -155,6 +155,28 @@ def test_overfitting_is_dated_to_the_epoch_after_which_val_stood_still() -> None
     assert "view.mixup" in [t.key for t in finding.attempts]
 
 
+STILL = rows([1.5, 1.2, 1.1, 1.05, 1.0], [1.40, 1.360, 1.361, 1.361, 1.362], [69, 70.3, 70.2, 70.3, 70.3])
+
+
+def test_a_val_loss_that_stands_still_is_not_said_to_rise() -> None:
+    finding = found(figures(rows=STILL), "overfitting")
+    assert finding is not None
+    assert "the loss on val stood still (1.360 then, 1.362 at the end)" in finding.sentence
+    finding = found(figures(rows=OVERFITTED), "overfitting")
+    assert finding is not None
+    assert "the loss on val rose (1.360 then, 1.600 at the end)" in finding.sentence
+
+
+def test_a_val_loss_that_stands_still_is_a_problem_only_where_nothing_was_gained() -> None:
+    gained, level = figures(rows=STILL), figures(rows=STILL, predictions=answers(distilled=START))
+    assert gained.gained
+    assert not level.gained
+    assert [getattr(found(run, "overfitting"), "severity", None) for run in (gained, level)] == [
+        "note",
+        "problem",
+    ]
+
+
 def test_overfitting_of_the_control_alone_is_a_note() -> None:
     control = [row | {"stage": "control"} for row in OVERFITTED]
     finding = found(figures(rows=[*SOUND, *control]), "overfitting")

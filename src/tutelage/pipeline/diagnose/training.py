@@ -11,6 +11,7 @@ from tutelage.pipeline.diagnose.teaching import contradicted_labels
 
 PATIENCE = 2  # epochs that must follow the best one before it counts as the turning point
 LEARNED = 0.05  # share by which the training loss has to fall meanwhile
+RISE = 0.01  # share by which the loss on val has to be above its lowest, or it stood still
 FALL = 2.0  # points of top-1 lost in the first epoch: more than a gentle lr costs a pretrained start
 IMPROVING = 0.01  # share by which the loss on val still falls
 DRIFT = 0.1  # standard deviations that running means have moved
@@ -27,16 +28,19 @@ def overfitting(figures: Figures) -> Iterator[Finding]:
         gain = max(row["val"]["top1"] for row in rows[turn:]) - rows[turn]["val"]["top1"]
         if len(rows) - 1 - turn < PATIENCE or fall < LEARNED or gain > figures.still:
             continue
-        epoch = rows[turn]["epoch"]
+        epoch, lowest, end = rows[turn]["epoch"], rows[turn]["val"]["loss"], rows[-1]["val"]["loss"]
+        rose = end > (1 + RISE) * lowest
+        course = f"{'rose' if rose else 'stood still'} ({lowest:.3f} then, {end:.3f} at the end)"
+        # at the end of a schedule, where the rate is near 0, even a good run learns a little more of its images
+        harmful = stage == "distill" and (rose or not figures.gained)
         yield Finding(
             "overfitting",
-            "problem" if stage == "distill" else "note",
+            "problem" if harmful else "note",
             f"Overfitting since epoch {epoch} of {len(rows)} ({_words(stage)}): the training loss fell by a further "
-            f"{100 * fall:.0f}% while the loss on val rose from {rows[turn]['val']['loss']:.3f} to "
-            f"{rows[-1]['val']['loss']:.3f} and top-1 did not improve.",
+            f"{100 * fall:.0f}% while the loss on val {course} and top-1 did not improve.",
             {
                 "train_loss": [_train_loss(rows[turn]), _train_loss(rows[-1])],
-                "val_loss": [rows[turn]["val"]["loss"], rows[-1]["val"]["loss"]],
+                "val_loss": [lowest, end],
                 "val_top1": [rows[turn]["val"]["top1"], rows[-1]["val"]["top1"]],
             },
             _against_overfitting(figures.recipe, epoch),
