@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -35,14 +35,16 @@ class Runtime:
     Attributes:
         accelerator: device and processes, as the launcher set them up.
         precision: of the student's training. Figures are in fp32, except those by which candidates are screened.
+        place: a device other than the accelerator's.
     """
 
     accelerator: Accelerator
     precision: Precision = "fp32"
+    place: torch.device | None = None
 
     @classmethod
     def start(cls, device: str | None = None) -> Runtime:
-        """Set up the runtime of this process.
+        """Set up the runtime of this process, which then has this device.
 
         The recipe decides the precision, not the launcher, so accelerate's own setting is switched off.
 
@@ -56,6 +58,11 @@ class Runtime:
         chosen = None if device is None else _checked(device)
         if chosen is not None and chosen.index is not None:
             torch.cuda.set_device(chosen)
+        if (
+            chosen is not None
+            and (chosen.index is not None or is_initialized())
+            and PartialState().num_processes == 1
+        ):
             PartialState().device = chosen  # accelerate keeps it for all that ask later
         runtime = cls(Accelerator(mixed_precision="no", cpu=device == "cpu"))
         if runtime.device.type == "cpu":
@@ -63,10 +70,16 @@ class Runtime:
         peers()  # from here on, this process ends where another one fails
         return runtime
 
+    @classmethod
+    def on_cpu(cls) -> Runtime:
+        """The CPU, for some of the work of a process that keeps the device that it has."""
+        keep_freed_memory()
+        return replace(cls.start(), place=torch.device("cpu"))
+
     @property
     def device(self) -> torch.device:
         """The device of models and tensors."""
-        return self.accelerator.device
+        return self.place or self.accelerator.device
 
     @property
     def rank(self) -> int:
@@ -232,6 +245,16 @@ def algorithms(deterministic: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = tried
         if deterministic:
             torch.use_deterministic_algorithms(before)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to a device; the CPU does not wait until a GPU has taken it.
+
+    A copy from pageable memory may wait for all queued work of a GPU, so on CUDA it goes through page-locked memory.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 def synchronise(device: torch.device) -> None:

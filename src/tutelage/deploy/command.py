@@ -16,6 +16,7 @@ from tutelage.core.files import entry, read_json, write_json
 from tutelage.core.invalid import first_error
 from tutelage.core.recipe import ExportRecipe, Recipe, load_recipe
 from tutelage.core.run_dir import Run, write_digests
+from tutelage.core.runtime import Runtime
 from tutelage.data.sources.base import open_for_evaluation
 from tutelage.data.splits import Splits, Subset, make_splits, recorded_copies, whole
 from tutelage.deploy.bench import images_of
@@ -82,7 +83,7 @@ def export_named(
     _check_int4(settings, changes)
     runtime = _web_runtime(settings, web_tarball, say)
     material, test = _images(data, int8)
-    (model,), notes = with_classes([load_model(what)], test, "cpu")
+    (model,), notes = with_classes([load_model(what)], test, Runtime.on_cpu())
     for note in notes:
         say(note)
     return export_model(

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.runtime import Runtime
 from tutelage.deploy.bench import Bench, build_all, images_of
 from tutelage.deploy.formats.making import Say
 from tutelage.deploy.gpu import GpuTable, compare_on_gpu
@@ -57,15 +58,16 @@ def compare_deployed(
         torch.set_num_threads(threads)
     material, subset = images_of(data)
     made = [load_model(model) if isinstance(model, str) else model for model in models]
-    made, notes = with_classes(made, subset, "cpu")
+    runtime = Runtime.on_cpu()
+    made, notes = with_classes(made, subset, runtime)
     with TemporaryDirectory() as directory:
         bench = Bench(build_all(made, Path(directory), material, say), subset, batch_size)
         table = evaluate(
             bench.models,
             bench.rows,
             subset,
+            runtime,
             batch_size=batch_size,
-            device="cpu",
             answer=bench.answer,
             say=say,
         )

@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.files import files_in, remove, write_json
+from tutelage.core.runtime import Runtime
 from tutelage.data.sources.synthetic import Synthetic
 from tutelage.data.splits import Subset, whole
 from tutelage.deploy.bench import MADE_UP, Bench, calibrated
@@ -196,8 +197,8 @@ def export_model(
                 bench.models,
                 bench.rows,
                 test,
+                Runtime.on_cpu(),
                 batch_size=BATCH,
-                device="cpu",
                 answer=bench.answer,
                 say=say,
             )

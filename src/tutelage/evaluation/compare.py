@@ -57,20 +57,19 @@ def compare(
         torch.set_num_threads(threads)
     subset = whole(open_for_evaluation(data)) if data else None
     made = [load_model(model) if isinstance(model, str) else model for model in models]
-    made, notes = with_classes(made, subset, device)
-    table = evaluate(
-        made, [sized_row(m) for m in made], subset, batch_size=batch_size, device=device, say=say
-    )
+    runtime = Runtime.start(device)
+    made, notes = with_classes(made, subset, runtime)
+    table = evaluate(made, [sized_row(m) for m in made], subset, runtime, batch_size=batch_size, say=say)
     return Table(table.rows, [*table.notes, *notes])
 
 
 def with_classes(
-    models: Sequence[Model], subset: Subset | None, device: str | None = None
+    models: Sequence[Model], subset: Subset | None, runtime: Runtime
 ) -> tuple[list[Model], list[str]]:
     """Name the classes of heads that name none, see `class_order.name_classes`; the models, and notes."""
     if subset is None:
         return list(models), []
-    runtime, loading = Runtime.start(device), Loading(bad=BadImages(DataRecipe().max_bad_images))
+    loading = Loading(bad=BadImages(DataRecipe().max_bad_images))
     found = [name_classes(model, subset, runtime, loading) for model in models]
     return [model for model, _ in found], [note for _, note in found if note]
 
@@ -85,9 +84,9 @@ def evaluate(
     models: Sequence[Model],
     rows: Sequence[Row],
     subset: Subset | None,
+    runtime: Runtime,
     *,
     batch_size: int,
-    device: str | None = None,
     answer: Answer | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> Table:
@@ -97,12 +96,11 @@ def evaluate(
         models: to be measured.
         rows: of the same, with their sizes.
         subset: labelled images; None: no quality.
+        runtime: has the device.
         batch_size: of the throughput.
-        device: ``cpu`` or ``cuda``; None: the best there is.
         answer: gives a model's logits on the part; None: `predict_logits` does.
         say: receives a line before each step.
     """
-    runtime = Runtime.start(device)
     say("timing the models in turns")
     rows = _timed(rows, models, batch_size, runtime.device)
 

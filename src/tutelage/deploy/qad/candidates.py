@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tutelage.core.errors import one_line
+from tutelage.core.runtime import Runtime
 from tutelage.data.input_spec import normalised
 from tutelage.data.splits import Subset
 from tutelage.deploy.bench import Bench
@@ -160,7 +161,7 @@ def rows_of(
     """
     bench = Bench(list(candidates.values()), test, BATCH, list(candidates), say)
     table = evaluate(
-        bench.models, bench.rows, test, batch_size=BATCH, device="cpu", answer=bench.answer, say=say
+        bench.models, bench.rows, test, Runtime.on_cpu(), batch_size=BATCH, answer=bench.answer, say=say
     )
     found = {row.role: (row, model) for row, model in zip(table.rows, bench.models, strict=True)}
     for name, one in candidates.items():
