@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.helpers.stages import STEPS, network, same, small_context, small_stage, train
-from tests.helpers.waits import counted
 from torch import Tensor
 
 from tutelage.core.errors import TutelageError
@@ -44,45 +41,6 @@ def trainer(path: Path, **settings: Any) -> Trainer:
     return Trainer(
         small_stage(**settings), Runtime.start(), path / "none", Loading(0), Silent(), lambda rows: None
     )
-
-
-def steps_of(one: Trainer, count: int, within: Any = nullcontext) -> None:
-    one.set_modes()
-    batches = iter(one.batches())
-    for _ in range(count):
-        batch = next(batches)
-        with within():
-            one.train_step(batch)
-
-
-@pytest.mark.usefixtures("as_on_cuda")
-def test_a_step_reads_nothing_from_the_device_and_fifty_are_read_at_once(tmp_path: Path) -> None:
-    one = trainer(tmp_path, clip_grad=1.0)
-    assert one.updater.skips_on_device
-    assert one.read_every == 50
-    found: Counter[str] = Counter()
-
-    def within() -> Any:
-        return counted()
-
-    one.set_modes()
-    for batch in one.batches():
-        with within() as reads:
-            one.train_step(batch)
-        found += reads
-    assert not found
-    with counted() as reads:
-        assert one.read()
-    assert reads.total() == 1
-    assert one.at.images == 16 * STEPS
-
-
-def test_the_counter_sees_what_the_host_reads(tmp_path: Path) -> None:
-    """Without a fused optimizer, whether a step is made has to be known first."""
-    one = trainer(tmp_path)
-    with counted() as reads:
-        steps_of(one, 1)
-    assert any("update.py" in place for place in reads)
 
 
 @pytest.mark.usefixtures("as_on_cuda")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from tutelage.core.runtime import to_device
 from tutelage.data.input_spec import IdInput, InputSpec
 from tutelage.data.views import BLUR_SIGMA, View
 
@@ -211,7 +212,7 @@ def _resized(pixels: Tensor, views: Tensor, down_first: np.ndarray, spec: InputS
         return _rounded(_rounded(down @ pixels) @ across)
     image = pixels.new_empty((len(pixels), 3, spec.height, spec.width))
     for first in (True, False):
-        at = torch.from_numpy(np.flatnonzero(down_first == first)).to(pixels.device, non_blocking=True)
+        at = to_device(torch.from_numpy(np.flatnonzero(down_first == first)), pixels.device)
         one, left, right = pixels[at], down[at], across[at]
         image[at] = _rounded(_rounded(left @ one) @ right if first else left @ _rounded(one @ right))
     return image

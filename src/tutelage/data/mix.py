@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tutelage.core.recipe import ViewRecipe
+from tutelage.core.runtime import to_device
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Mix:
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """Mix (B, C, H, W) images of any resolution. uint8 stays uint8 (rounded); the input is not changed."""
-        partners = images[self.permutation.to(images.device)]
+        partners = images[to_device(self.permutation, images.device)]
         if self.box is None:
             blend = torch.lerp(partners.float(), images.float(), self.lam)
             return blend.round().to(images.dtype) if images.dtype == torch.uint8 else blend.to(images.dtype)
@@ -45,7 +46,7 @@ class Mix:
 
     def targets(self, targets: torch.Tensor) -> torch.Tensor:
         """Mix (B, C) one-hot or soft targets by the shares of the images."""
-        return torch.lerp(targets[self.permutation.to(targets.device)], targets, self.lam)
+        return torch.lerp(targets[to_device(self.permutation, targets.device)], targets, self.lam)
 
 
 def draw_mix(recipe: ViewRecipe, batch_size: int, seed: int) -> Mix | None:

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tutelage.core.errors import TutelageError, one_line
 from tutelage.core.progress import Progress, Silent
-from tutelage.core.runtime import Runtime
+from tutelage.core.runtime import Runtime, to_device
 from tutelage.data.loading import Loading, normalise, train_loader
 from tutelage.data.mix import draw_mix
 from tutelage.data.views import ViewPolicy
@@ -231,7 +231,7 @@ class Trainer:
         other_labels, lam, index = labels, 1.0, batch["index"]
         if mix := draw_mix(self.stage.view, len(labels), _seed(seed, "mix", at.updates)):
             views = [mix.images(x) for x in views]
-            other_labels = labels[mix.permutation.to(device, non_blocking=True)]
+            other_labels = labels[to_device(mix.permutation, device)]
             lam = mix.lam
             index = index if lam >= 0.5 else index[mix.permutation]
         self.schedule.step_update(at.updates)
@@ -251,7 +251,7 @@ class Trainer:
                     other_labels=other,
                     lam=lam,
                     targets=targets,
-                    index=index[part].to(device, non_blocking=True),
+                    index=to_device(index[part], device),
                 )
             self.updater.backward(losses["loss"] / self.settings.accumulate)
             return step_figures(losses, own, other, lam, targets, self.stage.objective.temperature)

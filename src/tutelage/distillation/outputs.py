@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tutelage.core.runtime import to_device
 from tutelage.models.features import Layer
 
 
@@ -24,7 +25,7 @@ class TopK:
 
     def to(self, device: torch.device) -> TopK:
         """Copy to a device, as `Outputs.to`."""
-        return TopK(_copied(self.indices, device), _copied(self.log_probs, device))
+        return TopK(to_device(self.indices, device), to_device(self.log_probs, device))
 
 
 Targets = Tensor | TopK
@@ -48,12 +49,5 @@ class Outputs:
         if isinstance(logits, TopK):
             logits = logits.to(device)
         elif logits is not None:
-            logits = _copied(logits, device)
-        return Outputs(logits, {layer: _copied(one, device) for layer, one in self.features.items()})
-
-
-def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy from the CPU to a device. A copy from pageable memory would wait for all queued work of a GPU."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+            logits = to_device(logits, device)
+        return Outputs(logits, {layer: to_device(one, device) for layer, one in self.features.items()})

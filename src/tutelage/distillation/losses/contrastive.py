@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
+from tutelage.core.runtime import to_device
 from tutelage.distillation.losses.layered import LayerTerm, unit, whole_batch
 from tutelage.distillation.losses.terms import Needs, TermBatch
 from tutelage.models.features import POOLED, Layer
@@ -105,7 +107,8 @@ class CRD(LayerTerm):
         ours = whole_batch(unit(self.student_projector(ours)))
         theirs = whole_batch(unit(self.teacher_projector(theirs)))
         bank, images = self.bank, self.bank.student.shape[0]
-        if (index >= images).any():
+        # CUDA would have to be waited for, and refuses such an index itself where it is looked up
+        if index.device.type != "cuda" and (index >= images).any():
             raise TutelageError(
                 f"crd: there are {images} training images, but an index of {int(index.max())}"
             )
@@ -114,7 +117,7 @@ class CRD(LayerTerm):
             _similarities(ours, bank.teacher, index, others),
             _similarities(theirs, bank.student, index, others),
         )
-        if not bank.log_constants.isfinite().all():
+        if not bank.has_constants():
             for place, similarities in enumerate(found):
                 log_mean = (similarities.detach() / self.temperature).flatten().logsumexp(0)
                 bank.log_constants[place] = log_mean - math.log(similarities.numel()) + math.log(images)
@@ -146,11 +149,24 @@ class Bank(nn.Module):
             self.register_buffer(name, unit(torch.rand(images, width) * 2 - 1))
         self.register_buffer("log_constants", torch.full((2,), math.nan))  # log Z of both; of the first batch
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._steps: int | None = None  # `step`, so that it is read from a device only once
+        self._has_constants = False
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._steps, self._has_constants = None, False
+
+    def has_constants(self) -> bool:
+        """Whether a batch has set both constants; it is read from a device until it is so."""
+        self._has_constants = self._has_constants or bool(self.log_constants.isfinite().all())
+        return self._has_constants
 
     def draw(self, count: int) -> Tensor:
         """Draw (count,) entries with repetition, the same in every process and after a resume."""
-        generator = torch.Generator().manual_seed(int(self.step))
-        return torch.randint(len(self.student), (count,), generator=generator).to(self.student.device)
+        self._steps = int(self.step) if self._steps is None else self._steps
+        generator = torch.Generator().manual_seed(self._steps)
+        drawn = torch.randint(len(self.student), (count,), generator=generator)
+        return to_device(drawn, self.student.device)
 
     @torch.no_grad()
     def update(self, index: Tensor, student: Tensor, teacher: Tensor, momentum: float) -> None:
@@ -163,6 +179,7 @@ class Bank(nn.Module):
             good = new.isfinite().all(1, keepdim=True)
             bank[index] = torch.where(good, new, bank[index])
         self.step += 1
+        self._steps = None if self._steps is None else self._steps + 1
 
 
 def _similarities(rows: Tensor, bank: Tensor, index: Tensor, others: Tensor) -> Tensor:
