@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tutelage.core.errors import TutelageError
 from tutelage.data.input_spec import InputSpec
 from tutelage.models.class_mapping import align_heads
 from tutelage.models.registry import load_model
-from tutelage.models.source import Model
+from tutelage.models.source import Model, with_channels_last
 from tutelage.models.weights import save_weights
 
 SPEC = InputSpec(16, 16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -65,6 +66,17 @@ def test_a_module_is_made_ready_and_its_logits_are_counted() -> None:
         tuple("abcde"),
         True,
     )
+
+
+def test_all_kernels_have_channels_last_in_memory_those_of_one_pixel_or_one_channel_too() -> None:
+    """They fit both layouts, and a convolution takes the one that the strides say."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 3))
+    wanted = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    with_channels_last(network)
+    for own, other in zip(network, wanted, strict=True):
+        assert own.weight.stride() == other.weight.stride()
+        assert torch.equal(own.weight, other.weight)
+    assert network[0].weight.stride() == (3, 1, 3, 3)
 
 
 def test_a_module_of_timm_knows_its_input() -> None:

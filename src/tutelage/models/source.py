@@ -317,7 +317,9 @@ def with_channels_last(module: nn.Module) -> nn.Module:
     """
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            # `contiguous` would leave 1x1 and depthwise kernels as they are, which fit both layouts, and their
+            # convolutions would then convert all images to the other layout and back
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return module
 
 
