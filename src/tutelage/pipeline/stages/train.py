@@ -16,7 +16,7 @@ from tutelage.core.progress import shown
 from tutelage.core.recipe import SelectionRecipe
 from tutelage.data.joined import join
 from tutelage.data.splits import Splits, Subset
-from tutelage.distillation.checkpoint import State, state_of
+from tutelage.distillation.checkpoint import State
 from tutelage.distillation.losses import CrossEntropy
 from tutelage.distillation.objective import Objective, body_state, label_smoothing_of, terms_of
 from tutelage.distillation.selection import Choice, Screening, choose, count, distinct
@@ -301,7 +301,9 @@ def _recalibrated(checked: Checked, model: Model, state: State, most: int | None
             prepared.device,
             lambda images: prepared.context.progress.step({}, images),
         )
-        return state_of(module)
+        # the weights are those of the state, which dozens of candidates need not hold twice
+        found = {n: b.cpu().clone() for n, b in module.named_buffers(remove_duplicate=False) if n in state}
+        return {**state, **found}
 
 
 def _has_new_statistics(prepared: Prepared, model: Model) -> bool:
