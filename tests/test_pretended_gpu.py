@@ -18,10 +18,11 @@ from benchmarks.gpu_checks import SETTINGS, SMALL, STEPS, compare
 from tests.helpers.pretended_gpu import CPU, GPU, Gpu, pretended_gpu
 
 from tutelage import distill
+from tutelage.core.errors import TutelageError
 from tutelage.core.progress import Silent
 from tutelage.core.recipe import LossRecipe
 from tutelage.core.run_dir import Run
-from tutelage.core.runtime import Precision, Runtime
+from tutelage.core.runtime import Precision, Runtime, algorithms
 from tutelage.data.loading import Loading
 from tutelage.distillation.losses import names
 from tutelage.distillation.losses.registry import is_built_in
@@ -114,6 +115,16 @@ def test_waits_are_counted(call: Any, waits: int, gpu: Gpu) -> None:
     assert gpu.waits.total() == waits
 
 
+def test_an_operation_without_a_deterministic_algorithm_is_refused_where_one_is_asked_for(gpu: Gpu) -> None:
+    images = torch.ones(1, 2, 5, 5, device="cuda", requires_grad=True)
+    torch.nn.functional.adaptive_avg_pool2d(images, 2).sum().backward()
+    with (
+        pytest.raises(TutelageError, match=r"train\.deterministic: _adaptive_avg_pool2d_backward"),
+        algorithms(True),
+    ):
+        torch.nn.functional.adaptive_avg_pool2d(images, 2).sum().backward()
+
+
 # --- tutelage on it
 
 
@@ -180,9 +191,12 @@ def test_no_step_waits_for_the_gpu(changes: dict[str, Any], gpu: Gpu, tmp_path: 
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_no_step_waits_with_any_loss(name: str, gpu: Gpu, tmp_path: Path) -> None:
+def test_no_step_waits_with_any_loss_and_its_algorithms_are_deterministic(
+    name: str, gpu: Gpu, tmp_path: Path
+) -> None:
     terms = [{"cross_entropy": {}}] + ([] if name == "cross_entropy" else [{name: SETTINGS.get(name, {})}])
-    found = waits(gpu, tmp_path, view={"mixup": 0.0}, loss={"terms": terms})
+    with algorithms(deterministic=True):
+        found = waits(gpu, tmp_path, view={"mixup": 0.0}, loss={"terms": terms})
     assert is_only_the_epochs_figures(found), found
 
 

@@ -30,6 +30,12 @@ MEMORY = 16 * 2**30
 READ = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
 COPIES = {"copy_", "_to_copy", "_foreach_copy_"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}  # the second argument may be on the CPU
+# What raises an error on CUDA where deterministic algorithms are asked for, see `torch.use_deterministic_algorithms`.
+NOT_DETERMINISTIC = {
+    "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward", "_upsample_bilinear2d_aa_backward", "_upsample_bicubic2d_aa_backward",
+    "reflection_pad2d_backward", "grid_sampler_2d_backward", "nll_loss2d_forward", "kthvalue", "histc", "put_",
+}  # fmt: skip
 LOW = {  # what `torch.autocast` computes in the low precision on CUDA, by the name of the function
     "conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm",
     "einsum", "scaled_dot_product_attention",
@@ -141,6 +147,10 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if on_gpu and any(tensor.device == META for tensor in tensors):
         raise NotImplementedError(f"{func} has a number that was lost; see `_Function`")
     _refuse_mixed(name, tensors, args)
+    if name in NOT_DETERMINISTIC and torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError(
+            f"{name}_cuda does not have a deterministic implementation, but you set it to True"
+        )
     _note(name, args, kwargs, place)
     real_args, real_kwargs = tree_map(_real, (args, kwargs))
     if asked is not None:

@@ -33,7 +33,7 @@ from tutelage.distillation.losses import (
     similarity_preserving,
     srd,
 )
-from tutelage.distillation.losses.layered import as_map, as_vector
+from tutelage.distillation.losses.layered import as_map, as_vector, pooled
 from tutelage.distillation.outputs import Outputs
 from tutelage.models.features import NetworkInfo
 
@@ -578,3 +578,17 @@ def test_srd_is_torchdistill_s_log_distance_up_to_the_number_of_terms(mid_level:
     theirs(equal, teacher).backward()
     assert equal.grad is not None
     assert not equal.grad.isfinite().all()
+
+
+@settings(deadline=None)
+@given(
+    height=st.integers(1, 9), width=st.integers(1, 9), grid=st.tuples(st.integers(1, 9), st.integers(1, 9))
+)
+def test_maps_are_pooled_as_pytorch_pools_adaptively(height: int, width: int, grid: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    found, wanted = pooled(maps, grid), nn.functional.adaptive_avg_pool2d(maps, grid)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    towards = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    slopes = [torch.autograd.grad(one, maps, towards)[0] for one in (found, wanted)]
+    assert torch.allclose(*slopes, atol=1e-12)

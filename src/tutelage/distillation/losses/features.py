@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.core.errors import TutelageError
+from tutelage.distillation.losses.layered import on_common_grid
 from tutelage.distillation.losses.logits import widen
 from tutelage.distillation.losses.terms import Needs, Term, TermBatch
 from tutelage.models.features import Layer, NetworkInfo
@@ -71,8 +72,7 @@ class FeatureMSE(Term):
 def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return two layers' outputs as (B, N, C) with the same N: pooled to the smaller grid, or to their mean."""
     if student.ndim == teacher.ndim == 4:
-        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        ours, theirs = (F.adaptive_avg_pool2d(x, size).flatten(2).mT for x in (student, teacher))
+        ours, theirs = (x.flatten(2).mT for x in on_common_grid(student, teacher))
         return ours, theirs
     if student.ndim == teacher.ndim == 3 and student.shape[1] == teacher.shape[1]:
         return student, teacher

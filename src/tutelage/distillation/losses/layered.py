@@ -134,7 +134,21 @@ def as_map(x: Tensor, prefix: int) -> Tensor:
 def on_common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Pool two maps (B, C, H, W) to the smaller height and width of both."""
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+    return pooled(student, size), pooled(teacher, size)
+
+
+def pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average maps (B, C, H, W) over the areas of a grid of (height, width).
+
+    On CUDA, `F.adaptive_avg_pool2d` has no deterministic gradient, which `train.deterministic` needs. So it is used
+    only where the areas differ, or are the whole maps, of which it takes the mean.
+    """
+    height, width = maps.shape[2:]
+    if (height, width) == size:
+        return maps
+    if size != (1, 1) and height % size[0] == width % size[1] == 0:
+        return F.avg_pool2d(maps, (height // size[0], width // size[1]))
+    return F.adaptive_avg_pool2d(maps, size)
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:

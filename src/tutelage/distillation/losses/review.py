@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tutelage.distillation.losses.layered import Layers, LayerTerm, on_common_grid
+from tutelage.distillation.losses.layered import Layers, LayerTerm, on_common_grid, pooled
 from tutelage.distillation.losses.logits import widen
 from tutelage.distillation.losses.terms import TermBatch
 from tutelage.models.features import POOLED
@@ -30,7 +30,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
             continue
         weight /= 2
         total += weight
-        ours, theirs = (F.adaptive_avg_pool2d(maps, grid) for maps in (student, teacher))
+        ours, theirs = (pooled(maps, (grid, grid)) for maps in (student, teacher))
         loss = loss + weight * F.mse_loss(ours, theirs)
     return loss / total
 
