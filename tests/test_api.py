@@ -11,21 +11,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from tests.helpers.run_settings import SETTINGS
 
 import tutelage
 from tutelage import InputSpec, Model, TutelageError
 from tutelage.distillation.checkpoint import state_of
 
-SETTINGS: dict[str, Any] = {
-    "teacher.resolution": 32,
-    "teacher.fit": {"epochs": 1, "lr": 3e-3},
-    "student.resolution": 32,
-    "data.limit": 240,
-    "data.workers": 0,
-    "train.batch_size": 32,
-    "train.precision": "fp32",
-    "preflight.allow_weak_teacher": True,
-}
 DOCS = Path(__file__).parents[1] / "docs"
 HALF = (0.5, 0.5, 0.5)
 

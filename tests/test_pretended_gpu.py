@@ -16,6 +16,7 @@ from benchmarks import gpu_checks
 from benchmarks.gpu import figures
 from benchmarks.gpu_checks import SETTINGS, SMALL, STEPS, compare
 from tests.helpers.pretended_gpu import CPU, GPU, Gpu, pretended_gpu
+from tests.helpers.run_settings import SETTINGS as SMALL_RUN
 
 from tutelage import distill
 from tutelage.core.errors import TutelageError
@@ -147,16 +148,17 @@ class WaitsAtEachStep(Silent):
         self.at.append(self.gpu.waits.copy())
 
 
-def waits(
+def waits_until_each_step(
     gpu: Gpu,
     place: Path,
+    epochs: int = 2,
     settings: Any = None,
     view: Any = None,
     precision: Precision = "fp32",
     loss: Any = None,
-) -> dict[str, int]:
-    """Train two epochs, and return the waits of the steps of the second but its first, by place in the code."""
-    stage = gpu_checks._stage(GPU, epochs=2)
+) -> list[Counter[str]]:
+    """Train a stage, and return the waits until each of its steps, by place in the code."""
+    stage = gpu_checks._stage(GPU, epochs)
     stage = replace(
         stage,
         settings=stage.settings.model_copy(update=settings or {}),
@@ -165,7 +167,13 @@ def waits(
     )
     seen = WaitsAtEachStep(gpu)
     Context(Run(place), replace(Runtime.start("cuda"), precision=precision), seen, Loading(0)).train(stage)
-    return dict(seen.at[2 * STEPS - 1] - seen.at[STEPS])
+    return seen.at
+
+
+def waits(gpu: Gpu, place: Path, **changes: Any) -> dict[str, int]:
+    """Train two epochs, and return the waits of the steps of the second but its first, by place in the code."""
+    until = waits_until_each_step(gpu, place, **changes)
+    return dict(until[2 * STEPS - 1] - until[STEPS])
 
 
 def is_only_the_epochs_figures(found: dict[str, int]) -> bool:
@@ -201,13 +209,9 @@ def test_no_step_waits_with_any_loss_and_its_algorithms_are_deterministic(
 
 
 def test_the_figures_of_fifty_steps_are_read_at_once(gpu: Gpu, tmp_path: Path) -> None:
-    stage = gpu_checks._stage(GPU, epochs=1)
-    stage = replace(
-        stage, settings=stage.settings.model_copy(update={"batch_size": 1, "frozen_batchnorm": True})
-    )
-    seen = WaitsAtEachStep(gpu)
-    Context(Run(tmp_path), Runtime.start("cuda"), seen, Loading(0)).train(stage)
-    before = [found.total() for found in seen.at]
+    settings = {"batch_size": 1, "frozen_batchnorm": True}
+    until = waits_until_each_step(gpu, tmp_path, epochs=1, settings=settings)
+    before = [found.total() for found in until]
     waited = [number for number in range(2, 1 + len(before)) if before[number - 1] > before[number - 2]]
     assert len(before) == 16 * STEPS
     assert waited == [50, 16 * STEPS]
@@ -222,18 +226,6 @@ def test_a_resumed_stage_ends_with_the_same_weights(gpu: Gpu) -> None:
     """Dropout on the GPU takes that device's random numbers, so these have to be continued, too."""
     found = gpu_checks.resume(GPU, small=True)
     assert found["passed"], found["differing"]
-
-
-SETTINGS_OF_A_RUN: dict[str, Any] = {
-    "teacher.resolution": 32,
-    "teacher.fit": {"epochs": 1, "lr": 3e-3},
-    "student.resolution": 32,
-    "data.limit": 240,
-    "data.workers": 0,
-    "train.batch_size": 32,
-    "preflight.allow_weak_teacher": True,
-    "export.enabled": False,
-}
 
 
 @pytest.mark.parametrize(
@@ -254,7 +246,7 @@ def test_a_run_reaches_its_end(changes: dict[str, Any], gpu: Gpu, tmp_path: Path
         pytest.importorskip("onnxruntime")
     result = distill(
         "test_resnet@none", "test_efficientnet@none", "digits", epochs=1, lr=3e-3, runs=tmp_path,
-        settings=SETTINGS_OF_A_RUN | changes,
+        settings=SMALL_RUN | {"train.precision": "auto", "export.enabled": False} | changes,
     )  # fmt: skip
     assert {"teacher", "start", "control", "distilled"} <= {row.role for row in result.table.rows}
     assert result.student_file.is_file()

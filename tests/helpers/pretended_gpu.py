@@ -162,9 +162,8 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         )
     with _gpu.generator(func) if place == GPU else nullcontext():
         result = func(*real_args, **real_kwargs)
-    known = {id(_real(tensor)): tensor for tensor in tensors}
-    if name == "_to_copy":
-        known = {}
+    # what is changed in place stays the tensor that it was; a copy is another one
+    known = {} if name == "_to_copy" else {id(_real(tensor)): tensor for tensor in tensors}
 
     def placed(one: Any) -> Any:
         if not isinstance(one, Tensor):
@@ -307,11 +306,11 @@ def _to(func: Any, name: str, own: Tensor, args: Any, kwargs: dict[str, Any]) ->
     device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **kwargs)
     if device is not None and _numbered(device) == own.device:
         device = None
-    options: dict[str, Any] = {"copy": copy} | ({} if layout is None else {"memory_format": layout})
-    if device is None and dtype is None and not options["copy"] and layout is None:
+    if device is None and dtype is None and layout is None and not copy:
         return own
     if device is None:
-        return func(own, dtype or own.dtype, non_blocking, **options)
+        kept = layout or torch.preserve_format
+        return func(own, dtype or own.dtype, non_blocking, copy=copy, memory_format=kept)
     return torch.ops.aten._to_copy.default(
         own, dtype=dtype or own.dtype, device=_numbered(device), non_blocking=non_blocking,
         memory_format=layout or torch.preserve_format,
